@@ -1,0 +1,57 @@
+# Needs Python 3.11 and make. `make help` lists what there is.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+# The demo's training: how many steps, and further flags such as --config.batch_size=32.
+DEMO_STEPS ?= 60
+DEMO_FLAGS ?=
+PYTEST_WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# An install that was cut off leaves this file behind.
+HALF := $(VENV)/.installing
+
+# The stamp counts only where the environment runs and holds this very checkout: a folder that was moved, a
+# Python that was removed, are installed again.
+WORKS := $(shell $(BIN)/python -P -c "import importlib.util as u, os; \
+  print(os.path.samefile(u.find_spec('realcustom_jax').origin, 'realcustom_jax/__init__.py'))" 2>/dev/null)
+ifneq ($(WORKS),True)
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format
+
+help: ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' Makefile
+
+$(STAMP): requirements.lock setup.py
+	@if [ -e $(HALF) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making $(VENV) with $(PYTHON)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
+	@touch $(HALF)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm $(HALF)
+	@touch $@
+
+demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects into runs/demo/demo.png
+	rm -rf runs/demo/train
+	$(BIN)/python -m realcustom_jax.train --config configs/tiny.py --workdir runs/demo/train \
+	  --config.steps=$(DEMO_STEPS) $(DEMO_FLAGS)
+	$(BIN)/python -m realcustom_jax.toybox.demo --model runs/demo/train/model --out runs/demo
+
+# The tests are the same everywhere, so they run on CPU. A file stays with one worker: its tests share what
+# they compile.
+test: $(STAMP) ## run the tests
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
+
+lint: $(STAMP) ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## put style right where that is mechanical
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

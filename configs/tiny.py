@@ -1,0 +1,125 @@
+"""The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, one of vae, clip, base, customize.
+
+The stages run in this order, each from the model folder that the one before wrote (`--config.init_from`).
+Without a stage it is `customize`, from the base that ships with the package. Expected on two cores:
+vae 10 minutes, clip 6, base 60, customize 15.
+"""
+
+import ml_collections
+
+ADDED = r"^unet/(.*/to_[kv]_vision/|encoder_hidden_states_vision_projection/|scoring/)"
+STAGES = ("vae", "clip", "base", "customize")
+
+
+def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
+    if stage not in STAGES:
+        raise ValueError(f"configs/tiny.py knows the stages {', '.join(STAGES)}, not {stage!r}")
+    config = ml_collections.ConfigDict()
+
+    config.stage = stage  # what is trained: vae, clip, base or customize
+    config.init_from = {"vae": "", "customize": "toybox"}.get(stage, "")  # model folder; "" starts afresh
+    config.seed = 0  # of fresh parameters, data order, noise
+    config.steps = {"vae": 800, "clip": 400, "base": 4000, "customize": 800}[stage]
+    config.batch_size = {"vae": 32, "clip": 128, "base": 64, "customize": 64}[stage]  # over all devices
+    config.log_every = 20  # steps between lines of metrics.jsonl
+    config.checkpoint_every = 200  # steps between checkpoints
+    config.checkpoints_kept = 2
+    config.export_dtype = "float16"  # of the weights in WORKDIR/model
+
+    # What RealCustom adds starts afresh even where `init_from` has it: this stage trains it from the base.
+    config.fresh = "" if stage != "customize" else ADDED
+
+    # Regexes over "component/module/…/kernel"; every parameter must be found by one of them.
+    config.trainable = {
+        "vae": ("^vae/",),
+        "clip": ("^text_encoder/", "^image_encoder/"),
+        "base": ("^unet/",),
+        "customize": (ADDED,),
+    }[stage]
+    config.frozen = (".*",)  # all that `trainable` does not match
+
+    config.optimizer = {
+        "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 2e-3}[stage],
+        "warmup": {"vae": 50, "clip": 50, "base": 200, "customize": 50}[stage],  # steps
+        "end_fraction": 0.02,  # of the learning rate, at the last step
+        "weight_decay": 0.01,
+        "b2": 0.99,
+        "max_norm": 1.0,  # of the gradient
+        "ema_decay": {"vae": 0.99, "clip": 0.99, "base": 0.998, "customize": 0.99}[stage],
+    }
+    config.loss = {
+        "kl_weight": 1e-4,  # vae
+        "edge_weight": 0.5,  # vae
+        "temperature": 0.07,  # clip
+        "min_snr_gamma": 5.0,  # base, customize; 0 is the plain loss
+        "gamma_num_min": 0.3,  # customize: range of the share of visual tokens that are kept
+        "gamma_num_max": 1.0,
+    }
+    config.data = {
+        "path": "toybox",  # a data set written by image_text.write, or "toybox", drawn when first needed
+        "split": "train",
+        "toybox_examples": 4000 if stage == "customize" else 40000,
+        "workers": 0,  # processes that load; 0 loads in threads
+        "prefetch": 4,  # batches
+        "drop_text": 0.05,  # empty caption
+        "drop_image": 0.05,  # black reference
+        "drop_both": 0.05,
+    }
+    # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
+    config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 400}
+
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}  # -1: all devices that the others leave
+    config.sharding = ((".*", ()),)  # (regex, axis of each of the last dimensions); () keeps a copy on each
+
+    config.model = toybox_model(realcustom=stage == "customize")
+    return config
+
+
+def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
+    """Shapes of a fresh model, in the field names of a model folder's config.json files."""
+    model = ml_collections.ConfigDict()
+    model.unet = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (64, 128, 160),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "cross_attention_dim": 128,
+        "attention_head_dim": (2, 4, 5),
+        "use_linear_projection": True,
+        "norm_num_groups": 16,
+        # At 16x16 self-attention costs more than all else; 8x8 and below suffice to place a subject.
+        "self_attention": (False, True, True),
+    }
+    model.vae = {
+        "latent_channels": 4,
+        "block_out_channels": (16, 32, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "scaling_factor": 1.0,  # the vae stage measures it
+        "sample_size": 64,
+    }
+    model.text_encoder = {
+        "vocab_size": 0,  # the tokenizer's
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
+    model.image_encoder = {
+        "image_size": 64,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+        "feature_layer": -2,
+    }
+    model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    if realcustom:
+        model.realcustom = {"token_dim": 128, "projector": "plain", "scoring": True, "scoring_dim": 128}
+    return model

@@ -1,0 +1,46 @@
+"""realcustom_jax: RealCustom and RealCustom++ in JAX/Flax. What `__all__` names is the public API.
+
+Names are imported when first used: loader workers, which need the data modules alone, then do not import JAX.
+`sample` is the function; the command of that name is run with `python -m` and never imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, Settings, sample_latents
+    from realcustom_jax.errors import UserError
+    from realcustom_jax.options import SamplingOptions
+    from realcustom_jax.pipeline import Pipeline, load, save
+    from realcustom_jax.sampling import Samples, Subject, make_conditioning, sample
+
+_MODULES = {
+    "diffusion.sampler": ("Conditioning", "SamplerConfig", "Settings", "sample_latents"),
+    "errors": ("UserError",),
+    "options": ("SamplingOptions",),
+    "pipeline": ("Pipeline", "load", "save"),
+    "sampling": ("Samples", "Subject", "make_conditioning", "sample"),
+}
+
+__all__ = [
+    "Conditioning",
+    "Pipeline",
+    "SamplerConfig",
+    "Samples",
+    "SamplingOptions",
+    "Settings",
+    "Subject",
+    "UserError",
+    "load",
+    "make_conditioning",
+    "sample",
+    "sample_latents",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,42 @@
+"""Prompts to token ids."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from realcustom_jax.errors import UserError
+
+
+def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Loads a CLIP tokenizer folder (`tokenizer/` of a model folder), the fast kind, which knows offsets.
+
+    Raises:
+      UserError: the folder is missing, or holds no tokenizer.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"the tokenizer folder '{folder}' does not exist")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(path), local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise bare Exception for some broken files
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"'{folder}' holds no tokenizer that can be loaded ({reason})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer in '{folder}' has no fast version, which the target words need")
+    return tokenizer
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str]) -> np.ndarray:
+    """int32 (B, L) token ids: begin, the prompt's tokens, end, padding; L = `tokenizer.model_max_length`.
+
+    A longer prompt loses its tail and keeps the end token, as CLIP was trained.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    length = tokenizer.model_max_length
+    if not prompts:
+        return np.zeros((0, length), np.int32)
+    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, verbose=False)
+    return np.asarray(encoded["input_ids"], np.int32)

@@ -1,0 +1,77 @@
+"""Adaptive mask guidance: from word maps to the influence scope M̂ (eq. 11)."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.unet import resize_mask
+
+NORMALISATIONS = ("max_norm", "min_max_norm", "min_max_per_channel")
+KINDS = ("soft", "binary", "threshold")
+OVERLAPS = ("strongest", "shared")
+
+_EPS = 1e-6  # as published; it also keeps an empty map (no target words) empty instead of turning it into 0/0
+
+
+def aggregate(maps: Sequence[Array], height: int, width: int, normalisation: str) -> Array:
+    """Word maps of all layers on one grid, averaged and normalised.
+
+    Args:
+      maps: word maps (B, R, h_i, w_i).
+      height, width: of the mask grid.
+      normalisation: "max_norm" divides the average by its maximum; "min_max_norm" moves it to 0…1;
+        "min_max_per_channel" moves every layer's map to 0…1 first, and their average again.
+
+    Returns:
+      (B, R, height, width).
+    """
+    resized = jnp.stack([resize_mask(word_map, height, width) for word_map in maps])
+    if normalisation == "max_norm":
+        mean = resized.mean(axis=0)
+        return mean / (mean.max(axis=(-2, -1), keepdims=True) + _EPS)
+    if normalisation == "min_max_norm":
+        return _to_unit(resized.mean(axis=0))
+    if normalisation == "min_max_per_channel":
+        return _to_unit(_to_unit(resized).mean(axis=0))
+    raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+
+
+def _to_unit(x: Array) -> Array:
+    low, high = x.min(axis=(-2, -1), keepdims=True), x.max(axis=(-2, -1), keepdims=True)
+    return (x - low) / (high - low + _EPS)
+
+
+def influence_scope(maps: Array, gamma_scope: Array, kind: str, overlap: str = "shared") -> Array:
+    """M̂ of every subject from its normalised word map.
+
+    Args:
+      maps: (B, R, h, w) normalised word maps.
+      gamma_scope: (B,) share of the pixels in which the subject may act, 0 (nowhere) … 1. Of equal pixels
+        the earlier is kept.
+      kind: "soft" keeps the top share as it is and zeroes the rest, "binary" sets what is kept to 1,
+        "threshold" keeps values of at least 1 − γ_scope, however many, as they are.
+      overlap: "strongest" leaves a pixel that several masks claim to the strongest normalised word map,
+        "shared" to all.
+
+    Returns:
+      (B, R, h, w).
+    """
+    if kind not in KINDS:
+        raise UserError(f"mask kind {kind!r} is unknown; known: {', '.join(KINDS)}")
+    if overlap not in OVERLAPS:
+        raise UserError(f"mask overlap {overlap!r} is unknown; known: {', '.join(OVERLAPS)}")
+    gamma = gamma_scope[:, None, None, None]
+    if kind == "threshold":
+        kept = maps >= 1.0 - gamma
+    else:
+        flat = maps.reshape(*maps.shape[:2], -1)
+        rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
+        kept = rank < jnp.floor(gamma * flat.shape[-1] + 1e-4)
+    masks = jnp.where(kept, 1.0 if kind == "binary" else maps, 0.0)
+    if overlap == "strongest" and maps.shape[1] > 1:
+        claims = jnp.where(masks > 0, maps, -1.0)
+        winner = jnp.argmax(claims, axis=1)[:, None] == jnp.arange(maps.shape[1])[None, :, None, None]
+        masks = jnp.where(winner, masks, 0.0)
+    return masks

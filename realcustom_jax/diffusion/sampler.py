@@ -1,0 +1,348 @@
+"""The sampler: both branches and the masks inside one compiled loop, in two phases.
+
+In the guided phase every step runs the guidance branch (text only), turns its word maps into masks, and runs
+the generation branch with them. In the second phase the last masks are reused and the guidance branch is not
+needed any more. The step itself does not know which solver it runs (see `solvers`).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.diffusion.guidance import MODES, direct_guidance, paper_guidance
+from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS, aggregate, influence_scope
+from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
+from realcustom_jax.diffusion.solvers import SolverTable, make_table
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.unet import Context, UNet
+
+SCORINGS = ("fused", "text", "visual", "mean", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Everything that shapes the compiled program; another value is another trace.
+
+    Attributes:
+      height, width: of the latents.
+      steps: network evaluations of the generation branch.
+      mask_steps: steps of the guided phase, 1 … steps; None for all.
+      solver: "ddim", "euler", "dpmpp_2m" or "dpmpp_2s".
+      spacing: of the timesteps, "trailing", "leading" or "linspace".
+      eta: η of DDIM.
+      guidance: "paper" (eq. 13) or "direct" (RealCustom++).
+      mask_height, mask_width: of the mask grid.
+      mask_normalisation, mask_kind, mask_overlap: see `masks`.
+      mask_layers: which cross-attentions the word maps come from, in running order; None for all.
+      scoring: "fused" by time (eq. 8), the ablations "text", "visual" and "mean", or "none" for all tokens as
+        they are.
+    """
+
+    height: int
+    width: int
+    steps: int = 50
+    mask_steps: int | None = None
+    solver: str = "ddim"
+    spacing: str = "trailing"
+    eta: float = 0.0
+    guidance: str = "paper"
+    mask_height: int = 64
+    mask_width: int = 64
+    mask_normalisation: str = "max_norm"
+    mask_kind: str = "soft"
+    mask_overlap: str = "strongest"
+    mask_layers: tuple[int, ...] | None = None
+    scoring: str = "fused"
+
+    def __post_init__(self):
+        for name, known in (
+            ("guidance", MODES),
+            ("mask_normalisation", NORMALISATIONS),
+            ("mask_kind", KINDS),
+            ("mask_overlap", OVERLAPS),
+            ("scoring", SCORINGS),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+        if self.mask_steps is not None and not 1 <= self.mask_steps <= self.steps:
+            raise UserError(f"mask_steps must be from 1 to {self.steps} (steps), not {self.mask_steps}")
+
+    @property
+    def guided_steps(self) -> int:
+        return self.steps if self.mask_steps is None else self.mask_steps
+
+
+@flax.struct.dataclass
+class Settings:
+    """Traced numbers, one a request, each (B,) float32: changing them does not compile again.
+
+    Attributes:
+      text_weight, image_weight: ω_t and ω_i of `paper` guidance; `direct` uses text_weight as its ω.
+      rescale: φ of `direct` guidance.
+      gamma_scope: share of the pixels where a subject may act.
+      gamma_num: share of the visual tokens that act.
+    """
+
+    text_weight: Array
+    image_weight: Array
+    rescale: Array
+    gamma_scope: Array
+    gamma_num: Array
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """A batch of requests as the UNet's inputs; every leaf has the batch first. R may be 0, for text only.
+
+    Attributes:
+      text, negative_text: (B, n_t, C_t) text tokens of prompt and negative prompt.
+      features, negative_features: image encoder outputs as the projector takes them, each (B, R, N, C), of
+        the references and of a black image.
+      words: (B, R, n_t) 0/1 target tokens of each subject.
+      flags: (B, R) 1 for a subject, 0 for an empty slot.
+      settings: see `Settings`.
+      pooled, negative_pooled: (B, C) and
+      time_ids: (B, 6), for SDXL only.
+    """
+
+    text: Array
+    negative_text: Array
+    features: tuple[Array, ...]
+    negative_features: tuple[Array, ...]
+    words: Array
+    flags: Array
+    settings: Settings
+    pooled: Array | None = None
+    negative_pooled: Array | None = None
+    time_ids: Array | None = None
+
+
+@flax.struct.dataclass
+class Contexts:
+    """What `encode_context` made of the conditioning, for the passes of a step.
+
+    Attributes:
+      text_only: [∅, T] stacked (2B) for `paper` guidance, T (B) for `direct`.
+      subject: TI (B) for `paper`, [neg, TI] stacked (2B) for `direct`.
+    """
+
+    text_only: Context
+    subject: Context
+
+
+@flax.struct.dataclass
+class SamplerState:
+    """What the loop carries.
+
+    Attributes:
+      x: (B, h, w, C) latents z_t.
+      z0: the z_0 predicted in the last step (m₁ of the next).
+      saved: x of an earlier step, for single-step solvers.
+      masks: (B, R, h', w') the last influence scopes M̂.
+    """
+
+    x: Array
+    z0: Array
+    saved: Array
+    masks: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """The static parts of a step: modules and options. `params` are the UNet's."""
+
+    unet: UNet
+    schedule: ScheduleConfig
+    config: SamplerConfig
+
+    def encode(self, params: Any, conditioning: Conditioning) -> Contexts:
+        """All contexts, once, before the loop."""
+        c = conditioning
+        encode = functools.partial(self.unet.apply, {"params": params}, method=UNet.encode_context)
+        subjects = c.flags.shape[1] > 0
+        subject = encode(c.text, c.features if subjects else None, c.flags, c.pooled, c.time_ids)
+        negative_features = c.negative_features if subjects else None
+        negative = encode(c.negative_text, negative_features, c.flags, c.negative_pooled, c.time_ids)
+        if self.config.guidance == "paper":
+            return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
+        return Contexts(subject.text_only(), _stack(negative, subject))
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.unet.apply({"params": params}, *args, **kwargs)
+
+    def quantity(self, conditioning: Conditioning, alpha: Array) -> InfluenceQuantity | None:
+        """Settings of the scoring at √ᾱ_t = alpha (), for a batch of B."""
+        gamma = conditioning.settings.gamma_num
+        if self.config.scoring == "none" or conditioning.flags.shape[1] == 0:
+            return None
+        weights = {
+            "fused": (1.0 - alpha, alpha),
+            "text": (1.0, 0.0),
+            "visual": (0.0, 1.0),
+            "mean": (0.5, 0.5),
+        }
+        text, visual = weights[self.config.scoring]
+        return InfluenceQuantity(gamma, jnp.full_like(gamma, text), jnp.full_like(gamma, visual))
+
+
+def sample_step(
+    denoiser: Denoiser,
+    params: Any,
+    conditioning: Conditioning,
+    contexts: Contexts,
+    keys: Array,
+    guided: bool,
+    state: SamplerState,
+    row: tuple[Array, SolverTable],
+) -> tuple[SamplerState, Array]:
+    """One step of the sampler: predict, then one linear combination.
+
+    Args:
+      denoiser, params: the UNet and its parameters.
+      conditioning, contexts: the requests, and what was encoded of them.
+      keys: (B,) random keys, one a request; used by solvers with noise.
+      guided: whether the guidance branch makes new masks, or the state's are reused.
+      state: what the loop carries.
+      row: step number () and row of the solver table, scalars.
+
+    Returns:
+      the next state, and the masks of this step.
+    """
+    index, solver = row
+    schedule, config = denoiser.schedule, denoiser.config
+    predict = predict_paper if config.guidance == "paper" else predict_direct
+    prediction, masks = predict(denoiser, params, conditioning, contexts, guided, state, solver)
+    z0, _ = predicted_z0_and_noise(schedule.prediction_type, prediction, state.x, solver.alpha, solver.sigma)
+    saved = jnp.where(solver.save > 0, state.x, state.saved)
+    x = solver.a * state.x + solver.b * z0 + solver.c * state.z0 + solver.d * saved
+    if config.eta:
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), x.shape[1:]))(keys)
+        x = x + solver.e * noise
+    return SamplerState(x, z0, saved, masks), masks
+
+
+def predict_paper(
+    denoiser: Denoiser,
+    params: Any,
+    conditioning: Conditioning,
+    contexts: Contexts,
+    guided: bool,
+    state: SamplerState,
+    solver: SolverTable,
+) -> tuple[Array, Array]:
+    """eq. 13. ε_T is part of it, so both phases need the guidance branch's pass; the second not its maps."""
+    c, s = conditioning, conditioning.settings
+    subjects = c.flags.shape[1] > 0
+    words = jnp.concatenate([c.words, c.words]) if guided and subjects else None
+    pair, aux = denoiser(
+        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.text_only, words=words
+    )
+    empty, text = jnp.split(pair, 2)
+    if not subjects:
+        return paper_guidance(empty, text, text, s.text_weight, s.image_weight), state.masks
+    masks = state.masks
+    if guided:
+        masks = make_masks(denoiser.config, [m[len(m) // 2 :] for m in aux.word_maps], s.gamma_scope, c.flags)
+    subject, _ = denoiser(
+        params, state.x, _times(solver.t, len(state.x)), contexts.subject,
+        masks=masks, quantity=denoiser.quantity(c, solver.alpha),
+    )  # fmt: skip
+    # Where no subject acts, ε_TI is ε_T but for rounding, which ω_i would multiply.
+    acts = (masks * c.flags[..., None, None]).max(axis=(1, 2, 3), keepdims=False)[:, None, None, None] > 0
+    subject = jnp.where(acts, subject, text)
+    return paper_guidance(empty, text, subject, s.text_weight, s.image_weight), masks
+
+
+def predict_direct(
+    denoiser: Denoiser,
+    params: Any,
+    conditioning: Conditioning,
+    contexts: Contexts,
+    guided: bool,
+    state: SamplerState,
+    solver: SolverTable,
+) -> tuple[Array, Array]:
+    """RealCustom++: the guidance branch is needed for its maps alone, so reused steps do without it."""
+    c, s = conditioning, conditioning.settings
+    masks = state.masks
+    subjects = c.flags.shape[1] > 0
+    if guided and subjects:
+        t = _times(solver.t, len(state.x))
+        _, aux = denoiser(params, state.x, t, contexts.text_only, words=c.words)
+        masks = make_masks(denoiser.config, aux.word_maps, s.gamma_scope, c.flags)
+    quantity = denoiser.quantity(c, solver.alpha)
+    pair, _ = denoiser(
+        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.subject,
+        masks=_twice(masks) if subjects else None, quantity=jax.tree.map(_twice, quantity),
+    )  # fmt: skip
+    negative, subject = jnp.split(pair, 2)
+    return direct_guidance(negative, subject, s.text_weight, s.rescale), masks
+
+
+def make_masks(config: SamplerConfig, word_maps: Any, gamma_scope: Array, flags: Array) -> Array:
+    """Influence scopes (B, R, h', w') from a pass's word maps; those of empty slots are 0."""
+    layers = range(len(word_maps)) if config.mask_layers is None else config.mask_layers
+    if max(layers) >= len(word_maps):
+        raise UserError(
+            f"mask_layers {tuple(layers)}: this UNet has {len(word_maps)} cross-attentions, from 0"
+        )
+    chosen = [word_maps[layer] for layer in layers]
+    maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
+    maps = maps * flags[..., None, None]
+    return influence_scope(maps, gamma_scope, config.mask_kind, config.mask_overlap) * flags[..., None, None]
+
+
+def sample_latents(
+    params: Any,
+    conditioning: Conditioning,
+    keys: Array,
+    *,
+    unet: UNet,
+    schedule: ScheduleConfig,
+    config: SamplerConfig,
+) -> tuple[Array, Array]:
+    """Sample a batch of requests. Pure: put it inside your own jit, vmap or shard_map.
+
+    Args:
+      params: the UNet's parameters.
+      conditioning: the requests.
+      keys: (B,) random keys, one a request; an image depends on its own only.
+      unet, schedule, config: static.
+
+    Returns:
+      latents (B, h, w, C), the z_0 predicted in the last step, ready for the VAE, and the masks of all steps
+      (B, steps, R, h', w').
+    """
+    denoiser = Denoiser(unet, schedule, config)
+    table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
+    contexts = denoiser.encode(params, conditioning)
+    shape = (config.height, config.width, unet.config.in_channels)
+    x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width), jnp.float32)
+    state = SamplerState(x, jnp.zeros_like(x), jnp.zeros_like(x), masks)
+    rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))
+    all_masks = []
+    for guided, part in ((True, slice(config.guided_steps)), (False, slice(config.guided_steps, None))):
+        if len(range(config.steps)[part]):
+            step = functools.partial(sample_step, denoiser, params, conditioning, contexts, keys, guided)
+            state, step_masks = jax.lax.scan(step, state, jax.tree.map(lambda x, p=part: x[p], rows))
+            all_masks.append(step_masks)
+    return state.z0, jnp.moveaxis(jnp.concatenate(all_masks), 0, 1)
+
+
+def _stack(first: Context, second: Context) -> Context:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def _twice(x: Array) -> Array:
+    return jnp.concatenate([x, x])
+
+
+def _times(t: Array, count: int) -> Array:
+    return jnp.broadcast_to(t, (count,))

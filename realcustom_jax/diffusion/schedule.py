@@ -1,0 +1,59 @@
+"""The noise schedule of the base model (eq. 2) and what its network predicts."""
+
+import dataclasses
+
+import numpy as np
+from jax import Array
+
+from realcustom_jax.errors import UserError
+
+_PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Field names and meaning of diffusers' `scheduler/scheduler_config.json`; defaults are SD1.5's."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+
+    def __post_init__(self):
+        if self.prediction_type not in _PREDICTIONS:
+            raise UserError(f"prediction_type {self.prediction_type!r} is unknown; known: {_PREDICTIONS}")
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """ᾱ_t for t = 0 … num_train_timesteps − 1, float64.
+
+        `scaled_linear` spaces √β evenly, `linear` β itself.
+        """
+        if self.beta_schedule == "scaled_linear":
+            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
+        elif self.beta_schedule == "linear":
+            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
+        else:
+            raise UserError(f"beta_schedule {self.beta_schedule!r} is unknown; known: scaled_linear, linear")
+        return np.cumprod(1.0 - betas)
+
+
+def add_noise(z0: Array, noise: Array, signal: Array, sigma: Array) -> Array:
+    """z_t = √ᾱ_t z_0 + √(1−ᾱ_t) ε (eq. 2); `signal` is √ᾱ_t and `sigma` √(1−ᾱ_t), broadcast to z_0."""
+    return signal * z0 + sigma * noise
+
+
+def training_target(prediction_type: str, z0: Array, noise: Array, signal: Array, sigma: Array) -> Array:
+    """What the network should predict: ε, or v = √ᾱ_t ε − √(1−ᾱ_t) z_0."""
+    return noise if prediction_type == "epsilon" else signal * noise - sigma * z0
+
+
+def predicted_z0_and_noise(
+    prediction_type: str, prediction: Array, z: Array, signal: Array, sigma: Array
+) -> tuple[Array, Array]:
+    """z_0 and ε from the network's prediction at z_t."""
+    if prediction_type == "epsilon":
+        return (z - sigma * prediction) / signal, prediction
+    return signal * z - sigma * prediction, sigma * z + signal * prediction

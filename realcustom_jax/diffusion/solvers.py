@@ -1,0 +1,163 @@
+"""Solvers as tables: every step is one linear combination whose coefficients are known before the loop.
+
+    x' = a·x + b·m₀ + c·m₁ + d·x_saved + e·noise
+
+m₀ is the z_0 predicted in this step, m₁ the one of the step before, x_saved the x of an earlier step. The
+loop does not know which solver it runs. Tables are computed on the host in float64.
+
+Notation: α = √ᾱ_t, σ = √(1−ᾱ_t), λ = log(α/σ); primes for the next timestep.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
+
+
+class SolverTable(NamedTuple):
+    """One row a step, each column (steps,) float32.
+
+    Attributes:
+      t: timesteps, for the network.
+      alpha, sigma: √ᾱ_t and √(1−ᾱ_t), to turn its prediction into z_0.
+      a, b, c, d, e: coefficients of x, m₀, m₁, x_saved and the noise.
+      save: 1 where x before the step becomes x_saved, else 0.
+    """
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    d: np.ndarray
+    e: np.ndarray
+    save: np.ndarray
+
+
+def timesteps(spacing: str, steps: int, total: int, offset: int = 0) -> np.ndarray:
+    """Decreasing timesteps (steps,) int64 in 0 … total − 1, spaced as the papers and diffusers call it.
+
+    Args:
+      spacing: "trailing" begins at the last timestep, "leading" ends at `offset`, "linspace" spans both ends.
+      steps: how many, 1 … total.
+      total: number of training timesteps.
+      offset: of "leading" only.
+
+    Raises:
+      UserError: for an unknown spacing or an impossible count.
+    """
+    if not 1 <= steps <= total:
+        raise UserError(f"the number of steps must be from 1 to {total}, not {steps}")
+    index = np.arange(steps)
+    if spacing == "trailing":
+        return np.round(total - 1 - index * total / steps).astype(np.int64)
+    if spacing == "leading":
+        return np.minimum(index * (total // steps) + offset, total - 1)[::-1].copy()
+    if spacing == "linspace":
+        return np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
+    raise UserError(f"timestep spacing {spacing!r} is unknown; known: trailing, leading, linspace")
+
+
+def make_table(
+    solver: str, steps: int, schedule: ScheduleConfig, spacing: str, eta: float = 0.0
+) -> SolverTable:
+    """The table of a solver.
+
+    Args:
+      solver: "ddim" (with η), "euler", "dpmpp_2m", or "dpmpp_2s", DPM-Solver++ single step of order 2.
+      steps: network evaluations.
+      schedule: of the base model.
+      spacing: see `timesteps`.
+      eta: η of DDIM, 0 deterministic … 1 as noisy as DDPM.
+
+    Raises:
+      UserError: for an unknown solver, or η with a solver that has no noise.
+    """
+    if solver not in _SOLVERS:
+        raise UserError(f"solver {solver!r} is unknown; known: {', '.join(_SOLVERS)}")
+    if eta and solver != "ddim":
+        raise UserError(f"eta is an option of ddim, not of {solver}")
+    alphas_cumprod = schedule.alphas_cumprod()
+    t = timesteps(spacing, steps, schedule.num_train_timesteps, schedule.steps_offset)
+    # The 2S solver stops at timestep 0, as published; the others at the clean image.
+    end = alphas_cumprod[0] if solver == "dpmpp_2s" else 1.0
+    bars = np.append(alphas_cumprod[t], end)
+    alpha, sigma = np.sqrt(bars), np.sqrt(1.0 - bars)
+    rows = np.zeros((steps, 6))
+    _SOLVERS[solver](rows, alpha, sigma, eta)
+    columns = (t, alpha[:-1], sigma[:-1], *rows.T)
+    return SolverTable(*(np.ascontiguousarray(column, dtype=np.float32) for column in columns))
+
+
+_A, _B, _C, _D, _E, _SAVE = range(6)
+
+
+def _ddim(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+    """DDIM, eq. 12 and 16 of arXiv 2010.02502: x' = α' z_0 + √(σ'² − s²) ε + s·noise."""
+    a, s, a_next, s_next = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
+    noise = eta * s_next / s * np.sqrt(np.maximum(1.0 - np.square(a / a_next), 0.0))
+    direction = np.sqrt(np.maximum(np.square(s_next) - np.square(noise), 0.0))
+    # ε = (x − α z_0) / σ
+    rows[:, _A] = direction / s
+    rows[:, _B] = a_next - direction * a / s
+    rows[:, _E] = noise
+
+
+def _euler(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+    """Euler's method on dx̂/dσ̂ = (x̂ − z_0)/σ̂ with x̂ = x/α, σ̂ = σ/α (arXiv 2206.00364, Algorithm 1)."""
+    ratio = (sigma[1:] / alpha[1:]) / (sigma[:-1] / alpha[:-1])
+    rows[:, _A] = ratio * alpha[1:] / alpha[:-1]
+    rows[:, _B] = (1.0 - ratio) * alpha[1:]
+
+
+def _first_order(alpha: np.ndarray, sigma: np.ndarray, i: int, start: int) -> tuple[float, float]:
+    """Of DPM-Solver++ from time `start` to i + 1: the factor of x and A = α'(e^{−h} − 1)."""
+    decay = (sigma[i + 1] / alpha[i + 1]) / (sigma[start] / alpha[start])  # e^{−h}, 0 at the clean image
+    return sigma[i + 1] / sigma[start], alpha[i + 1] * (decay - 1.0)
+
+
+def _log_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(alpha) - np.log(sigma)
+
+
+def _dpmpp_2m(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+    """DPM-Solver++(2M), Algorithm 2 of arXiv 2211.01095; the first and the last step are of first order."""
+    lam, last = _log_snr(alpha, sigma), len(rows) - 1
+    for i in range(len(rows)):
+        rows[i, _A], growth = _first_order(alpha, sigma, i, i)
+        extrapolation = 0.0
+        if 0 < i < last:
+            extrapolation = 0.5 * (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1])
+        rows[i, _B] = -growth * (1.0 + extrapolation)
+        rows[i, _C] = growth * extrapolation
+
+
+def _dpmpp_2s(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+    """DPM-Solver++ single step of order 2, midpoint: orders 1, 2, 1, 2, … and the last step of order 1.
+
+    A second-order step goes from the x before the first-order one, by both predictions.
+    """
+    lam, count = _log_snr(alpha, sigma), len(rows)
+    for i in range(count):
+        if i % 2 == 1 and i < count - 1:
+            rows[i, _D], growth = _first_order(alpha, sigma, i, i - 1)
+            r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i - 1])
+            rows[i, _B] = -0.5 * growth / r
+            rows[i, _C] = -growth + 0.5 * growth / r
+        else:
+            rows[i, _A], growth = _first_order(alpha, sigma, i, i)
+            rows[i, _B] = -growth
+            rows[i, _SAVE] = 1.0
+
+
+_SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], None]] = {
+    "ddim": _ddim,
+    "euler": _euler,
+    "dpmpp_2m": _dpmpp_2m,
+    "dpmpp_2s": _dpmpp_2s,
+}

@@ -1,0 +1,143 @@
+"""Attention of the UNet: self-attention, and cross-attention to text and to several subjects (eq. 4 and 12).
+
+Everything that comes from the prompt or the reference images is projected once, by `encode`, into a
+`LayerContext`; a denoising step then only projects its queries.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@flax.struct.dataclass
+class LayerContext:
+    """Keys and values of one cross-attention, computed before the sampling loop.
+
+    Attributes:
+      text_k, text_v: (B, n_t, H, D), of the text tokens.
+      visual_k, visual_v: (B, R, N, H, D), of every subject's visual tokens; None in a text-only context.
+    """
+
+    text_k: Array
+    text_v: Array
+    visual_k: Array | None = None
+    visual_v: Array | None = None
+
+
+@flax.struct.dataclass
+class VisualControl:
+    """Where and how much each subject acts in one pass, at one resolution.
+
+    Attributes:
+      strength: (B, R, h·w), the influence scope M̂ (already times the subject's 0/1 flag).
+      scale: (B, R, N), the factor 1 + S on each visual token (eq. 9), or None for 1.
+      bias: (B, R, N), 0 for a token that is kept and −inf for one that is not, or None to keep all.
+    """
+
+    strength: Array
+    scale: Array | None = None
+    bias: Array | None = None
+
+
+def attention_probabilities(q: Array, k: Array, bias: Array | None = None) -> Array:
+    """softmax(QKᵀ/√d + bias) in float32: q (…, Q, H, D), k (…, K, H, D), bias broadcast to (…, H, Q, K)."""
+    logits = jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
+
+
+def attend(probabilities: Array, v: Array) -> Array:
+    """Σ_k p_qk v_k: (…, H, Q, K) and (…, K, H, D) → (…, Q, H, D)."""
+    return jnp.einsum("...hqk,...khd->...qhd", probabilities.astype(v.dtype), v)
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def merge_heads(x: Array) -> Array:
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over pixels, q/k/v without bias (diffusers `attn1`)."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, h·w, C) → (B, h·w, C)."""
+        channels = x.shape[-1]
+        q, k, v = (
+            split_heads(nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x), self.heads)
+            for name in ("to_q", "to_k", "to_v")
+        )
+        out = merge_heads(attend(attention_probabilities(q, k), v))
+        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out)
+
+
+class CrossAttention(nn.Module):
+    """Cross-attention to the text and, weighted by its mask, to each subject (diffusers `attn2`, eq. 12).
+
+    `softmax(QKᵀ/√d) V + Σ_r M̂_r ⊙ softmax(Q K_{i,r}ᵀ/√d) V_{i,r}`, added before `to_out`.
+    """
+
+    features: int
+    heads: int
+    visual: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.to_q = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_k = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_v = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype)
+        if self.visual:
+            self.to_k_vision = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+            self.to_v_vision = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+
+    def encode(self, text: Array, visual: Array | None) -> LayerContext:
+        """Text (B, n_t, C_t) and visual tokens (B, R, N, C_i) or None → their keys and values."""
+        text_kv = [split_heads(project(text), self.heads) for project in (self.to_k, self.to_v)]
+        if visual is None:
+            return LayerContext(*text_kv)
+        projections = (self.to_k_vision, self.to_v_vision)
+        return LayerContext(*text_kv, *(split_heads(project(visual), self.heads) for project in projections))
+
+    def __call__(
+        self, x: Array, context: LayerContext, control: VisualControl | None, words: Array | None
+    ) -> tuple[Array, Array | None]:
+        """One pass.
+
+        Args:
+          x: (B, h·w, C) pixels.
+          context: this layer's keys and values.
+          control: where the subjects act; None runs text only, whatever the context holds.
+          words: (B, R, n_t) 0/1 target tokens, to get the word maps; or None.
+
+        Returns:
+          (B, h·w, C), and the word maps (B, R, h·w) or None: the probability of the target words, averaged
+          over heads and summed over their tokens.
+        """
+        q = split_heads(self.to_q(x), self.heads)
+        probabilities = attention_probabilities(q, context.text_k)
+        out = attend(probabilities, context.text_v)
+        word_maps = None
+        if words is not None:
+            word_maps = jnp.einsum("bqk,brk->brq", probabilities.mean(axis=1), words)
+        if control is not None:
+            out = out + self._visual(q, context, control)
+        return self.to_out_0(merge_heads(out)), word_maps
+
+    def _visual(self, q: Array, context: LayerContext, control: VisualControl) -> Array:
+        k, v = context.visual_k, context.visual_v
+        if control.scale is not None:
+            # W_K and W_V have no bias, so scaling their rows is scaling the tokens themselves (eq. 9).
+            scale = control.scale[..., None, None].astype(k.dtype)
+            k, v = k * scale, v * scale
+        bias = None if control.bias is None else control.bias[:, :, None, None, :]  # (B, R, 1, 1, N)
+        per_subject = attend(attention_probabilities(q[:, None], k, bias), v)  # (B, R, h·w, H, D)
+        return jnp.einsum("brqhd,brq->bqhd", per_subject, control.strength.astype(v.dtype))

@@ -1,0 +1,114 @@
+"""Shapes of the UNet and of what RealCustom adds to it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from realcustom_jax.errors import UserError
+
+T = TypeVar("T")
+_WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_WITHOUT_ATTENTION = ("DownBlock2D", "UpBlock2D")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Field names and meaning of diffusers' `unet/config.json`; defaults are SD1.5's.
+
+    `attention_head_dim` is the *number of heads*, by level: the name is an old mistake of that format.
+    `self_attention` is ours: which levels have it. Without it the level keeps its cross-attention.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    self_attention: bool | tuple[bool, ...] = True
+
+    def __post_init__(self):
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            types = getattr(self, name)
+            if len(types) != levels or any(t not in _WITH_ATTENTION + _WITHOUT_ATTENTION for t in types):
+                raise UserError(
+                    f"UNet config: {name} must name {levels} blocks of "
+                    f"{_WITH_ATTENTION + _WITHOUT_ATTENTION}, got {types}"
+                )
+        if self.addition_embed_type not in (None, "text_time"):
+            raise UserError(f"UNet config: addition_embed_type {self.addition_embed_type!r} is not supported")
+
+    def _by_level(self, value: Any) -> tuple:
+        levels = len(self.block_out_channels)
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
+        if len(values) != levels:
+            raise UserError(f"UNet config: {value} must be one value or one for each of {levels} levels")
+        return values
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self._by_level(self.attention_head_dim)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks after each residual block, by level."""
+        return self._by_level(self.transformer_layers_per_block)
+
+    @property
+    def self_attentions(self) -> tuple[bool, ...]:
+        return self._by_level(self.self_attention)
+
+    @property
+    def divisor(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def has_attention(self, level: int, kind: str) -> bool:
+        """Whether a level of the down, up or mid path has transformers. The middle always has."""
+        if kind == "mid":
+            return True
+        types = self.down_block_types if kind == "down" else self.up_block_types[::-1]
+        return types[level] in _WITH_ATTENTION
+
+
+@dataclasses.dataclass(frozen=True)
+class RealCustomConfig:
+    """Shape of what RealCustom adds; stored as `realcustom/config.json`.
+
+    Attributes:
+      token_dim: channels C_i of the visual tokens, the projector's output.
+      projector: "plain".
+      scoring: whether adaptive scoring (eq. 5–10) chooses the tokens.
+      scoring_dim: width of the two score MLPs.
+    """
+
+    token_dim: int = 768
+    projector: str = "plain"
+    scoring: bool = True
+    scoring_dim: int = 256
+
+    def __post_init__(self):
+        if self.projector not in ("plain",):
+            raise UserError(f"projector {self.projector!r} is unknown; known: plain")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A config dataclass from a JSON object: lists become tuples, keys that it has no field for are dropped.
+
+    Only for files in others' formats, which hold much that does not concern the shape (`_class_name` …).
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})

@@ -1,0 +1,48 @@
+"""Fresh parameters without compiling `model.init`.
+
+Compiling an initialiser with hundreds of random draws takes XLA a minute on CPU and says nothing about the
+model. Shapes come from `jax.eval_shape`; values from numpy, one generator per parameter seeded by its path,
+so that they depend neither on devices nor on other parameters.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+
+def param_shapes(init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The `params` tree of a module as shapes and dtypes; `init` is `module.init`, without its key."""
+    return jax.eval_shape(lambda *a: init(jax.random.key(0), *a, **kwargs), *args)["params"]
+
+
+def init_params(shapes: Any, seed: int, zeros: str | None = None) -> Any:
+    """Numpy parameters for a tree of shapes, by the name of the leaf.
+
+    Kernels are normal with variance 1/fan_in, embeddings and tokens normal with 0.02, scales 1, biases 0.
+
+    Args:
+      shapes: nested dict whose leaves have `.shape`.
+      seed: of the whole tree.
+      zeros: a regex; kernels whose path ("a/b/kernel") it finds start at 0, so that what is added to a model
+        begins as the identity.
+    """
+    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    values = {path: _initial(path, leaf.shape, seed, zeros) for path, leaf in flat.items()}
+    return flax.traverse_util.unflatten_dict(values, sep="/")
+
+
+def _initial(path: str, shape: tuple[int, ...], seed: int, zeros: str | None) -> np.ndarray:
+    leaf = path.rsplit("/", 1)[-1]
+    if leaf == "bias" or (zeros and re.search(zeros, path)):
+        return np.zeros(shape, np.float32)
+    if leaf == "scale":
+        return np.ones(shape, np.float32)
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    std = math.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.02
+    return (std * rng.standard_normal(shape)).astype(np.float32)

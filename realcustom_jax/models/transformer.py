@@ -1,0 +1,106 @@
+"""The transformer that follows a residual block in the UNet (diffusers `Transformer2DModel`)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
+from realcustom_jax.models.layers import GroupNorm
+
+
+class _GEGLU(nn.Module):
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class _FeedForward(nn.Module):
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = _GEGLU(4 * x.shape[-1], self.dtype, name="net_0")(x)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to text and subjects, feed-forward; each with LayerNorm and a skip."""
+
+    features: int
+    heads: int
+    self_attention: bool = True
+    visual: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if self.self_attention:
+            self.norm1 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+            self.attn1 = SelfAttention(self.heads, self.dtype)
+        self.norm2 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+        self.attn2 = CrossAttention(self.features, self.heads, self.visual, self.dtype)
+        self.norm3 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+        self.ff = _FeedForward(self.dtype)
+
+    def encode(self, text: Array, visual: Array | None) -> LayerContext:
+        return self.attn2.encode(text, visual)
+
+    def __call__(
+        self, x: Array, context: LayerContext, control: VisualControl | None, words: Array | None
+    ) -> tuple[Array, Array | None]:
+        if self.self_attention:
+            x = x + self.attn1(self.norm1(x))
+        attended, word_maps = self.attn2(self.norm2(x), context, control, words)
+        x = x + attended
+        return x + self.ff(self.norm3(x)), word_maps
+
+
+class Transformer2D(nn.Module):
+    """`depth` transformer blocks over the pixels of a feature map, projected in and out, with a skip."""
+
+    features: int
+    heads: int
+    depth: int = 1
+    linear_projection: bool = False
+    self_attention: bool = True
+    visual: bool = False
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
+        project = (
+            (lambda: nn.Dense(self.features, dtype=self.dtype))
+            if self.linear_projection
+            else (lambda: nn.Conv(self.features, (1, 1), dtype=self.dtype))
+        )
+        self.proj_in = project()
+        self.transformer_blocks = [
+            TransformerBlock(self.features, self.heads, self.self_attention, self.visual, self.dtype)
+            for _ in range(self.depth)
+        ]
+        self.proj_out = project()
+
+    def encode(self, text: Array, visual: Array | None) -> tuple[LayerContext, ...]:
+        return tuple(block.encode(text, visual) for block in self.transformer_blocks)
+
+    def __call__(
+        self,
+        x: Array,
+        contexts: tuple[LayerContext, ...],
+        control: VisualControl | None,
+        words: Array | None,
+    ) -> tuple[Array, list[Array]]:
+        """x: (B, h, w, C) → the same shape, and one word map (B, R, h, w) a block when `words` are given."""
+        b, h, w, c = x.shape
+        y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        maps = []
+        for block, context in zip(self.transformer_blocks, contexts, strict=True):
+            y, word_maps = block(y, context, control, words)
+            if word_maps is not None:
+                maps.append(word_maps.reshape(b, -1, h, w))
+        return x + self.proj_out(y.reshape(b, h, w, c)), maps

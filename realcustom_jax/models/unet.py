@@ -1,0 +1,296 @@
+"""The denoising UNet of SD1.5 and SDXL with visual cross-attention, in two calls.
+
+`encode_context` computes everything that does not depend on the latents, once; `__call__` is one denoising
+pass. Training and sampling use the same two. Parameter names follow diffusers; the added ones are
+`to_k_vision`, `to_v_vision` in every cross-attention, `encoder_hidden_states_vision_projection`, `scoring`.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.attention import LayerContext, VisualControl
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimeEmbedding,
+    Upsample,
+    sinusoidal_embedding,
+)
+from realcustom_jax.models.projector import PlainProjector
+from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
+from realcustom_jax.models.transformer import Transformer2D
+
+
+@flax.struct.dataclass
+class Context:
+    """What the UNet needs of prompt and references; every leaf has the batch first.
+
+    Attributes:
+      layers: for each transformer, in running order (down, mid, up), its blocks' keys and values.
+      text: (B, n_t, C_t) text tokens f_t.
+      added: (B, C_emb) SDXL's embedding of pooled text and sizes, or None.
+      visual: (B, R, N, C_i) visual tokens f_i, the projector's output, or None in a text-only context.
+      flags: (B, R) float, 1 for a subject, 0 for an empty slot; None in a text-only context.
+    """
+
+    layers: tuple[tuple[LayerContext, ...], ...]
+    text: Array
+    added: Array | None = None
+    visual: Array | None = None
+    flags: Array | None = None
+
+    def text_only(self) -> "Context":
+        """The same without subjects, for the guidance branch."""
+        layers = jax.tree.map(
+            lambda layer: LayerContext(layer.text_k, layer.text_v),
+            self.layers,
+            is_leaf=lambda x: isinstance(x, LayerContext),
+        )
+        return self.replace(layers=layers, visual=None, flags=None)
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a pass tells besides ε.
+
+    Attributes:
+      word_maps: one (B, R, h, w) for each cross-attention in running order; empty unless asked for.
+      scores: (B, R, N), S of eq. 8, or None without scoring.
+    """
+
+    word_maps: tuple[Array, ...] = ()
+    scores: Array | None = None
+
+
+class _Stage(nn.Module):
+    """The residual blocks of one resolution, each followed by a transformer where the level has them.
+
+    Down stages push every output on the stack of skips, up stages pop one before every residual block; the
+    middle has one transformer between its two residual blocks.
+    """
+
+    config: UNetConfig
+    level: int  # its channels, heads, depth and self-attention apply
+    kind: str  # "down", "mid" or "up"
+    visual: bool
+    dtype: jnp.dtype
+
+    def setup(self):
+        c, level, kind = self.config, self.level, self.kind
+        features = c.block_out_channels[level]
+        resnets = {"down": c.layers_per_block, "mid": 2, "up": c.layers_per_block + 1}[kind]
+        transformers = 0 if not c.has_attention(level, kind) else 1 if kind == "mid" else resnets
+        self.resnets = [
+            ResnetBlock(features, c.norm_num_groups, c.norm_eps, self.dtype) for _ in range(resnets)
+        ]
+        transformer = functools.partial(
+            Transformer2D,
+            features=features,
+            heads=c.heads[level],
+            depth=c.depths[level],
+            linear_projection=c.use_linear_projection,
+            self_attention=c.self_attentions[level],
+            visual=self.visual,
+            groups=c.norm_num_groups,
+            dtype=self.dtype,
+        )
+        self.attentions = [transformer() for _ in range(transformers)]
+        if kind == "down" and level < len(c.block_out_channels) - 1:
+            self.downsamplers = [Downsample(features, dtype=self.dtype)]
+        if kind == "up" and level > 0:
+            self.upsamplers = [Upsample(features, self.dtype)]
+
+    def encode(self, text: Array, visual: Array | None) -> list[tuple[LayerContext, ...]]:
+        return [attention.encode(text, visual) for attention in self.attentions]
+
+    def __call__(
+        self,
+        x: Array,
+        skips: list[Array],
+        emb: Array,
+        contexts: Iterator[tuple[LayerContext, ...]],
+        control: VisualControl | None,
+        words: Array | None,
+    ) -> tuple[Array, list[Array]]:
+        """x: (B, h, w, C) → the next stage's input and the word maps; takes from or adds to `skips`."""
+        maps = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x, emb)
+            if i < len(self.attentions):
+                x, new_maps = self.attentions[i](x, next(contexts), control, words)
+                maps += new_maps
+            if self.kind == "down":
+                skips.append(x)
+        if self.kind == "down" and self.level < len(self.config.block_out_channels) - 1:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        if self.kind == "up" and self.level > 0:
+            x = self.upsamplers[0](x)
+        return x, maps
+
+
+class UNet(nn.Module):
+    """UNet2DConditionModel with subjects.
+
+    Attributes:
+      config: the base model's shape.
+      realcustom: the added parts' shape, or None for the text-to-image base alone.
+      dtype: of computation; norms, softmax and scores are float32 always.
+    """
+
+    config: UNetConfig
+    realcustom: RealCustomConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        c, rc = self.config, self.realcustom
+        emb_dim = 4 * c.block_out_channels[0]
+        self.time_embedding = TimeEmbedding(emb_dim, self.dtype)
+        if c.addition_embed_type == "text_time":
+            self.add_embedding = TimeEmbedding(emb_dim, self.dtype)
+        stage = functools.partial(_Stage, c, visual=rc is not None, dtype=self.dtype)
+        levels = range(len(c.block_out_channels))
+        self.conv_in = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
+        self.down_blocks = [stage(level, "down") for level in levels]
+        self.mid_block = stage(levels[-1], "mid")
+        self.up_blocks = [stage(level, "up") for level in reversed(levels)]
+        self.conv_norm_out = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype)
+        self.conv_out = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype)
+        if rc is not None:
+            self.encoder_hidden_states_vision_projection = PlainProjector(rc.token_dim, self.dtype)
+            if rc.scoring:
+                self.scoring = AdaptiveScoring(rc.scoring_dim)
+
+    @property
+    def _stages(self) -> list[_Stage]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
+    def encode_context(
+        self,
+        text: Array,
+        features: tuple[Array, ...] | None = None,
+        flags: Array | None = None,
+        pooled: Array | None = None,
+        time_ids: Array | None = None,
+    ) -> Context:
+        """All that passes need of prompt and references, computed once.
+
+        Args:
+          text: (B, n_t, C_t) text encoder output.
+          features: image encoder outputs as the projector takes them, each (B, R, N, C); None for text only.
+          flags: (B, R) 1 for a subject, 0 for an empty slot; default all 1.
+          pooled: (B, C) pooled text and
+          time_ids: (B, 6) original size, crop, target size; both for SDXL only.
+        """
+        visual = None
+        if features is not None:
+            if self.realcustom is None:
+                raise UserError("this UNet has no visual cross-attention, so it can take no subjects")
+            visual = self.encoder_hidden_states_vision_projection(features)
+            flags = jnp.ones(visual.shape[:2], jnp.float32) if flags is None else flags
+        added = None
+        if self.config.addition_embed_type == "text_time":
+            c = self.config
+            sizes = sinusoidal_embedding(
+                time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)
+            )
+            sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
+            added = self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
+        layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
+        return Context(layers, text, added, visual, flags if features is not None else None)
+
+    def __call__(
+        self,
+        latents: Array,
+        t: Array,
+        context: Context,
+        *,
+        masks: Array | None = None,
+        words: Array | None = None,
+        quantity: InfluenceQuantity | None = None,
+    ) -> tuple[Array, Aux]:
+        """One denoising pass: with the context's subjects if it has any, else text only.
+
+        Args:
+          latents: (B, h, w, C) z_t.
+          t: (B,) timesteps.
+          masks: (B, R, h', w') influence scopes M̂ in [0, 1] of any size; None for 1 everywhere.
+          words: (B, R, n_t) 0/1 target tokens; word maps are computed only where given.
+          quantity: settings of adaptive scoring; None keeps all tokens as they are.
+
+        Returns:
+          the prediction (B, h, w, C) in float32 and `Aux`.
+
+        Raises:
+          UserError: if h or w cannot be halved as often as the UNet needs.
+        """
+        c = self.config
+        height, width = latents.shape[1:3]
+        if height % c.divisor or width % c.divisor:
+            raise UserError(
+                f"latents of {height}x{width} cannot be halved {len(c.block_out_channels) - 1} times: "
+                f"height and width must be multiples of {c.divisor}"
+            )
+        emb = sinusoidal_embedding(t, c.block_out_channels[0], c.flip_sin_to_cos, float(c.freq_shift))
+        emb = self.time_embedding(emb.astype(self.dtype))
+        emb = emb if context.added is None else emb + context.added
+
+        scores, controls = self._controls(latents, context, masks, quantity)
+        x = self.conv_in(latents.astype(self.dtype))
+        skips, maps, contexts = [x], [], iter(context.layers)
+        for stage in self._stages:
+            x, new_maps = stage(x, skips, emb, contexts, controls and controls[stage.level], words)
+            maps += new_maps
+        x = nn.silu(self.conv_norm_out(x))
+        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores)
+
+    def _controls(
+        self, latents: Array, context: Context, masks: Array | None, quantity: InfluenceQuantity | None
+    ) -> tuple[Array | None, list[VisualControl] | None]:
+        """The scores, and how subjects act at each level of the UNet."""
+        if context.visual is None:
+            return None, None
+        b, h, w = latents.shape[:3]
+        r = context.flags.shape[1]
+        if masks is None:
+            masks = jnp.ones((b, r, 1, 1), jnp.float32)
+        scope = masks.astype(jnp.float32) * context.flags[..., None, None]
+
+        scores = scale = bias = None
+        if quantity is not None and self.realcustom.scoring:
+            scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
+        strengths = (
+            resize_mask(scope, h >> level, w >> level).reshape(b, r, -1)
+            for level in range(len(self.config.block_out_channels))
+        )
+        return scores, [VisualControl(strength, scale, bias) for strength in strengths]
+
+    def _score(
+        self, latents: Array, context: Context, scope: Array, quantity: InfluenceQuantity
+    ) -> tuple[Array, Array, Array]:
+        """Adaptive scoring of each subject by itself, (B, R, …) flattened into the batch."""
+        b, r, n = context.visual.shape[:3]
+        flatten = lambda x: x.reshape(b * r, *x.shape[2:])  # noqa: E731
+        repeat = lambda x: jnp.repeat(x, r, axis=0)  # noqa: E731
+        # only the subject's own part of the image judges the subject
+        inside = latents[:, None] * scope[..., None]
+        quantity = jax.tree.map(repeat, quantity)
+        scores = self.scoring(flatten(context.visual), repeat(context.text), flatten(inside), quantity)
+        bias = keep_top_tokens(scores, quantity.gamma_num)
+        return scores.reshape(b, r, n), 1.0 + scores.reshape(b, r, n), bias.reshape(b, r, n)
+
+
+def resize_mask(mask: Array, height: int, width: int) -> Array:
+    """Bilinear, half-pixel centres, no antialiasing (PyTorch's `F.interpolate`): (…, h', w') → (…, h, w)."""
+    if mask.shape[-2:] == (1, 1):
+        return jnp.broadcast_to(mask, (*mask.shape[:-2], height, width))
+    return jax.image.resize(mask, (*mask.shape[:-2], height, width), "bilinear", antialias=False)

@@ -1,0 +1,76 @@
+"""Scenes of the toybox as a data set on disk."""
+
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.pool import Pool
+
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.data.image_text import Example, write
+from realcustom_jax.errors import UserError
+from realcustom_jax.toybox import sample_scene
+
+SEEDS_PER_DATASET = 10**8  # half of them for each split
+
+
+def write_dataset(
+    data_dir: str | os.PathLike, *, train: int = 20000, validation: int = 500, seed: int = 0
+) -> None:
+    """Draws scenes and writes them as the splits "train" and "validation" of an image_text data set.
+
+    The subjects of "validation" are held out: no training scene shows them. The metadata of an example is
+    {"scene_seed", "background", "words", "identities"}, enough to draw the scene and its masks again.
+    Scenes are drawn in one process per core, so a script must call this under `if __name__ == "__main__"`.
+
+    Args:
+      data_dir: where to write.
+      train: scenes in the training split.
+      validation: scenes in the validation split; 0 for none.
+      seed: of the whole data set, at least 0; the same seed gives the same pictures.
+
+    Raises:
+      UserError: a count is out of range, or `data_dir` holds a data set already.
+    """
+    limit = SEEDS_PER_DATASET // 2
+    if not (1 <= train <= limit and 0 <= validation <= limit and seed >= 0):
+        raise UserError(
+            f"a toybox needs 1 to {limit} training and 0 to {limit} validation scenes and a seed from 0 on, "
+            f"not train={train}, validation={validation}, seed={seed}"
+        )
+    ranges = {"train": _scene_seeds(seed, train)}
+    if validation:
+        ranges["validation"] = _scene_seeds(seed, validation, limit)
+    # "spawn": a fork of a process that runs JAX's threads can hang.
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        splits = {name: _draw(pool, name, seeds) for name, seeds in ranges.items()}
+        write(data_dir, splits)
+
+
+def make_example(scene_seed: int, held_out: bool) -> Example:
+    """Draws one scene: a 64×64 PNG, its caption, and what is needed to draw it again."""
+    scene = sample_scene(scene_seed, held_out=held_out)
+    png = io.BytesIO()
+    Image.fromarray(scene.image).save(png, "PNG")
+    metadata = {
+        "scene_seed": scene_seed,
+        "background": scene.background,
+        "words": [identity.word for identity in scene.identities],
+        "identities": [int(identity.seed) for identity in scene.identities],
+    }
+    return Example(key=f"{scene_seed:012d}", image=png.getvalue(), caption=scene.caption, metadata=metadata)
+
+
+def _scene_seeds(seed: int, count: int, offset: int = 0) -> range:
+    """Other seeds share no scene, and a larger data set has all the scenes of a smaller one."""
+    first = seed * SEEDS_PER_DATASET + offset
+    return range(first, first + count)
+
+
+def _draw(pool: Pool, name: str, seeds: range) -> Iterator[Example]:
+    draw = partial(make_example, held_out=name == "validation")
+    examples = pool.imap(draw, seeds, chunksize=16)
+    yield from tqdm(examples, desc=f"drawing {name}", total=len(seeds), unit="scene")

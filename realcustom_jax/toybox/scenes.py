@@ -1,0 +1,184 @@
+"""Puts figures into places: pose, layout, shadows, exact masks."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from realcustom_jax.toybox import creatures, things
+from realcustom_jax.toybox.backgrounds import BACKGROUNDS, check_background, paint_background
+from realcustom_jax.toybox.captions import prompt, sample_caption
+from realcustom_jax.toybox.palette import WORDS, Identity, Look, random_identity
+from realcustom_jax.toybox.pen import Pen
+
+FIGURES: dict[str, Callable[[Pen, Look], None]] = {
+    word: getattr(creatures, word, None) or getattr(things, word) for word in WORDS
+}
+
+# These hang in the air or in the water; all others stand on the ground.
+FLOATING = frozenset({"balloon", "butterfly", "fish", "rocket"})
+
+# Everything is drawn this many times larger and averaged down.
+SUPERSAMPLING = 4
+
+# Share of the image that one subject covers, by the number of subjects.
+AREAS: dict[int, tuple[float, float]] = {1: (0.215, 0.285), 2: (0.12, 0.155), 3: (0.07, 0.095)}
+REFERENCE_AREA = (0.30, 0.34)
+
+# Of the image height.
+TALLEST = 0.86
+
+PLAIN_SHARE = 0.08
+TWO_SUBJECTS_SHARE = 0.30
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A drawn scene of R subjects.
+
+    image: uint8 (S, S, 3).  masks: bool (R, S, S), disjoint, in the order of `identities`.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    caption: str
+    background: str
+    identities: tuple[Identity, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A figure at its final size: RGBA sprite, its left top corner in pixels, whether it touches ground."""
+
+    sprite: Image.Image
+    left: int
+    top: int
+    grounded: bool
+
+
+def draw_figure(identity: Identity, side: int, *, flip: bool = False, tilt: float = 0.0) -> Image.Image:
+    """The figure alone on a transparent sheet of about `side` pixels, cropped to its silhouette."""
+    look = Look(identity)
+    pen = Pen(look, side)
+    FIGURES[identity.word](pen, look)
+    sheet = pen.sheet
+    if flip:
+        sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if tilt:
+        sheet = sheet.rotate(tilt)
+    return sheet.crop(sheet.getbbox())
+
+
+def _scale(figure: Image.Image, area: float, size: int) -> float:
+    """The factor that makes a figure cover `area` of a (size, size) image, unless it gets too tall."""
+    covered = figure.getchannel("A").histogram()[255]
+    return min(size * (area / covered) ** 0.5, TALLEST * size / figure.height)
+
+
+def _resized(figure: Image.Image, scale: float) -> Image.Image:
+    shape = max(2, round(figure.width * scale)), max(2, round(figure.height * scale))
+    return figure.resize(shape, Image.Resampling.BOX)
+
+
+def _place(
+    rng: np.random.Generator,
+    identities: Sequence[Identity],
+    size: int,
+    areas: tuple[float, float],
+    centred: bool,
+) -> list[Placed]:
+    """Poses the figures and lays them side by side from left to right in a random order."""
+    count = len(identities)
+    figures = []
+    for identity in identities:
+        floats = identity.word in FLOATING
+        tilt = float(rng.uniform(-12, 12)) if floats else float(rng.uniform(-3, 3))
+        figure = draw_figure(identity, SUPERSAMPLING * size, flip=bool(rng.integers(2)), tilt=tilt)
+        figures.append((figure, _scale(figure, rng.uniform(*areas), size)))
+    # Wide figures that would not fit beside each other all shrink by the same factor.
+    shrink = min(1.0, 0.95 * size / sum(figure.width * scale for figure, scale in figures))
+    sprites = [_resized(figure, scale * shrink) for figure, scale in figures]
+    # The free width is shared between the gaps before, between and after the figures.
+    free = size - sum(s.width for s in sprites)
+    gaps = np.full(count + 1, 1 / (count + 1)) if centred else rng.dirichlet(np.full(count + 1, 2.0))
+    gaps = np.floor(gaps * free).astype(int)
+    placed: dict[int, Placed] = {}
+    left = 0
+    for k, gap in zip(rng.permutation(count), gaps, strict=False):
+        sprite, grounded = sprites[k], identities[k].word not in FLOATING
+        foot = 0.92 + rng.uniform(-0.03, 0.03) if grounded else rng.uniform(0.78, 0.88)
+        if centred:
+            foot = 0.5 + sprite.height / size / 2
+        top = int(np.clip(round(foot * size) - sprite.height, 1, size - 1 - sprite.height))
+        left += int(gap)
+        placed[int(k)] = Placed(sprite, left, top, grounded)
+        left += sprite.width
+    return [placed[k] for k in range(count)]
+
+
+def _shadows(place: Image.Image, placed: Sequence[Placed], on_water: bool) -> None:
+    """Draws a soft shadow, or a ripple on water, under everything that touches the ground; in place."""
+    draw = ImageDraw.Draw(place, "RGBA")
+    k = SUPERSAMPLING
+    for p in placed:
+        if not p.grounded:
+            continue
+        x, y = k * (p.left + p.sprite.width / 2), k * (p.top + p.sprite.height - 0.8)
+        for grow, alpha in ((0.52, 45), (0.42, 60)):
+            rx, ry = k * p.sprite.width * grow, k * max(1.2, p.sprite.width * grow * 0.12)
+            colour = (214, 242, 252, alpha + 60) if on_water else (30, 20, 60, alpha)
+            draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=colour)
+
+
+def _render(
+    background: str,
+    identities: Sequence[Identity],
+    seed: int,
+    size: int,
+    areas: tuple[float, float],
+    centred: bool = False,
+) -> Scene:
+    check_background(background)
+    rng = np.random.default_rng([seed, 1000])
+    placed = _place(rng, identities, size, areas, centred)
+    place = paint_background(background, seed, SUPERSAMPLING * size)
+    _shadows(place, placed, background == "water")
+    image = place.reduce(SUPERSAMPLING)
+    masks = np.zeros((len(placed), size, size), bool)
+    for mask, p in zip(masks, placed, strict=True):
+        image.paste(p.sprite, (p.left, p.top), p.sprite)
+        window = mask[p.top : p.top + p.sprite.height, p.left : p.left + p.sprite.width]
+        window[...] = np.asarray(p.sprite.getchannel("A")) >= 128
+    caption = prompt([i.word for i in identities], background)
+    return Scene(np.array(image), masks, caption, background, tuple(identities))
+
+
+def render_scene(background: str, identities: Sequence[Identity], seed: int, size: int = 64) -> Scene:
+    """Draws one to three subjects in a place; the caption is the plain prompt.
+
+    Raises:
+        ValueError: the background is unknown, or there are no or too many subjects.
+    """
+    if len(identities) not in AREAS:
+        raise ValueError(f"a toybox scene has 1 to {max(AREAS)} subjects, got {len(identities)}.")
+    return _render(background, identities, seed, size, AREAS[len(identities)])
+
+
+def render_reference(identity: Identity, seed: int = 0, size: int = 64) -> Scene:
+    """The reference photo of a subject: alone, large and centred on a plain background."""
+    return _render("plain", [identity], seed, size, REFERENCE_AREA, centred=True)
+
+
+def sample_scene(seed: int, *, held_out: bool = False, size: int = 64) -> Scene:
+    """A random scene, a pure function of its arguments; held-out and training scenes share no identity."""
+    rng = np.random.default_rng([seed, int(held_out), 2000])
+    count = 2 if rng.random() < TWO_SUBJECTS_SHARE else 1
+    words = rng.choice(WORDS, count, replace=False)
+    identities = [random_identity(rng, str(word), held_out=held_out) for word in words]
+    if rng.random() < PLAIN_SHARE:
+        background = "plain"
+    else:
+        background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS) - 1))]
+    scene = render_scene(background, identities, int(rng.integers(2**31)), size)
+    return dataclasses.replace(scene, caption=sample_caption(rng, identities, background))

@@ -1,0 +1,51 @@
+"""From an example of the data set to the arrays a training step takes."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from realcustom_jax.data.tokenize import tokenize
+from realcustom_jax.data.transforms import augment_reference, center_crop_resize
+from realcustom_jax.training.curriculum import Curriculum
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeExample:
+    """{"image", "caption", "index"} → "image" uint8 (S, S, 3), "ids" int32 (L,)[, "reference" (S', S', 3)].
+
+    Attributes:
+      tokenizer: for the captions.
+      image_size: side of the training image in pixels.
+      reference_size: side of the reference in pixels; None for stages without one.
+      batch_size: to know the step, which the curriculum needs.
+      curriculum: augmentation of the reference by step.
+      drop_text, drop_image, drop_both: shares of examples with an empty caption, a black reference, or both.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_size: int
+    reference_size: int | None
+    batch_size: int
+    curriculum: Curriculum
+    drop_text: float
+    drop_image: float
+    drop_both: float
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        draw = rng.random()
+        no_both = draw < self.drop_both
+        no_text = no_both or draw < self.drop_both + self.drop_text
+        no_image = (
+            no_both
+            or self.drop_both + self.drop_text <= draw < self.drop_both + self.drop_text + self.drop_image
+        )
+        image = center_crop_resize(example["image"], self.image_size)
+        ids = tokenize(self.tokenizer, ["" if no_text else example["caption"]])[0]
+        if self.reference_size is None:
+            return {"image": image, "ids": ids}
+        strength = self.curriculum.strength(example["index"] // self.batch_size)
+        reference = augment_reference(image, rng, strength)
+        reference = center_crop_resize(reference, self.reference_size)
+        return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image)}

@@ -1,0 +1,145 @@
+"""What each stage minimises: pure functions of all parameters, a batch and a key."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.vae import VAE
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
+
+
+def to_signed(images: Array) -> Array:
+    """uint8 (…, 3) → float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Mapping[str, Any]) -> Loss:
+    """The loss of a stage. `options` is the config's `loss` section; each stage reads its own.
+
+    Raises:
+      UserError: for an unknown stage.
+    """
+    if stage == "vae":
+        return _vae_loss(models, options["kl_weight"], options["edge_weight"])
+    if stage == "clip":
+        return _clip_loss(models, options["temperature"])
+    if stage == "base":
+        return _diffusion_loss(models, schedule, options["min_snr_gamma"], None)
+    if stage == "customize":
+        gamma_num = (options["gamma_num_min"], options["gamma_num_max"])
+        return _diffusion_loss(models, schedule, options["min_snr_gamma"], gamma_num)
+    raise UserError(f"stage {stage!r} is unknown; known: vae, clip, base, customize")
+
+
+def _vae_loss(models: Models, kl_weight: float, edge_weight: float) -> Loss:
+    """Reconstruction (L1 of pixels and of their differences, which keeps edges sharp) and a small KL."""
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        images = to_signed(batch["image"])
+        reconstruction, mean, log_variance = models.vae.apply({"params": params["vae"]}, images, key)
+        error = reconstruction - images
+        l1 = jnp.abs(error).mean()
+        edges = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).mean()
+        metrics = {"l1": l1, "mse": jnp.square(error).mean(), "kl": kl, "latent_std": mean.std()}
+        return l1 + edge_weight * edges + kl_weight * kl, metrics
+
+    return loss
+
+
+def _clip_loss(models: Models, temperature: float) -> Loss:
+    """Symmetric contrastive loss over the global batch.
+
+    Small worlds repeat captions within a batch: every image with the same caption counts as a match.
+    """
+
+    def normalise(x: Array) -> Array:
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        del key
+        text = models.text_encoder.apply({"params": params["text_encoder"]}, batch["ids"]).pooled
+        images = to_signed(batch["image"])
+        image = models.image_encoder.apply({"params": params["image_encoder"]}, images).pooled
+        logits = normalise(text) @ normalise(image).T / temperature  # (B text, B image)
+        same = (batch["ids"][:, None] == batch["ids"][None]).all(axis=-1).astype(jnp.float32)
+        target = same / same.sum(axis=-1, keepdims=True)  # symmetric, so the same for both directions
+
+        def cross_entropy(logits: Array) -> Array:
+            return -(target * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+
+        hit = jnp.take_along_axis(same, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
+        metrics = {"accuracy": hit.mean()}
+        return 0.5 * (cross_entropy(logits) + cross_entropy(logits.T)), metrics
+
+    return loss
+
+
+def _diffusion_loss(
+    models: Models,
+    schedule: ScheduleConfig,
+    min_snr_gamma: float,
+    gamma_num: tuple[float, float] | None,
+) -> Loss:
+    """Denoising loss (eq. 1), of the base or, with a range for γ_num, of the customization.
+
+    Every SNR is weighted by min(SNR, γ) as in min-SNR weighting, divided as the prediction type asks;
+    `min_snr_gamma` 0 turns that off and gives eq. 1 itself.
+    """
+    alphas = jnp.asarray(schedule.alphas_cumprod(), jnp.float32)
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        k_latent, k_t, k_noise, k_gamma = jax.random.split(key, 4)
+        z0 = models.vae.apply(
+            {"params": params["vae"]}, to_signed(batch["image"]), k_latent, method=VAE.encode
+        )
+        text = models.text_encoder.apply({"params": params["text_encoder"]}, batch["ids"]).last
+        count = z0.shape[0]
+        t = jax.random.randint(k_t, (count,), 0, schedule.num_train_timesteps)
+        signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
+        noise = jax.random.normal(k_noise, z0.shape)
+        z = add_noise(z0, noise, signal, sigma)
+        features = quantity = None
+        if gamma_num is not None:
+            reference = to_signed(batch["reference"])
+            encoder = models.image_encoder
+            features = encoder.apply({"params": params["image_encoder"]}, reference, method=encoder.features)
+            features = (features[:, None],)  # one subject
+            # one γ_num a step for the whole batch (eq. 10)
+            gamma = jnp.broadcast_to(
+                jax.random.uniform(k_gamma, (), minval=gamma_num[0], maxval=gamma_num[1]), (count,)
+            )
+            share = jnp.sqrt(alphas[t])
+            quantity = InfluenceQuantity(gamma, 1.0 - share, share)
+
+        def predict(unet: Any) -> Array:
+            context = unet.encode_context(text, features)
+            return unet(z, t, context, quantity=quantity)[0]
+
+        prediction = models.unet.apply({"params": params["unet"]}, method=predict)
+        target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
+        error = jnp.square(prediction - target).mean(axis=(1, 2, 3))
+        snr = alphas[t] / (1.0 - alphas[t])
+        return (_snr_weight(snr, min_snr_gamma, schedule.prediction_type) * error).mean(), {
+            "mse": error.mean()
+        }
+
+    return loss
+
+
+def _snr_weight(snr: Array, gamma: float, prediction_type: str) -> Array:
+    """Min-SNR-γ weight of a loss on ε (÷ SNR) or on v (÷ SNR + 1)."""
+    if gamma == 0:
+        return jnp.ones_like(snr)
+    return jnp.minimum(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1.0)

@@ -1,0 +1,97 @@
+"""The device mesh, how parameters are laid out on it, and which of them train."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.weights.keys import flatten, unflatten
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+Rules = Sequence[tuple[str, Sequence[str | None]]]
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of `devices`, all by default; one of the sizes may be -1, for all that the others leave.
+
+    Raises:
+      UserError: when the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = count // max(math.prod(size for size in sizes if size != -1), 1)
+    if math.prod(sizes) != count or min(sizes) < 1:
+        wanted = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+        raise UserError(f"a mesh of {wanted} does not fit {count} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A sharding for every array of a tree, by the first rule whose regex finds its path.
+
+    A rule names a mesh axis (or None) for each of the *last* dimensions of an array; earlier dimensions, and
+    those that the axis does not divide, are not split.
+
+    Raises:
+      UserError: when no rule finds a path (end the rules with (".*", ()) to replicate the rest).
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = next((axes for regex, axes in rules if re.search(regex, name)), None)
+        if axes is None:
+            raise UserError(f"no sharding rule matches parameter {name}")
+        axes = tuple(axes)[-leaf.ndim :] if leaf.ndim else ()
+        sizes = leaf.shape[leaf.ndim - len(axes) :]
+        fitting = [
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, sizes, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - len(axes)), *fitting))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def split_trainable(params: Any, trainable: Sequence[str], frozen: Sequence[str]) -> tuple[Any, Any]:
+    """Two trees, of the parameters that train and of those that do not, by regexes over their paths.
+
+    Args:
+      params: nested dict.
+      trainable, frozen: regexes, searched in "component/module/…/kernel". Where both match, `trainable` wins.
+
+    Raises:
+      UserError: when a parameter is matched by neither, or a regex matches nothing: a misspelt regex must not
+        silently freeze a layer or train one.
+    """
+    flat = flatten(params)
+    for regex in [*trainable, *frozen]:
+        if not any(re.search(regex, path) for path in flat):
+            raise UserError(f"the parameter regex {regex!r} matches no parameter")
+    trained, held = {}, {}
+    for path, value in flat.items():
+        if any(re.search(regex, path) for regex in trainable):
+            trained[path] = value
+        elif any(re.search(regex, path) for regex in frozen):
+            held[path] = value
+        else:
+            raise UserError(f"parameter {path} is matched by neither the trainable nor the frozen regexes")
+    return unflatten(trained), unflatten(held)
+
+
+def merge(*trees: Any) -> Any:
+    """The inverse of `split_trainable`."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= flatten(tree)
+    return unflatten(flat)

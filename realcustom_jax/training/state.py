@@ -1,0 +1,64 @@
+"""The training state and the step that changes it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from realcustom_jax.training.losses import Batch, Loss, Metrics
+from realcustom_jax.training.partition import merge
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes; checkpoints hold exactly this.
+
+    Attributes:
+      step: () int32, updates done.
+      params: the trainable part of the parameters, as a nested dict.
+      opt_state: the optimizer's.
+      ema: exponential moving average of `params`.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state; jit it with `out_shardings` to create it in its shards."""
+    copy = jax.tree.map(jnp.copy, params)  # donated buffers must not be shared
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
+
+
+def make_train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule, ema_decay: float, seed: int
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """The pure step (state, frozen parameters, batch) → (state, metrics).
+
+    Random numbers are a function of (seed, step), so a resumed run repeats them, on any number of devices.
+    The average's decay starts low, min(decay, (1+step)/(10+step)): early averages follow quickly.
+    """
+
+    def step(state: TrainState, frozen: Any, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        objective = lambda params: loss(merge(params, frozen), batch, key)  # noqa: E731
+        (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        metrics = {
+            "loss": value,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": schedule(state.step),
+            **metrics,
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return step

@@ -1,0 +1,52 @@
+"""Packaging. Settings of ruff and pytest are in pyproject.toml, the exact versions of a tested install in
+requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are versions that the tests passed with. Upper bounds are only for what is known to break.
+INSTALL_REQUIRES = [
+    "absl-py>=2.1",
+    "filelock>=3.15.4",
+    "flax>=0.12",
+    "grain>=0.2.18",
+    "huggingface_hub>=0.34",
+    # tensorflow-datasets imports it without asking for it.
+    "importlib_resources>=6.0",
+    "jax>=0.10",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    # 10.1 brought the scalable default font that the demo sheet is written in.
+    "pillow>=10.1",
+    "safetensors>=0.5",
+    # Without tensorflow: this is the first version whose builders and readers run without it.
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=4.57.1",
+]
+
+EXTRAS_REQUIRE = {
+    "tpu": ["jax[tpu]>=0.10"],
+    "test": ["pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
+}
+
+setup(
+    name="realcustom_jax",
+    version="0.1.0",
+    description="RealCustom in JAX and Flax: real-time generation of one given subject from text",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["realcustom_jax", "realcustom_jax.*"]),
+    package_data={"realcustom_jax.toybox": ["model/**"]},
+    # Model folders are read as files, so the package cannot run from a zip.
+    zip_safe=False,
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

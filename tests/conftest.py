@@ -1,0 +1,138 @@
+"""What all tests share: 8 simulated CPU devices, a compilation cache, and a model too small to be slow.
+
+The fixtures, all of one session and read-only:
+
+- `micro_configs`: a dict with one config a component, for `Models.from_configs`. Copy it to change it.
+- `micro_models`: `Models` made from it, with text, image and adaptive scoring: latents 8×8×4 (images 16×16),
+  UNet levels of 16 and 32 channels with 1 and 2 heads, 77 text tokens of width 16, 16 visual tokens (4×4) of
+  width 16.
+- `micro_params`: {component: tree of arrays}. *Nothing* is at its neutral value: no kernel or bias is 0,
+  no scale is 1, so every part of the model changes its output.
+- `micro_pipe`: a `Pipeline` of these with a v-prediction schedule and a tokenizer of every toybox word.
+- `micro_denoise`: one jitted pass, `micro_denoise(unet_params, latents, t, text, features=None, flags=None,
+  masks=None, words=None, quantity=None) → (prediction, Aux)`; the arguments are those of
+  `UNet.encode_context` and `UNet.__call__`. It compiles once for each combination of shapes.
+"""
+
+import os
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+# Before JAX is imported. The second flag halves compile times and changes no result beyond rounding.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+).strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["REALCUSTOM_JAX_CACHE"] = str(_ROOT / ".cache")  # commands keep compiled programs in its xla/
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from realcustom_jax.data.tokenize import load_tokenizer  # noqa: E402
+from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
+from realcustom_jax.models.family import Models  # noqa: E402
+from realcustom_jax.models.init import init_params  # noqa: E402
+from realcustom_jax.pipeline import Pipeline  # noqa: E402
+from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt  # noqa: E402
+from realcustom_jax.toybox.tokenizer import train_tokenizer  # noqa: E402
+from realcustom_jax.weights.keys import flatten, unflatten  # noqa: E402
+
+jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def micro_tokenizer(tmp_path_factory):
+    """A CLIP tokenizer in which every word of the toybox's plain prompts is one token."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = list(WORDS)
+    pairs = zip(words, words[1:] + words[:1], strict=True)
+    train_tokenizer([prompt(pair, place) for pair in pairs for place in BACKGROUNDS], folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def micro_configs(micro_tokenizer) -> dict:
+    """One config a component, in the field names of a model folder."""
+    return {
+        "unet": {
+            "sample_size": 8,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+            "cross_attention_dim": 16,
+            "attention_head_dim": (1, 2),
+            "norm_num_groups": 4,
+        },
+        "vae": {
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "scaling_factor": 0.5,
+            "sample_size": 16,
+        },
+        "text_encoder": {
+            "vocab_size": len(micro_tokenizer),
+            "eos_token_id": micro_tokenizer.eos_token_id,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "projection_dim": 16,
+        },
+        "image_encoder": {
+            "image_size": 16,
+            "patch_size": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "projection_dim": 16,
+        },
+        "realcustom": {"token_dim": 16, "projector": "plain", "scoring": True, "scoring_dim": 8},
+    }
+
+
+@pytest.fixture(scope="session")
+def micro_models(micro_configs) -> Models:
+    return Models.from_configs(micro_configs)
+
+
+@pytest.fixture(scope="session")
+def micro_params(micro_models) -> dict:
+    """Parameters of which none is at the value that would switch its layer off."""
+    rng = np.random.default_rng(0)
+    flat = flatten(init_params(micro_models.param_shapes(), seed=0))
+    for path, value in flat.items():
+        if path.endswith(("/bias", "/scale")):
+            flat[path] = (value + 0.2 * rng.standard_normal(value.shape)).astype(np.float32)
+        assert np.any(value) or path.endswith("/bias")
+    return unflatten(flat)
+
+
+@pytest.fixture(scope="session")
+def micro_pipe(micro_models, micro_params, micro_tokenizer) -> Pipeline:
+    schedule = ScheduleConfig(prediction_type="v_prediction", timestep_spacing="trailing")
+    return Pipeline(micro_models, schedule, micro_params, micro_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def micro_denoise(micro_models):
+    """`encode_context` and one pass of the micro UNet, jitted."""
+    unet = micro_models.unet
+
+    @jax.jit
+    def denoise(params, latents, t, text, features=None, flags=None, masks=None, words=None, quantity=None):
+        def run(module):
+            context = module.encode_context(text, features, flags)
+            return module(latents, t, context, masks=masks, words=words, quantity=quantity)
+
+        return unet.apply({"params": params}, method=run)
+
+    return denoise

@@ -1,0 +1,148 @@
+"""The data set on disk: round trip, interruption, and what a user can get wrong."""
+
+import io
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax.data.image_text import Example, open_split, write
+from realcustom_jax.errors import UserError, exit_on_user_error
+
+
+def picture(seed: int, size: tuple[int, int] = (5, 7)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind)
+    return stream.getvalue()
+
+
+def examples(count: int) -> list[Example]:
+    return [
+        Example(f"k{i}", encode(picture(i)), f"a dög № {i}", {"number": i, "of": [i]}) for i in range(count)
+    ]
+
+
+def test_round_trip_is_exact(tmp_path):
+    write(tmp_path, {"train": iter(examples(20)), "validation": examples(1)})
+    split = open_split(tmp_path, "train")
+    assert len(split) == 20
+    assert len(open_split(tmp_path, "validation")) == 1
+    by_key = {split[i]["key"]: split[i] for i in range(20)}
+    assert set(by_key) == {f"k{i}" for i in range(20)}
+    for i in range(20):
+        example = by_key[f"k{i}"]
+        assert example["image"].dtype == np.uint8
+        np.testing.assert_array_equal(example["image"], picture(i))
+        assert example["caption"] == f"a dög № {i}"
+        assert example["metadata"] == {"number": i, "of": [i]}
+
+
+def test_index_is_checked_and_negative_counts_from_the_end(tmp_path):
+    write(tmp_path, {"train": examples(3)})
+    split = open_split(tmp_path, "train")
+    assert split[-1]["key"] == split[2]["key"]
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            split[index]
+
+
+def test_encoded_bytes_go_in_as_they_are(tmp_path):
+    # A second JPEG encoding would change pixels: what comes out must be what the given bytes decode to.
+    jpeg = encode(picture(0, (16, 16)), "JPEG")
+    write(tmp_path, {"train": [Example("a", jpeg, "")]})
+    np.testing.assert_array_equal(
+        open_split(tmp_path, "train")[0]["image"], np.asarray(Image.open(io.BytesIO(jpeg)))
+    )
+
+
+def test_split_can_be_pickled(tmp_path):
+    write(tmp_path, {"train": examples(3)})
+    split = open_split(tmp_path, "train")
+    assert pickle.loads(pickle.dumps(split))[1]["key"] == split[1]["key"]
+
+
+def test_interrupted_write_leaves_no_data_set(tmp_path):
+    def interrupted():
+        yield from examples(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, {"train": interrupted()})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with pytest.raises(UserError, match="no image_text data set"):
+        open_split(tmp_path, "train")
+    write(tmp_path, {"train": examples(3)})
+    assert len(open_split(tmp_path, "train")) == 3
+
+
+def test_folder_of_a_killed_write_is_not_taken_for_a_data_set(tmp_path):
+    (tmp_path / "image_text" / "1.0.0.incompleteABC").mkdir(parents=True)
+    with pytest.raises(UserError, match="no image_text data set"):
+        open_split(tmp_path, "train")
+    write(tmp_path, {"train": examples(1)})
+    assert len(open_split(tmp_path, "train")) == 1
+
+
+def test_existing_data_set_is_kept(tmp_path):
+    write(tmp_path, {"train": examples(2)})
+    with pytest.raises(UserError, match="holds a data set already"):
+        write(tmp_path, {"train": examples(5)})
+    assert len(open_split(tmp_path, "train")) == 2
+
+
+def test_errors_name_the_input(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        open_split(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="example 'torn' cannot be decoded"):
+        write(tmp_path / "a", {"train": [*examples(2), Example("torn", b"not an image", "")]})
+    with pytest.raises(UserError, match="example 'gif' cannot be decoded as PNG or JPEG"):
+        write(tmp_path / "a", {"train": [Example("gif", encode(picture(0), "GIF"), "")]})
+    with pytest.raises(UserError, match="the key 'k1' appears twice"):
+        write(tmp_path / "a", {"train": [*examples(2), Example("k1", encode(picture(9)), "other")]})
+    with pytest.raises(UserError, match="split 'empty' has no example"):
+        write(tmp_path / "a", {"empty": []})
+    write(tmp_path / "a", {"train": examples(1), "validation": examples(1)})
+    with pytest.raises(UserError, match="no split 'test'; it has: train, validation"):
+        open_split(tmp_path / "a", "test")
+
+
+def test_image_with_a_good_header_and_torn_pixels_is_reported_on_reading(tmp_path):
+    torn = encode(picture(0, (64, 64)))[:200]
+    write(tmp_path, {"train": [Example("half", torn, "")]})
+    with pytest.raises(UserError, match="example 'half' cannot be decoded"):
+        open_split(tmp_path, "train")[0]
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    write(tmp_path, {"train": examples(2)})
+    open_split(tmp_path, "train")[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_neither_jax_nor_tensorflow_is_imported():
+    code = "import sys, realcustom_jax.data.image_text; print({'jax', 'tensorflow'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_command_reports_a_user_error_in_one_line(capsys):
+    @exit_on_user_error()
+    def main():
+        raise UserError("no such dog")
+
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: no such dog\n"
+
+
+def test_command_does_not_hide_a_bug():
+    with pytest.raises(ValueError, match="a bug"), exit_on_user_error():
+        raise ValueError("a bug")

@@ -1,0 +1,107 @@
+"""A user's mistake on the command line: exit status 2, one line that names it, no traceback.
+
+Two cases start the real command; the others call the same main in this process, which saves seconds each.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from realcustom_jax import train
+from realcustom_jax.cli import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = str(ROOT / "configs" / "tiny.py")
+CONFIG = f"--config={TINY}:customize"
+
+
+def command(*args: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "realcustom_jax.train", *args],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """Runs `train`'s main with these arguments; returns (exit status, stdout, stderr)."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train", *args])
+        before = set(flags.FLAGS)
+        with flagsaver.flagsaver():
+            flags.FLAGS.unparse_flags()
+            with pytest.raises(SystemExit) as stop:
+                run_command(train.main)
+            for name in set(flags.FLAGS) - before:  # --config.x.y, which a config file adds
+                delattr(flags.FLAGS, name)
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+def assert_one_sentence(status: int, err: str, *parts: str) -> None:
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_an_unknown_config_key_is_named_with_those_there_are():
+    result = command(CONFIG, "--config.data.bogus=1", "--workdir=nowhere")
+    assert_one_sentence(result.returncode, result.stderr, "'data.bogus'", "config.data has: drop_both")
+    assert not (ROOT / "nowhere").exists()
+
+
+def test_help_tells_the_story():
+    result = command("--help")
+    assert result.returncode == 0
+    for part in (
+        "Train one stage",
+        "--config configs/tiny.py:STAGE",
+        "metrics.jsonl",
+        "--config.steps=100",
+        "--workdir",
+    ):
+        assert part in result.stdout
+    assert "Traceback" not in result.stderr and "error" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ([CONFIG, "--config.bogus=1", "--workdir=w"], ["no key 'bogus'", "config has: batch_size"]),
+        ([CONFIG, "--config.bogus.deep=1", "--workdir=w"], ["no key 'bogus.deep'", "config has: batch_size"]),
+        (["--config=nowhere.py", "--workdir=w"], ["nowhere.py"]),
+        ([f"--config={TINY}:bogus", "--workdir=w"], ["'bogus'", "vae, clip, base, customize"]),
+        ([CONFIG, "--config.steps=many", "--workdir=w"], ["steps", "many"]),
+        ([CONFIG, "--config.optimizer.learning_rate=fast", "--workdir=w"], ["learning_rate", "fast"]),
+        ([CONFIG, "--bogus=1", "--workdir=w"], ["unknown option --bogus"]),
+        ([CONFIG, "--workdir=w", "stray"], ["unexpected argument 'stray'"]),
+        ([CONFIG], ["--workdir"]),
+        (["--workdir=w"], ["--config"]),
+        ([CONFIG, "--config.init_from=nowhere", "--workdir=/dev/null/w"], ["/dev/null/w"]),
+    ],
+    ids=[
+        "key", "nested key", "config file", "stage", "integer", "number", "option", "argument", "no workdir",
+        "no config", "unusable workdir",
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(in_process, args, parts):
+    status, _, err = in_process(*args)
+    assert_one_sentence(status, err, *parts)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_in_process_is_the_same(in_process, flag):
+    status, out, _ = in_process(flag)
+    assert status == 0 and "Train one stage" in out and "--workdir" in out

@@ -1,0 +1,197 @@
+"""The demo asks for the right images and lays them out where a person, and this test, expects them."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+import realcustom_jax as rc
+from realcustom_jax.toybox import Identity, demo, is_held_out, render_reference, render_scene
+from realcustom_jax.toybox.demo_sheet import (
+    ACCENTS,
+    COLUMNS,
+    HAIRLINE,
+    IMAGE,
+    PAPER,
+    SPACE,
+    WIDTH,
+    Picture,
+    Row,
+    demo_sheet,
+    enlarge,
+    spotlight,
+    steps_shown,
+)
+
+STEPS = 7
+
+
+def picture(background, identities, prompt="a cat somewhere", seed=0):
+    """A picture as a perfect model makes it: scenes drawn by the toybox, masks from their silhouettes."""
+    scene = render_scene(background, identities, seed)
+    other = render_scene(background, [Identity(i.word, 1) for i in identities], seed)
+    masks = scene.masks.reshape(len(identities), 16, 4, 16, 4).mean((2, 4))
+    return Picture(background, prompt, other.image, scene.image, np.stack([masks] * STEPS).astype(np.float32))
+
+
+def row(identities, backgrounds, **changes):
+    values = {
+        "words": tuple(i.word for i in identities),
+        "references": tuple(render_reference(i).image for i in identities),
+        "descriptions": tuple(f"one certain {i.word}" for i in identities),
+        "pictures": tuple(picture(b, identities) for b in backgrounds),
+    }
+    return Row(**{**values, **changes})
+
+
+def count(sheet, image, side=IMAGE):
+    """How often the image, enlarged, stands in one of the sheet's columns; at which columns."""
+    pixels, tile = np.asarray(sheet), np.asarray(enlarge(image, side))
+    found = []
+    for column, x in enumerate(COLUMNS):
+        strip = pixels[:, x : x + side]
+        rows = [y for y in range(len(strip) - side + 1) if (strip[y] == tile[0]).all()]
+        found += [column for y in rows if (strip[y : y + side] == tile).all()]
+    return found
+
+
+def test_every_image_stands_in_its_column():
+    single, double = row([demo.CAT], ("beach", "snow")), row([demo.CAT, demo.ROBOT], ("meadow",))
+    sheet = demo_sheet([single, double])
+    assert sheet.mode == "RGB"
+    assert sheet.width == WIDTH
+    assert count(sheet, single.references[0]) == [0, 0]  # the cat's photo is in both rows
+    assert count(sheet, double.references[1]) == [1]
+    for k, shown in enumerate(single.pictures):
+        assert count(sheet, shown.text_only) == [2 * k + 1]
+        assert count(sheet, shown.customized) == [2 * k + 2]
+    assert count(sheet, spotlight(double.pictures[0].customized, double.pictures[0].masks[-1])) == [2]
+    assert count(sheet, double.pictures[0].text_only) == [3]
+    assert count(sheet, double.pictures[0].customized) == [4]
+
+
+def test_rows_and_masks_make_the_sheet_longer():
+    one = row([demo.CAT], ("beach", "snow"))
+    with_masks = row([demo.CAT], ("beach", "snow"), show_masks=True)
+    heights = [demo_sheet(rows).height for rows in ([], [one], [with_masks], [one, with_masks])]
+    assert heights == sorted(set(heights))
+    assert heights[3] - heights[2] >= IMAGE
+
+
+@pytest.mark.parametrize("prompt", ["a cat " + "and more " * 40, "a " + "n" * 150, "x" * 400 + " cat"])
+def test_labels_stay_in_their_boxes(prompt):
+    shown = picture("beach", [demo.CAT], prompt)
+    wordy = row([demo.CAT], (), pictures=(shown, shown), descriptions=("purple " * 40,), show_masks=True)
+    pixels = np.asarray(demo_sheet([wordy]))
+    paper = np.array(ImageColor.getrgb(PAPER))
+    assert (pixels[:, -30:] == paper).all()
+    # From the line under the title to the images, the space between the groups stays free.
+    line = (pixels[:, COLUMNS[0] : COLUMNS[-1]] == ImageColor.getrgb(HAIRLINE)).all((1, 2)).argmax()
+    frame = (pixels[:, COLUMNS[2] : COLUMNS[2] + IMAGE] == ImageColor.getrgb(ACCENTS[0])).all((1, 2)).argmax()
+    assert 0 < line < frame
+    for x in (COLUMNS[1], COLUMNS[3]):
+        assert (pixels[line + 1 : frame - 1, x - SPACE + 5 : x - 5] == paper).all()
+
+
+def test_spotlight_keeps_the_inside_and_pales_the_outside():
+    image = np.full((64, 64, 3), (200, 40, 40), np.uint8)
+    mask = np.zeros((1, 16, 16), np.float32)
+    mask[0, 4:12, 4:12] = 0.3
+    shown = spotlight(image, mask)
+    assert shown.shape == (256, 256, 3)
+    assert tuple(shown[128, 128]) == (200, 40, 40)
+    assert tuple(shown[65, 128]) == ImageColor.getrgb(ACCENTS[0])
+    outside = shown[10, 10].astype(int)
+    assert outside.min() > 200
+    assert np.ptp(outside) == 0
+    empty = spotlight(image, np.zeros((2, 16, 16), np.float32))
+    assert (empty == empty[0, 0]).all()
+
+
+@pytest.mark.parametrize(("side", "sharp"), [(192, True), (160, False), (100, False)])
+def test_enlarge(side, sharp):
+    image = render_reference(demo.CAT).image
+    large = np.asarray(enlarge(image, side))
+    assert large.shape == (side, side, 3)
+    if sharp:
+        np.testing.assert_array_equal(large, image.repeat(3, 0).repeat(3, 1))
+    # Averaging keeps the overall colour, to rounding.
+    np.testing.assert_allclose(large.mean((0, 1)), image.mean((0, 1)), atol=1.0)
+
+
+def test_steps_shown():
+    assert steps_shown(25) == [0, 5, 10, 14, 19, 24]
+    assert steps_shown(3) == [0, 1, 2]
+    assert steps_shown(1) == [0]
+
+
+class FakeSampler:
+    """Stands for `rc.sample` with a pipeline: returns scenes, remembers the calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompts, subjects=None, seed=None):
+        self.calls.append((prompts, subjects, seed))
+        images = np.stack([render_scene("beach", [demo.CAT], s).image for s in seed])
+        masks = np.ones((len(prompts), STEPS, 2, 16, 16), np.float32) if subjects else None
+        return types.SimpleNamespace(images=images, masks=masks)
+
+
+def test_subjects_are_held_out_and_start_from_the_same_noise():
+    sampler = FakeSampler()
+    rows = demo.sample_rows(sampler, seed=5)
+    (prompts, no_subjects, seeds), (same_prompts, subjects, same_seeds) = sampler.calls
+    assert no_subjects is None
+    assert (prompts, seeds) == (same_prompts, same_seeds)
+    assert seeds[0] == 5
+    assert len(set(seeds)) == len(seeds)
+    assert all(is_held_out(i.seed) for identities, _ in demo.PLAN for i in identities)
+    for prompt, given in zip(prompts, subjects, strict=True):
+        assert 1 <= len(given) <= 2
+        assert all(isinstance(s, rc.Subject) and s.words in prompt.split() for s in given)
+    assert [len(r.pictures) for r in rows] == [len(places) for _, places in demo.PLAN]
+    assert {p.masks.shape[1] for r in rows for p in r.pictures if len(r.words) == 1} == {1}
+    assert sum(r.show_masks for r in rows) == 1
+
+
+def test_all_files_are_written(tmp_path):
+    rows = demo.sample_rows(FakeSampler(), seed=0)
+    sheet = demo.write_images(rows, tmp_path / "made" / "here")
+    written = {str(p.relative_to(sheet.parent)) for p in sheet.parent.rglob("*.png")}
+    names = {p.name for r in rows for p in r.pictures}
+    assert {f"text_only_{n}.png" for n in names} | {f"customized_{n}.png" for n in names} <= written
+    assert {"demo.png", "reference_cat.png", "masks/cat_beach_cat_step_07.png"} <= written
+    with Image.open(sheet) as image:
+        assert image.width == WIDTH
+    with Image.open(sheet.parent / "masks/cat_beach_cat_step_07.png") as mask:
+        assert (mask.mode, mask.size) == ("L", (64, 64))
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "realcustom_jax.toybox.demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_help_tells_the_story():
+    result = run("--help")
+    assert result.returncode == 0
+    assert "from the text alone" in result.stdout
+
+
+@pytest.mark.parametrize("mistake", ["model", "out", "seed"])
+def test_a_users_mistake_is_one_sentence(mistake, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = {
+        "model": ("--model", tmp_path / "nowhere", "--out", tmp_path / "out"),
+        "out": ("--model", "toybox", "--out", tmp_path / "file"),
+        "seed": ("--model", "toybox", "--out", tmp_path / "out", "--seed", "-1"),
+    }[mistake]
+    result = run(*map(str, arguments))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert {"model": "nowhere", "out": "file", "seed": "-1"}[mistake] in result.stderr

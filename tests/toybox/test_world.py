@@ -1,0 +1,210 @@
+"""The toybox draws what it says: pure functions, exact masks, true captions, a clean identity split."""
+
+import re
+
+import numpy as np
+import pytest
+
+from realcustom_jax.toybox import (
+    BACKGROUNDS,
+    WORDS,
+    Identity,
+    contact_sheet,
+    describe,
+    is_held_out,
+    paint_background,
+    prompt,
+    random_identity,
+    render_reference,
+    render_scene,
+    sample_scene,
+)
+from realcustom_jax.toybox.backgrounds import PHRASES
+from realcustom_jax.toybox.palette import COLOUR_PAIRS, COLOURS, PATTERNS, Look
+from realcustom_jax.toybox.scenes import FLOATING, SUPERSAMPLING, draw_figure
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [sample_scene(seed) for seed in range(400)]
+
+
+def empty_place(scene, seed):
+    """The scene's background without its subjects, uint8 (S, S, 3)."""
+    size = scene.image.shape[0]
+    place = paint_background(scene.background, seed, SUPERSAMPLING * size).reduce(SUPERSAMPLING)
+    return np.array(place)
+
+
+def silhouette(identity, side=64):
+    """The figure's own shape without pose, bool (side, side)."""
+    alpha = draw_figure(identity, SUPERSAMPLING * side).getchannel("A").resize((side, side))
+    return np.asarray(alpha) >= 128
+
+
+def test_sampling_is_a_pure_function():
+    first, again, other = sample_scene(5), sample_scene(5), sample_scene(6)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.masks, again.masks)
+    assert (first.caption, first.identities) == (again.caption, again.identities)
+    assert (first.image != other.image).any()
+
+
+def test_shapes_and_types(scenes):
+    for scene in scenes[:40]:
+        assert scene.image.shape == (64, 64, 3) and scene.image.dtype == np.uint8
+        assert scene.masks.shape == (len(scene.identities), 64, 64) and scene.masks.dtype == bool
+    assert sample_scene(0, size=32).image.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_masks_are_where_the_place_changed(background):
+    """Inside a mask the image is the subject; far from the masks it is the untouched place."""
+    for seed, words in enumerate([("cat",), ("rocket",), ("fish", "house"), ("car", "butterfly")]):
+        identities = [Identity(word, 11 * seed + k) for k, word in enumerate(words)]
+        scene = render_scene(background, identities, seed)
+        changed = (scene.image != empty_place(scene, seed)).any(-1)
+        covered = scene.masks.any(0)
+        # A subject's pixel may happen to have the colour of the place behind it, but few do.
+        assert changed[covered].mean() > 0.97
+        # Half-covered edges and whiskers are outside the mask, at most two pixels away.
+        reach = covered.copy()
+        for axis in (0, 1, 0, 1):
+            reach |= np.roll(reach, 1, axis) | np.roll(reach, -1, axis)
+        outside = changed & ~reach
+        if all(word in FLOATING for word in words):
+            assert not outside.any()
+        else:
+            # What is left is the shadow on the ground: small, and near the feet.
+            assert 0 < outside.mean() < 0.05
+            assert np.nonzero(outside)[0].min() > 64 * 0.6
+
+
+def test_masks_are_disjoint_and_inside(scenes):
+    for scene in scenes:
+        assert scene.masks.sum(0).max() == 1
+        assert not scene.masks[:, 0].any(), "no subject is cut by the upper edge"
+        assert scene.masks.any((1, 2)).all()
+
+
+def test_subjects_cover_the_promised_area(scenes):
+    one = [s.masks[0].mean() for s in scenes if len(s.identities) == 1]
+    two = [m.mean() for s in scenes if len(s.identities) == 2 for m in s.masks]
+    assert 0.23 < np.mean(one) < 0.27 and min(one) > 0.15 and max(one) < 0.31
+    assert 0.11 < np.mean(two) < 0.15 and min(two) > 0.05 and max(two) < 0.18
+    reference = [render_reference(Identity(word, 4)).masks[0].mean() for word in WORDS]
+    assert np.mean(reference) > np.mean(one), "a reference shows its subject larger than a scene does"
+
+
+def test_mixture_of_scenes(scenes):
+    """Shares within four standard errors of what is promised, for 400 scenes."""
+    two = np.mean([len(s.identities) == 2 for s in scenes])
+    plain = np.mean([s.background == "plain" for s in scenes])
+    simple = np.mean([s.caption == prompt([i.word for i in s.identities], s.background) for s in scenes])
+    for share, promised in ((two, 0.30), (plain, 0.08), (simple, 0.55)):
+        assert abs(share - promised) < 4 * np.sqrt(promised * (1 - promised) / len(scenes))
+    assert {s.background for s in scenes} == set(BACKGROUNDS)
+    assert {i.word for s in scenes for i in s.identities} == set(WORDS)
+    assert all(len({i.word for i in s.identities}) == len(s.identities) for s in scenes)
+
+
+def test_held_out_identities_never_appear_in_training(scenes):
+    assert not any(is_held_out(i.seed) for s in scenes for i in s.identities)
+    assert all(
+        is_held_out(i.seed) for seed in range(40) for i in sample_scene(seed, held_out=True).identities
+    )
+    assert [seed for seed in range(30) if is_held_out(seed)] == [9, 19, 29]
+    rng = np.random.default_rng(0)
+    assert not is_held_out(random_identity(rng, "cat", held_out=False).seed)
+    assert is_held_out(random_identity(rng, "cat", held_out=True).seed)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_identities_of_a_word_differ(word):
+    """In pixels and in silhouette, while one identity always has the same shape."""
+    figures = [Identity(word, seed) for seed in range(8)]
+    images = [render_reference(f).image.astype(int) for f in figures]
+    shapes = [silhouette(f) for f in figures]
+    pairs = [(a, b) for a in range(8) for b in range(a)]
+    assert min(np.abs(images[a] - images[b]).mean() for a, b in pairs) > 4
+    assert np.median([(shapes[a] != shapes[b]).mean() for a, b in pairs]) > 0.03
+    np.testing.assert_array_equal(silhouette(figures[0]), shapes[0])
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_both_colours_of_an_identity_are_visible(word):
+    """Of the subject's pixels, some are near each of its two named colours (shading darkens others)."""
+    for seed in range(40):
+        identity = Identity(word, seed)
+        scene = render_reference(identity)
+        pixels = scene.image[scene.masks[0]].astype(int)
+        for name, rgb in zip(identity.colours, Look(identity).rgb, strict=True):
+            near = np.abs(pixels - rgb).sum(-1) < 90
+            assert near.mean() > 0.02, f"{describe(identity)} (seed {seed}) shows no {name}"
+
+
+def test_identity_attributes():
+    identities = [Identity("cat", seed) for seed in range(300)]
+    assert {i.pattern for i in identities} == set(PATTERNS)
+    assert {c for i in identities for c in i.colours} == set(COLOURS)
+    assert {i.colours for i in identities} <= set(COLOUR_PAIRS)
+    striped = next(i for i in identities if i.pattern == "striped")
+    assert describe(striped) == f"{striped.colours[0]} and {striped.colours[1]} striped cat"
+    plain = next(i for i in identities if i.pattern == "plain")
+    assert describe(plain) == f"{plain.colours[0]} and {plain.colours[1]} cat"
+
+
+def test_captions_are_true(scenes):
+    """Each word once, the background's phrase, and only colours and patterns that the subjects have."""
+    for scene in scenes:
+        said = re.findall(r"[a-z-]+", scene.caption)
+        assert scene.caption == scene.caption.lower()
+        for identity in scene.identities:
+            assert said.count(identity.word) == 1
+        assert PHRASES[scene.background] in scene.caption
+        assert not set(WORDS) & (set(said) - {i.word for i in scene.identities})
+        text = set(re.findall(r"[a-z-]+", scene.caption.replace(PHRASES[scene.background], "")))
+        true_colours = {c for i in scene.identities for c in i.colours}
+        assert text & set(COLOURS) <= true_colours
+        assert text & set(PATTERNS) <= {i.pattern for i in scene.identities}
+
+
+def test_prompts():
+    assert prompt(["cat"], "beach") == "a cat on the beach"
+    assert prompt(["cat", "robot"], "night") == "a cat and a robot under the night sky"
+    orange = [s.caption for s in map(sample_scene, range(120)) if "orange" in s.caption.split()]
+    assert any("an orange" in caption for caption in orange)
+    assert not any("a orange" in caption for caption in orange)
+
+
+def test_backgrounds_differ_from_each_other_and_by_seed():
+    places = [np.array(paint_background(b, 3, 128), int) for b in BACKGROUNDS]
+    for a in range(len(places)):
+        for b in range(a):
+            assert np.abs(places[a] - places[b]).mean() > 8, (BACKGROUNDS[a], BACKGROUNDS[b])
+        assert (places[a] != np.array(paint_background(BACKGROUNDS[a], 4, 128))).any()
+        assert places[a].max() > 90, "an unpainted place is black"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Identity("unicorn", 1), "unknown toybox word 'unicorn'.*cat, dog"),
+        (lambda: Identity("cat", -1), "must be 0 or more"),
+        (lambda: prompt(["unicorn"], "beach"), "unknown toybox word 'unicorn'.*cat, dog"),
+        (lambda: prompt(["cat"], "moon"), "unknown toybox background 'moon'.*beach.*plain"),
+        (lambda: render_scene("moon", [Identity("cat", 1)], 0), "unknown toybox background 'moon'.*beach"),
+        (lambda: paint_background("moon", 0, 64), "unknown toybox background 'moon'"),
+        (lambda: render_scene("beach", [], 0), "1 to 3 subjects, got 0"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_contact_sheet_lays_images_out_in_rows():
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
+    sheet = np.array(contact_sheet(images, columns=2, scale=3))
+    assert sheet.shape == (24, 24, 3)
+    assert [sheet[0, 0, 0], sheet[0, 12, 0], sheet[12, 0, 0], sheet[12, 12, 0]] == [10, 20, 30, 255]

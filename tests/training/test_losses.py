@@ -1,0 +1,186 @@
+"""Each stage's loss against numpy, with stand-ins for the networks whose outputs the test chooses."""
+
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
+from realcustom_jax.training.losses import make_loss, to_signed
+
+COUNT = 64
+OPTIONS = {
+    "kl_weight": 0.1,
+    "edge_weight": 0.5,
+    "temperature": 0.2,
+    "min_snr_gamma": 5.0,
+    "gamma_num_min": 0.3,
+    "gamma_num_max": 1.0,
+}
+KEY = jax.random.key(7)
+PARAMS = dict.fromkeys(("unet", "vae", "text_encoder", "image_encoder"))
+
+
+class Network:
+    """Stands for a Flax module: `apply` returns what it was given, whatever goes in."""
+
+    def __init__(self, output, features=None):
+        self.output, self.features = output, features
+
+    def apply(self, variables, *args, method=None):
+        return self.output if method is None or self.features is None else self.features
+
+
+class UNetStandIn:
+    """Records what the loss asks of the UNet and predicts `predict(z, t)`."""
+
+    def __init__(self, predict: Callable):
+        self.predict, self.calls = predict, []
+
+    def apply(self, variables, *, method):
+        return method(self)
+
+    def encode_context(self, text, features=None):
+        return text, features
+
+    def __call__(self, z, t, context, quantity=None):
+        self.calls.append((np.asarray(z), np.asarray(t), context, quantity))
+        return self.predict(z, t), None
+
+
+def diffusion(stage: str, prediction_type: str, gamma: float, predict=None) -> tuple:
+    """(loss, mse, z, t, z0, context, quantity) of one call with a UNet that predicts `predict(z, t)` or 0."""
+    z0 = jnp.asarray(np.random.default_rng(0).standard_normal((COUNT, 4, 4, 3)), jnp.float32)
+    features = jnp.asarray(np.random.default_rng(1).standard_normal((COUNT, 5, 2)), jnp.float32)
+    image_encoder = Network(None, features)
+    unet = UNetStandIn(predict or (lambda z, t: jnp.zeros_like(z)))
+    text = types.SimpleNamespace(last=jnp.ones((COUNT, 2, 3)))
+    models = types.SimpleNamespace(
+        vae=Network(z0), text_encoder=Network(text), image_encoder=image_encoder, unet=unet
+    )
+    batch = {name: jnp.zeros((COUNT, 8, 8, 3), jnp.uint8) for name in ("image", "reference")}
+    schedule = ScheduleConfig(prediction_type=prediction_type)
+    loss = make_loss(stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma})
+    value, metrics = loss(PARAMS, batch | {"ids": jnp.zeros((COUNT, 2), jnp.int32)}, KEY)
+    ((z, t, context, quantity),) = unet.calls
+    return float(value), float(metrics["mse"]), z, t, np.float64(z0), context, quantity, features
+
+
+def numpy_target(prediction_type: str, z, t, z0) -> tuple[np.ndarray, np.ndarray]:
+    """What should have been predicted, and the SNR: eq. 2 solved for ε in float64."""
+    alpha = ScheduleConfig().alphas_cumprod()[t]
+    signal, sigma = (np.sqrt(a)[:, None, None, None] for a in (alpha, 1.0 - alpha))
+    noise = (z - signal * z0) / sigma
+    return (noise if prediction_type == "epsilon" else signal * noise - sigma * z0), alpha / (1.0 - alpha)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_diffusion_loss(prediction_type, gamma):
+    """A UNet that predicts 0 is charged the target's mean square, each sample times its min-SNR weight.
+
+    1e-4: ε is recovered from float32 z_t, where σ_t may be 0.03.
+    """
+    loss, mse, z, t, z0, *_ = diffusion("base", prediction_type, gamma)
+    target, snr = numpy_target(prediction_type, z, t, z0)
+    weight = np.ones(COUNT)
+    if gamma:
+        weight = np.minimum(snr, gamma) / (snr if prediction_type == "epsilon" else snr + 1.0)
+        assert (snr < gamma).any() and (snr > gamma).any()
+    error = (target**2).mean(axis=(1, 2, 3))
+    assert loss == pytest.approx((weight * error).mean(), rel=1e-4)
+    assert mse == pytest.approx(error.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_right_prediction_costs_nothing(prediction_type):
+    """The target computed by numpy, given back as the prediction: at most the square of its rounding."""
+    _, mse, z, t, z0, *_ = diffusion("base", prediction_type, 5.0)
+    target, _ = numpy_target(prediction_type, z, t, z0)
+    loss, *_ = diffusion("base", prediction_type, 5.0, lambda z, t: jnp.asarray(target, jnp.float32))
+    assert 0.0 <= loss < 1e-8 < 0.5 < mse
+
+
+def test_noise_and_timesteps_cover_what_they_should():
+    """64 timesteps over all of 0…999, and z_t whose noise is standard normal (3072 draws: 4 σ is 0.07)."""
+    _, _, z, t, z0, *_ = diffusion("base", "epsilon", 0.0)
+    noise, _ = numpy_target("epsilon", z, t, z0)
+    assert t.min() < 100 and t.max() >= 900 and t.max() <= 999 and len(np.unique(t)) > 50
+    assert abs(noise.mean()) < 0.075 and noise.std() == pytest.approx(1.0, abs=0.06)
+
+
+def test_base_trains_without_subjects():
+    *_, context, quantity, _ = diffusion("base", "v_prediction", 5.0)
+    assert context[1] is None and quantity is None
+
+
+def test_customize_gives_the_reference_and_eq_8_and_10():
+    """One subject; one γ_num in [0.3, 1) for the whole batch; weights 1 − √ᾱ_t and √ᾱ_t (float32: 1e-6)."""
+    _, _, _, t, _, (_, (visual,)), quantity, features = diffusion("customize", "v_prediction", 5.0)
+    np.testing.assert_array_equal(visual[:, 0], features)
+    assert visual.shape == (COUNT, 1, 5, 2)
+    gamma = np.asarray(quantity.gamma_num)
+    assert gamma.shape == (COUNT,) and np.ptp(gamma) == 0.0 and 0.3 <= gamma[0] < 1.0
+    share = np.sqrt(ScheduleConfig().alphas_cumprod()[t])
+    np.testing.assert_allclose(quantity.visual_weight, share, atol=1e-6)
+    np.testing.assert_allclose(quantity.text_weight, 1.0 - share, atol=1e-6)
+
+
+def test_contrastive_loss_counts_repeated_captions_as_matches():
+    """Six pairs, three with one caption and two with another: symmetric cross-entropy in float64 (1e-5)."""
+    rng = np.random.default_rng(0)
+    text, image = rng.standard_normal((2, 6, 4))
+    captions = np.asarray([0, 1, 0, 2, 0, 1])
+    models = types.SimpleNamespace(
+        text_encoder=Network(types.SimpleNamespace(pooled=jnp.asarray(text, jnp.float32))),
+        image_encoder=Network(types.SimpleNamespace(pooled=jnp.asarray(image, jnp.float32))),
+    )
+    ids = jnp.stack([jnp.zeros(6, jnp.int32), jnp.asarray(captions, jnp.int32)], axis=1)
+    batch = {"ids": ids, "image": jnp.zeros((6, 2, 2, 3), jnp.uint8)}
+    value, metrics = make_loss("clip", models, ScheduleConfig(), OPTIONS)(PARAMS, batch, KEY)
+
+    def unit(x):
+        return x / np.sqrt((x**2).sum(axis=1, keepdims=True))
+
+    logits = unit(text) @ unit(image).T / OPTIONS["temperature"]
+    total = 0.0
+    for matrix in (logits, logits.T):
+        for i in range(6):
+            matches = np.flatnonzero(captions == captions[i])
+            log_share = matrix[i] - np.log(np.exp(matrix[i]).sum())
+            total -= log_share[matches].mean()
+    assert float(value) == pytest.approx(total / 12, rel=1e-5)
+    hits = captions[logits.argmax(axis=1)] == captions
+    assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
+
+
+def test_vae_loss():
+    """L1 of pixels and of neighbour differences, and the Gaussian KL, in float64 (1e-5)."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(2, 6, 5, 3), dtype=np.uint8)
+    reconstruction = rng.uniform(-1, 1, size=images.shape)
+    mean, log_variance = rng.standard_normal((2, 2, 3, 3, 4))
+    output = tuple(jnp.asarray(x, jnp.float32) for x in (reconstruction, mean, log_variance))
+    models = types.SimpleNamespace(vae=Network(output))
+    value, metrics = make_loss("vae", models, ScheduleConfig(), OPTIONS)(
+        PARAMS, {"image": jnp.asarray(images)}, KEY
+    )
+    error = reconstruction - (images / 127.5 - 1.0)
+    l1 = np.abs(error).mean()
+    edges = np.abs(error[:, 1:] - error[:, :-1]).mean() + np.abs(error[:, :, 1:] - error[:, :, :-1]).mean()
+    kl = 0.5 * (mean**2 + np.exp(log_variance) - 1.0 - log_variance).mean()
+    assert float(value) == pytest.approx(l1 + 0.5 * edges + 0.1 * kl, rel=1e-5)
+    assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-5)
+
+
+def test_bytes_become_signed():
+    np.testing.assert_allclose(to_signed(jnp.asarray([0, 51, 255], jnp.uint8)), [-1.0, -0.6, 1.0], atol=1e-6)
+
+
+def test_an_unknown_stage_is_named(micro_models):
+    with pytest.raises(UserError, match="stage 'bogus' is unknown; known: vae, clip, base, customize"):
+        make_loss("bogus", micro_models, ScheduleConfig(), OPTIONS)

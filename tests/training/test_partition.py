@@ -1,0 +1,98 @@
+"""The mesh, sharding by rules, and the division into trainable and frozen parameters."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.training import partition
+from realcustom_jax.weights.keys import flatten
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({}, (8, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 2}, (1, 4, 2)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_mesh_sizes(sizes, shape):
+    mesh = partition.make_mesh(**sizes)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == shape
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+def test_a_mesh_of_some_devices():
+    mesh = partition.make_mesh(fsdp=2, devices=jax.devices()[2:6])
+    assert mesh.devices.shape == (2, 2, 1) and set(mesh.devices.flat) == set(jax.devices()[2:6])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 3}, {"fsdp": 3}, {"fsdp": 16}, {"data": -1, "fsdp": -1}, {"tensor": 0}]
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(UserError, match=r"a mesh of .* does not fit 8 devices") as error:
+        partition.make_mesh(**sizes)
+    assert all(f"'{name}': {size}" in str(error.value) for name, size in sizes.items())
+
+
+TREE = {
+    "unet": {
+        "to_q": {"kernel": np.zeros((16, 32)), "bias": np.zeros(32)},
+        "conv": {"kernel": np.zeros((3, 3, 6, 8))},
+    },
+    "step": np.zeros(()),
+}
+RULES = (
+    ("to_q/kernel", ("fsdp", "tensor")),
+    ("kernel", ("fsdp", None)),
+    ("bias", ("data", "fsdp")),
+    (".*", ()),
+)
+
+
+def test_rules_shard_the_last_dimensions_and_the_first_rule_wins():
+    mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
+    specs = {path: s.spec for path, s in flatten(partition.shardings(TREE, RULES, mesh)).items()}
+    assert specs == {
+        "unet/to_q/kernel": P("fsdp", "tensor"),
+        "unet/to_q/bias": P("fsdp"),  # of a longer rule the last axes
+        "unet/conv/kernel": P(None, None, None, None),  # 4 does not divide 6
+        "step": P(),
+    }
+
+
+def test_arrays_lie_in_their_shards():
+    mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
+    placed = jax.device_put(TREE, partition.shardings(TREE, RULES, mesh))
+    assert {s.data.shape for s in placed["unet"]["to_q"]["kernel"].addressable_shards} == {(4, 16)}
+    assert {s.data.shape for s in placed["unet"]["conv"]["kernel"].addressable_shards} == {(3, 3, 6, 8)}
+
+
+def test_a_parameter_without_a_rule_is_named():
+    with pytest.raises(UserError, match="no sharding rule matches parameter unet/conv/kernel"):
+        partition.shardings(TREE, [("to_q|step", ())], partition.make_mesh())
+
+
+def test_trainable_and_frozen_are_a_partition_that_merge_undoes():
+    trained, held = partition.split_trainable(TREE, ["to_q/"], [".*"])
+    assert set(flatten(trained)) == {"unet/to_q/kernel", "unet/to_q/bias"}  # found by both: trainable wins
+    assert set(flatten(held)) == {"unet/conv/kernel", "step"}
+    merged = flatten(partition.merge(trained, held))
+    assert merged.keys() == flatten(TREE).keys()
+    assert all(merged[path] is value for path, value in flatten(TREE).items())
+
+
+def test_every_parameter_must_be_matched():
+    with pytest.raises(UserError, match="parameter unet/conv/kernel is matched by neither"):
+        partition.split_trainable(TREE, ["to_q"], ["step"])
+
+
+@pytest.mark.parametrize(("trainable", "frozen"), [(["to_q", "to_kk"], [".*"]), (["to_q"], ["to_kk", ".*"])])
+def test_a_misspelt_regex_is_an_error(trainable, frozen):
+    with pytest.raises(UserError, match="the parameter regex 'to_kk' matches no parameter"):
+        partition.split_trainable(TREE, trainable, frozen)

@@ -1,0 +1,169 @@
+"""A model folder written and read back: the same bits, and every misfit named."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from realcustom_jax import pipeline
+from realcustom_jax.data.tokenize import tokenize
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.family import Models
+from realcustom_jax.weights.keys import flatten
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(micro_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    pipeline.save(micro_pipe, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy that a test may break."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def edit(path, change) -> None:
+    """Rewrite a safetensors file after `change(tensors)`."""
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def test_a_folder_gives_back_the_same_bits(micro_pipe, saved):
+    loaded = pipeline.load(saved)
+    assert loaded.models == micro_pipe.models
+    assert loaded.schedule == micro_pipe.schedule != type(micro_pipe.schedule)()
+    ours, theirs = flatten(micro_pipe.params), flatten(loaded.params)
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        assert theirs[path].dtype == np.float32
+        np.testing.assert_array_equal(theirs[path], value, err_msg=path)
+    prompts = ["a cat on the beach", "Ünknown words!"]
+    np.testing.assert_array_equal(
+        tokenize(loaded.tokenizer, prompts), tokenize(micro_pipe.tokenizer, prompts)
+    )
+
+
+def test_realcustom_holds_the_added_weights_and_nothing_else(saved):
+    base = set(safetensors.numpy.load_file(saved / UNET))
+    added = set(safetensors.numpy.load_file(saved / "realcustom/diffusion_pytorch_model.safetensors"))
+    kinds = ("to_k_vision", "to_v_vision", "encoder_hidden_states_vision_projection", "scoring")
+    for kind in kinds:
+        assert any(kind in key for key in added) and not any(kind in key for key in base)
+    assert all(any(kind in key for kind in kinds) for key in added)
+    # one pair for each cross-attention of the base
+    suffixes = ("attn2.to_k.weight", "attn2.to_k_vision.weight", "attn2.to_v_vision.weight")
+    counts = [sum(key.endswith(suffix) for key in base | added) for suffix in suffixes]
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+def test_the_folder_says_what_each_part_is(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder"):
+        assert index[part][1] and (saved / part).is_dir()
+    assert json.loads((saved / "vae/config.json").read_text())["_class_name"] == "AutoencoderKL"
+    assert json.loads((saved / "text_encoder/config.json").read_text())["model_type"] == "clip_text_model"
+
+
+def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_path):
+    """float16 keeps 11 bits: relative error up to 2^-11, and 6e-8 below its normal range."""
+    pipeline.save(micro_pipe, tmp_path / "half", "float16")
+    loaded, ours = flatten(pipeline.load(tmp_path / "half").params), flatten(micro_pipe.params)
+    for path, value in ours.items():
+        assert loaded[path].dtype == np.float32
+        np.testing.assert_allclose(loaded[path], value, rtol=2**-11, atol=6e-8)
+    assert any(not np.array_equal(loaded[path], value) for path, value in ours.items())
+
+
+def test_a_base_without_realcustom_is_a_folder_too(micro_pipe, tmp_path):
+    base, _ = pipeline.split_added(micro_pipe.params["unet"])
+    models = dataclasses.replace(micro_pipe.models, realcustom=None)
+    pipeline.save(
+        micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": base}), tmp_path / "base"
+    )
+    assert not (tmp_path / "base/realcustom").exists()
+    loaded = pipeline.load(tmp_path / "base")
+    assert loaded.models.realcustom is None
+    assert flatten(loaded.params["unet"]).keys() == flatten(base).keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (UNET, lambda t: t.pop("conv_in.bias"), "1 missing: conv_in.bias"),
+        (UNET, lambda t: t.update({"extra.weight": np.zeros(3)}), "1 unexpected: extra.weight"),
+        (
+            UNET,
+            lambda t: t.update({"conv_out.bias": np.zeros(5, np.float32)}),
+            "1 mis-shaped: conv_out.bias (model (4,), file (5,))",
+        ),
+        (
+            "realcustom/diffusion_pytorch_model.safetensors",
+            lambda t: t.pop("scoring.text_attention.weight"),
+            "1 missing: scoring.text_attention.weight",
+        ),
+        (
+            "text_encoder/model.safetensors",
+            lambda t: t.pop("text_model.final_layer_norm.weight"),
+            "1 missing: text_model.final_layer_norm.weight",
+        ),
+    ],
+    ids=["missing", "unexpected", "mis-shaped", "realcustom", "text"],
+)
+def test_weights_that_do_not_fit_are_named(folder, file, change, message):
+    edit(folder / file, change)
+    with pytest.raises(UserError) as error:
+        pipeline.load(folder)
+    assert str(folder / file) in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("vae", "vae/config.json does not exist"),
+        ("unet/config.json", "unet/config.json does not exist"),
+        (UNET, "unet has no weights: expected diffusion_pytorch_model.safetensors"),
+        ("realcustom/config.json", "realcustom/config.json does not exist"),
+        ("scheduler/scheduler_config.json", "scheduler/scheduler_config.json does not exist"),
+        ("tokenizer", "tokenizer' does not exist"),
+    ],
+)
+def test_a_missing_part_is_named(folder, path, message):
+    shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
+    with pytest.raises(UserError) as error:
+        pipeline.load(folder)
+    assert message in str(error.value)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no model folder .*nowhere"):
+        pipeline.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["vae/config.json", "scheduler/scheduler_config.json"])
+def test_broken_json_is_named(folder, file):
+    (folder / file).write_text("{")
+    with pytest.raises(UserError) as error:
+        pipeline.load(folder)
+    assert f"{folder / file} is not valid JSON" in str(error.value)
+
+
+@pytest.mark.parametrize("file", [UNET, "text_encoder/model.safetensors"])
+def test_a_damaged_weights_file_is_named(folder, file):
+    (folder / file).write_bytes((folder / file).read_bytes()[:100])
+    with pytest.raises(UserError) as error:
+        pipeline.load(folder)
+    assert str(folder / file) in str(error.value)
+
+
+def test_modules_are_made_from_what_the_folder_says(saved, micro_models):
+    assert Models.from_configs(pipeline.read_configs(saved)) == micro_models
