@@ -73,7 +73,9 @@ class SamplingOptions:
         """A number as (B,) float32."""
         value = np.asarray(getattr(self, name), np.float32)
         if value.shape not in ((), (batch,)):
-            raise UserError(f"{name} must be one number or {batch}, one a request; got {value.shape[0]}")
+            raise UserError(f"{name} must be one number or {batch}, one a request; got {value.size}")
+        if name in ("gamma_scope", "gamma_num", "rescale") and not ((value >= 0) & (value <= 1)).all():
+            raise UserError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         return np.broadcast_to(value, (batch,))
 
 

@@ -141,6 +141,8 @@ def make_conditioning(
     images = np.full((batch, slots + 1, size, size, 3), -1.0, np.float32)  # black, the last slot on purpose
     for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
         for r, subject in enumerate(own):
+            if not isinstance(subject, Subject):
+                raise UserError(f"a subject must be rc.Subject(image, words), not {type(subject).__name__}")
             words[i, r] = target_token_mask(pipe.tokenizer, prompt, subject.words)
             images[i, r] = to_float(center_crop_resize(load_image(subject.image), size))
             flags[i, r] = 1.0

@@ -1,0 +1,82 @@
+"""The published base models' sizes, from shapes alone: nothing is allocated."""
+
+import math
+
+import jax
+import pytest
+
+from realcustom_jax.models.clip_text import CLIPTextConfig
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.vae import VAEConfig
+from realcustom_jax.models.vit import ViTConfig
+from realcustom_jax.weights.keys import flatten, torch_key, torch_shape
+
+SDXL = UNetConfig(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+
+
+def count(shapes) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return Models(UNetConfig(), VAEConfig(), CLIPTextConfig(), ViTConfig()).param_shapes()
+
+
+def test_sd15_has_the_published_number_of_parameters(sd15):
+    """The counts that the checkpoints of Stable Diffusion 1.5 and CLIP ViT-L/14 are known to have."""
+    assert count(sd15["unet"]) == 859_520_964
+    assert count(sd15["vae"]) == 83_653_863
+    assert count(sd15["text_encoder"]) == 123_060_480
+    # CLIP ViT-L/14's vision tower, 303,179,776, and its projection to 768
+    assert count(sd15["image_encoder"]) == 303_179_776 + 1024 * 768
+
+
+def test_sdxl_has_the_published_number_of_parameters():
+    shapes = Models(SDXL, VAEConfig(), CLIPTextConfig(), ViTConfig()).param_shapes()
+    assert count(shapes["unet"]) == 2_567_463_684
+
+
+def test_some_names_and_shapes_as_in_the_checkpoints(sd15):
+    """Written down from SD1.5's state dict: one of each kind of layer, in PyTorch's layout."""
+    state = {
+        torch_key(path): torch_shape(path, leaf.shape)
+        for component in ("unet", "text_encoder")
+        for path, leaf in flatten(sd15[component]).items()
+    }
+    expected = {
+        "conv_in.weight": (320, 4, 3, 3),
+        "time_embedding.linear_2.bias": (1280,),
+        "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+        "down_blocks.1.attentions.0.proj_in.weight": (640, 640, 1, 1),
+        "down_blocks.2.downsamplers.0.conv.weight": (1280, 1280, 3, 3),
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight": (10240, 1280),
+        "up_blocks.3.resnets.0.conv_shortcut.weight": (320, 960, 1, 1),
+        "up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_out.0.bias": (320,),
+        "text_model.encoder.layers.11.self_attn.out_proj.weight": (768, 768),
+        "text_model.embeddings.position_embedding.weight": (77, 768),
+    }
+    assert {key: state.get(key) for key in expected} == expected
+
+
+def test_what_realcustom_adds_to_sd15():
+    """16 cross-attentions with two projections each from 768 channels, the projector, the scoring."""
+    models = Models(UNetConfig(), VAEConfig(), CLIPTextConfig(), ViTConfig(), RealCustomConfig())
+    shapes = flatten(models.param_shapes()["unet"])
+    widths = [shape.shape[1] for path, shape in shapes.items() if path.endswith("to_v_vision/kernel")]
+    assert sorted(widths) == [320] * 5 + [640] * 5 + [1280] * 6
+    added = count({path: leaf for path, leaf in shapes.items() if "_vision/" in path})
+    assert added == 2 * 768 * sum(widths)
