@@ -306,6 +306,7 @@ def sample_latents(
     unet: UNet,
     schedule: ScheduleConfig,
     config: SamplerConfig,
+    initial: Array | None = None,
 ) -> tuple[Array, Array]:
     """Sample a batch of requests. Pure: put it inside your own jit, vmap or shard_map.
 
@@ -314,6 +315,7 @@ def sample_latents(
       conditioning: the requests.
       keys: (B,) random keys, one a request; an image depends on its own only.
       unet, schedule, config: static.
+      initial: (B, h, w, C) noise to begin with instead of the keys'.
 
     Returns:
       latents (B, h, w, C), the z_0 predicted in the last step, ready for the VAE, and the masks of all steps
@@ -323,7 +325,9 @@ def sample_latents(
     table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
     contexts = denoiser.encode(params, conditioning)
     shape = (config.height, config.width, unet.config.in_channels)
-    x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+    x = initial
+    if x is None:
+        x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
     masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width), jnp.float32)
     state = SamplerState(x, jnp.zeros_like(x), jnp.zeros_like(x), masks)
     rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))

@@ -56,7 +56,12 @@ def timesteps(spacing: str, steps: int, total: int, offset: int = 0) -> np.ndarr
     if spacing == "trailing":
         return np.round(total - 1 - index * total / steps).astype(np.int64)
     if spacing == "leading":
-        return np.minimum(index * (total // steps) + offset, total - 1)[::-1].copy()
+        t = index[::-1] * (total // steps) + offset
+        if t[0] >= total:
+            raise UserError(
+                f"{steps} steps with leading spacing and offset {offset} pass timestep {total - 1}"
+            )
+        return t
     if spacing == "linspace":
         return np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
     raise UserError(f"timestep spacing {spacing!r} is unknown; known: trailing, leading, linspace")
@@ -138,13 +143,13 @@ def _dpmpp_2m(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float
 
 
 def _dpmpp_2s(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
-    """DPM-Solver++ single step of order 2, midpoint: orders 1, 2, 1, 2, … and the last step of order 1.
+    """DPM-Solver++ single step, midpoint, in the published orders: 1, then 1, 2, 1, 2, …, and the last 1.
 
     A second-order step goes from the x before the first-order one, by both predictions.
     """
     lam, count = _log_snr(alpha, sigma), len(rows)
     for i in range(count):
-        if i % 2 == 1 and i < count - 1:
+        if i % 2 == 0 and 0 < i < count - 1:
             rows[i, _D], growth = _first_order(alpha, sigma, i, i - 1)
             r = (lam[i] - lam[i - 1]) / (lam[i + 1] - lam[i - 1])
             rows[i, _B] = -0.5 * growth / r

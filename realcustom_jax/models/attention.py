@@ -41,10 +41,13 @@ class VisualControl:
     bias: Array | None = None
 
 
-def attention_probabilities(q: Array, k: Array, bias: Array | None = None) -> Array:
-    """softmax(QKᵀ/√d + bias) in float32: q (…, Q, H, D), k (…, K, H, D), bias broadcast to (…, H, Q, K)."""
+def attention_probabilities(
+    q: Array, k: Array, bias: Array | None = None, gain: Array | None = None
+) -> Array:
+    """softmax(gain ∘ QKᵀ/√d + bias) in float32: q (…, Q, H, D), k (…, K, H, D), others to (…, H, Q, K)."""
     logits = jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
+    logits = logits if gain is None else logits * gain
     return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
 
@@ -127,17 +130,20 @@ class CrossAttention(nn.Module):
         out = attend(probabilities, context.text_v)
         word_maps = None
         if words is not None:
-            word_maps = jnp.einsum("bqk,brk->brq", probabilities.mean(axis=1), words)
+            mean = probabilities.mean(axis=1)
+            word_maps = jnp.einsum("bqk,brk->brq", mean, words, precision=jax.lax.Precision.HIGHEST)
         if control is not None:
             out = out + self._visual(q, context, control)
         return self.to_out_0(merge_heads(out)), word_maps
 
     def _visual(self, q: Array, context: LayerContext, control: VisualControl) -> Array:
-        k, v = context.visual_k, context.visual_v
-        if control.scale is not None:
-            # W_K and W_V have no bias, so scaling their rows is scaling the tokens themselves (eq. 9).
-            scale = control.scale[..., None, None].astype(k.dtype)
-            k, v = k * scale, v * scale
-        bias = None if control.bias is None else control.bias[:, :, None, None, :]  # (B, R, 1, 1, N)
-        per_subject = attend(attention_probabilities(q[:, None], k, bias), v)  # (B, R, h·w, H, D)
-        return jnp.einsum("brqhd,brq->bqhd", per_subject, control.strength.astype(v.dtype))
+        # (B, R, N) → (B, R, 1, 1, N), to act on logits and probabilities (B, R, H, h·w, N)
+        gain = None if control.scale is None else control.scale[:, :, None, None, :]
+        bias = None if control.bias is None else control.bias[:, :, None, None, :]
+        # W_K and W_V have no bias, so scaling a token (eq. 9) is scaling its logits and its share of the sum.
+        # In float32: 1 + S is so close to 1 that bfloat16 keys and values would round it away.
+        probabilities = attention_probabilities(q[:, None], context.visual_k, bias, gain)
+        if gain is not None:
+            probabilities = probabilities * gain
+        per_subject = attend(probabilities, context.visual_v)  # (B, R, h·w, H, D)
+        return jnp.einsum("brqhd,brq->bqhd", per_subject, control.strength.astype(per_subject.dtype))

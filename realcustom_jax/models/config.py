@@ -90,19 +90,19 @@ class RealCustomConfig:
 
     Attributes:
       token_dim: channels C_i of the visual tokens, the projector's output.
-      projector: "plain".
+      projector: "plain" (the paper), "deep" or "shallow" (RealCustom++), see `projector`.
+      projector_head_dim: channels of a head of the ++ projectors' attention.
+      vision_dim: channels of the image features; None for the image encoder's own.
       scoring: whether adaptive scoring (eq. 5–10) chooses the tokens.
       scoring_dim: width of the two score MLPs.
     """
 
     token_dim: int = 768
     projector: str = "plain"
+    projector_head_dim: int = 64
+    vision_dim: int | None = None
     scoring: bool = True
     scoring_dim: int = 256
-
-    def __post_init__(self):
-        if self.projector not in ("plain",):
-            raise UserError(f"projector {self.projector!r} is unknown; known: plain")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vae import VAE, VAEConfig
@@ -59,13 +60,21 @@ class Models:
     def image_encoder(self) -> ViT:
         return ViT(self.image_config, self.dtype)
 
+    @property
+    def vision_dim(self) -> int:
+        """Channels of the image features that the projector takes."""
+        own = self.realcustom.vision_dim if self.realcustom else None
+        return own or self.image_config.hidden_size
+
     def param_shapes(self) -> dict[str, Any]:
         """{component: `params` tree as shapes}, without allocating anything."""
         vae, vision = self.vae_config, self.image_config
         side = 2 * vae.downscale
         ids = jax.ShapeDtypeStruct((1, self.text_config.max_position_embeddings), jnp.int32)
         return {
-            "unet": self._unet_shapes(),
+            "unet": unet_shapes(
+                self.unet, self.text_config.max_position_embeddings, vision.tokens, self.vision_dim
+            ),
             "vae": param_shapes(self.vae.init, _struct(1, side, side, 3)),
             "text_encoder": param_shapes(self.text_encoder.init, ids),
             "image_encoder": param_shapes(
@@ -73,26 +82,39 @@ class Models:
             ),
         }
 
-    def _unet_shapes(self) -> Any:
-        c, vision = self.unet_config, self.image_config
-        features = quantity = pooled = time_ids = None
-        if self.realcustom:
-            features = (_struct(1, 1, vision.tokens, vision.hidden_size),)
-            quantity = InfluenceQuantity(_struct(1), _struct(1), _struct(1))
-        if c.addition_embed_type == "text_time":
-            time_ids = _struct(1, 6)
-            pooled = _struct(1, c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim)
 
-        def encode_and_run(module, latents, t, text, features, pooled, time_ids, quantity):
-            context = module.encode_context(text, features, pooled=pooled, time_ids=time_ids)
-            return module(latents, t, context, quantity=quantity)
+def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: int) -> Any:
+    """The `params` tree of a UNet as shapes.
 
-        latents = _struct(1, c.divisor, c.divisor, c.in_channels)
-        text = _struct(1, self.text_config.max_position_embeddings, c.cross_attention_dim)
-        return param_shapes(
-            self.unet.init, latents, _struct(1), text, features, pooled, time_ids, quantity,
-            method=encode_and_run,
-        )  # fmt: skip
+    Args:
+      unet: with or without what RealCustom adds.
+      text_tokens, visual_tokens: of a pass; no parameter depends on them.
+      vision_dim: channels of the image features.
+    """
+    c, realcustom = unet.config, unet.realcustom
+    features = quantity = pooled = time_ids = None
+    if realcustom:
+        features = (_struct(1, 1, visual_tokens, vision_dim),) * FEATURES[realcustom.projector]
+        quantity = InfluenceQuantity(_struct(1), _struct(1), _struct(1))
+    if c.addition_embed_type == "text_time":
+        time_ids = _struct(1, 6)
+        pooled = _struct(1, c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim)
+
+    def encode_and_run(module, latents, t, text, features, pooled, time_ids, quantity):
+        context = module.encode_context(text, features, pooled=pooled, time_ids=time_ids)
+        return module(latents, t, context, quantity=quantity)
+
+    return param_shapes(
+        unet.init,
+        _struct(1, c.divisor, c.divisor, c.in_channels),
+        _struct(1),
+        _struct(1, text_tokens, c.cross_attention_dim),
+        features,
+        pooled,
+        time_ids,
+        quantity,
+        method=encode_and_run,
+    )
 
 
 def _struct(*shape: int) -> jax.ShapeDtypeStruct:

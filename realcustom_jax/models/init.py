@@ -41,7 +41,7 @@ def _initial(path: str, shape: tuple[int, ...], seed: int, zeros: str | None) ->
     leaf = path.rsplit("/", 1)[-1]
     if leaf == "bias" or (zeros and re.search(zeros, path)):
         return np.zeros(shape, np.float32)
-    if leaf == "scale":
+    if leaf in ("scale", "layer_scale1", "layer_scale2"):
         return np.ones(shape, np.float32)
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     std = math.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.02

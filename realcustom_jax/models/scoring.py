@@ -1,5 +1,7 @@
 """Adaptive scoring: which of the reference's visual tokens act, and how much (eq. 5–10)."""
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -22,6 +24,10 @@ class InfluenceQuantity:
     visual_weight: Array
 
 
+# Scores are float32 also where the accelerator's default would multiply in bfloat16.
+_dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
+
+
 class _Score(nn.Module):
     """Two-layer MLP: (…, N, C) → (…, N)."""
 
@@ -29,13 +35,14 @@ class _Score(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.relu(nn.Dense(self.features, name="linear_1")(x))
-        return nn.Dense(1, name="linear_2")(x)[..., 0]
+        x = nn.relu(_dense(self.features, name="linear_1")(x))
+        return _dense(1, name="linear_2")(x)[..., 0]
 
 
 def _attentive_pool(tokens: Array, weights: Array) -> Array:
     """softmax(f W)ᵀ f over the tokens (eq. 5, 6): (B, n, C), (B, n, 1) → (B, C)."""
-    return jnp.einsum("bno,bnc->bc", jax.nn.softmax(weights, axis=1), tokens)
+    weights = jax.nn.softmax(weights, axis=1)
+    return jnp.einsum("bno,bnc->bc", weights, tokens, precision=jax.lax.Precision.HIGHEST)
 
 
 class AdaptiveScoring(nn.Module):
@@ -58,8 +65,8 @@ class AdaptiveScoring(nn.Module):
         """
         visual, text, latents = (a.astype(jnp.float32) for a in (visual, text, latents))
         pixels = latents.reshape(latents.shape[0], -1, latents.shape[-1])
-        text_context = _attentive_pool(text, nn.Dense(1, use_bias=False, name="text_attention")(text))
-        visual_context = _attentive_pool(pixels, nn.Dense(1, use_bias=False, name="visual_attention")(pixels))
+        text_context = _attentive_pool(text, _dense(1, use_bias=False, name="text_attention")(text))
+        visual_context = _attentive_pool(pixels, _dense(1, use_bias=False, name="visual_attention")(pixels))
         text_score = _Score(self.features, name="text_score")(_concat_context(visual, text_context))
         visual_score = _Score(self.features, name="visual_score")(_concat_context(visual, visual_context))
         fused = quantity.text_weight[:, None] * text_score + quantity.visual_weight[:, None] * visual_score

@@ -25,7 +25,7 @@ from realcustom_jax.models.layers import (
     Upsample,
     sinusoidal_embedding,
 )
-from realcustom_jax.models.projector import PlainProjector
+from realcustom_jax.models.projector import make_projector
 from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
 
@@ -166,7 +166,9 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype)
         self.conv_out = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype)
         if rc is not None:
-            self.encoder_hidden_states_vision_projection = PlainProjector(rc.token_dim, self.dtype)
+            self.encoder_hidden_states_vision_projection = make_projector(
+                rc.projector, rc.token_dim, rc.projector_head_dim, self.dtype
+            )
             if rc.scoring:
                 self.scoring = AdaptiveScoring(rc.scoring_dim)
 
@@ -199,6 +201,8 @@ class UNet(nn.Module):
             flags = jnp.ones(visual.shape[:2], jnp.float32) if flags is None else flags
         added = None
         if self.config.addition_embed_type == "text_time":
+            if pooled is None or time_ids is None:
+                raise UserError("this UNet needs the pooled text and the image sizes (time_ids) too")
             c = self.config
             sizes = sinusoidal_embedding(
                 time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)

@@ -12,6 +12,7 @@ import realcustom_jax as rc
 from realcustom_jax import sampling
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import sample_latents
+from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import timesteps
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.toybox import Identity, render_reference
@@ -90,11 +91,14 @@ class Loop:
             bar, last = self.bars[t], i == len(steps) - 1
             next_bar = self.bars[steps[i + 1]] if not last else self.bars[0] if "2s" in config.solver else 1.0
             v, masks = self.passes(x, int(t), masks, i < config.guided_steps)
-            z0 = math.sqrt(bar) * x - math.sqrt(1 - bar) * v  # v-prediction
+            if self.schedule.prediction_type == "epsilon":
+                z0 = (x - math.sqrt(1 - bar) * v) / math.sqrt(bar)
+            else:
+                z0 = math.sqrt(bar) * x - math.sqrt(1 - bar) * v
             noise = jax.random.normal(jax.random.fold_in(key, i + 1), x.shape[1:])
             before = x
             x = self.advance(i, last, x, z0, previous, saved, bar, next_bar, steps, noise)
-            if i % 2 == 0:
+            if i % 2 == 1:
                 saved = before
             previous = z0
             all_masks.append(masks)
@@ -121,7 +125,7 @@ class Loop:
                 r = (lam(bar) - lam(last_bar)) / h
                 d = (1 + 1 / (2 * r)) * z0 - 1 / (2 * r) * previous
             return sigma_n / sigma * x - alpha_n * math.expm1(-h) * d
-        if i % 2 == 0 or last:  # 2S, first order
+        if i % 2 == 1 or i == 0 or last:  # 2S, first order
             return sigma_n / sigma * x - alpha_n * math.expm1(-h) * z0
         h = lam(next_bar) - lam(last_bar)
         r = (lam(bar) - lam(last_bar)) / h
@@ -153,22 +157,46 @@ def test_equals_a_python_loop(micro_pipe, micro_denoise, conditioning, solver, g
         np.testing.assert_array_equal(masks[:, mask_steps:], np.repeat(masks[:, 1:2], STEPS - 2, axis=1))
 
 
+def test_other_predictions_and_mask_options_equal_the_loop(micro_pipe, micro_denoise, conditioning):
+    """ε-prediction with RealCustom++'s options: half-size masks, another normalisation; 1e-5, float32."""
+    pipe = micro_pipe.replace(schedule=ScheduleConfig(prediction_type="epsilon"))
+    options = {"mask_downscale": 2, "mask_normalisation": "min_max_per_channel", "mask_kind": "threshold"}
+    made, config = conditioning(solver="dpmpp_2s", guidance="direct", mask_steps=2, **options)
+    latents, masks = compiled(pipe, made, config, [3, 4])
+    assert masks.shape == (2, STEPS, 2, 4, 4)
+    for index, seed in enumerate([3, 4]):
+        expected, expected_masks = Loop(pipe, micro_denoise, made, config, index).run(seed)
+        assert relative(latents[index], expected[0]) <= 1e-5
+        np.testing.assert_allclose(masks[index], expected_masks, atol=1e-5)
+
+
 def test_traces_once_per_static_config(micro_pipe):
-    """Weights, γ's, seeds, prompts and images change without a trace; another step count is one more."""
+    """Weights, γ's, seeds, prompts and images change and nothing is traced; another step count is traced."""
+    traces = []
+
+    def count(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            traces.append(event)
+
     ask = lambda *request, **options: rc.sample(micro_pipe, *request, **{**OPTIONS, **options})  # noqa: E731
     first = ask(PROMPTS[1], SUBJECTS[1], 0)
-    count = sampling._sample_latents._cache_size()
-    others = [
-        ask(PROMPTS[1], SUBJECTS[1], 1),
-        ask(PROMPTS[1], SUBJECTS[1], 0, text_weight=1.0, image_weight=5.0, gamma_scope=0.9, gamma_num=0.31),
-        ask("a photo of a fish in the forest", [reference("fish", 39)], 0),
-        ask(PROMPTS[1], SUBJECTS[1], 0, negative_prompt="a house"),
-    ]
-    assert sampling._sample_latents._cache_size() == count
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        others = [
+            ask(PROMPTS[1], SUBJECTS[1], 1),
+            ask(
+                PROMPTS[1], SUBJECTS[1], 0, text_weight=1.0, image_weight=5.0, gamma_scope=0.9, gamma_num=0.31
+            ),
+            ask("a photo of a fish in the forest", [reference("fish", 39)], 0),
+            ask(PROMPTS[1], SUBJECTS[1], 0, negative_prompt="a house"),
+        ]
+        assert traces == []
+        ask(PROMPTS[1], SUBJECTS[1], 0, steps=2)
+        assert traces
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
     for other in others:
         assert not np.array_equal(first.images, other.images)
-    ask(PROMPTS[1], SUBJECTS[1], 0, steps=2)
-    assert sampling._sample_latents._cache_size() == count + 1
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
@@ -232,7 +260,7 @@ def test_scoring_choices_differ(micro_pipe, conditioning, scoring):
     fused = compiled(micro_pipe, made, config, [1, 2])[0]
     other = dataclasses.replace(config, scoring=scoring)
     result = compiled(micro_pipe, made, other, [1, 2])[0]
-    assert relative(result, fused) > 1e-6
+    assert relative(result, fused) > 1e-4
     if scoring == "none":
         fewer, _ = conditioning(steps=2, gamma_num=0.1)
         assert relative(compiled(micro_pipe, fewer, other, [1, 2])[0], result) == 0.0

@@ -29,7 +29,7 @@ def test_trailing_rounds_half_to_even_as_published():
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_timesteps_decrease_and_stay_in_range(spacing):
     for steps in (1, 7, 50, 999, 1000):
-        t = timesteps(spacing, steps, 1000, 1)
+        t = timesteps(spacing, steps, 1000, 0)
         assert (len(t) == steps and (np.diff(t) < 0).all()) or steps == 1000
         assert t.min() >= 0 and t.max() <= 999
 
@@ -99,8 +99,8 @@ def test_ddim_with_noise_keeps_the_variance():
 
 
 def test_orders_of_the_single_step_solver():
-    """Orders 1, 2, 1, 2, … and the last of order 1: odd rows but the last begin at x_saved."""
-    for steps, second_order in ((5, [1, 3]), (8, [1, 3, 5])):
+    """As published: order 1, then pairs of 1 and 2, the last of order 1; order 2 begins at x_saved."""
+    for steps, second_order in ((5, [2]), (8, [2, 4, 6])):
         table = make_table("dpmpp_2s", steps, SCHEDULE, "trailing")
         assert np.flatnonzero(table.d).tolist() == second_order
         assert np.flatnonzero(table.save == 0).tolist() == second_order
@@ -113,5 +113,7 @@ def test_errors_are_sentences():
         make_table("euler", 5, SCHEDULE, "trailing", eta=0.5)
     with pytest.raises(UserError, match="from 1 to 1000, not 0"):
         make_table("ddim", 0, SCHEDULE, "trailing")
+    with pytest.raises(UserError, match="1000 steps with leading spacing and offset 1 pass timestep 999"):
+        make_table("dpmpp_2m", 1000, SCHEDULE, "leading")
     with pytest.raises(UserError, match="spacing 'even' is unknown"):
         make_table("ddim", 5, SCHEDULE, "even")

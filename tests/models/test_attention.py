@@ -169,3 +169,23 @@ def test_no_mask_is_a_mask_of_ones_in_the_unet(micro_denoise, micro_params):
     without, _ = micro_denoise(micro_params["unet"], *args)
     ones, _ = micro_denoise(micro_params["unet"], *args, masks=jnp.ones((2, 2, 4, 4)))
     np.testing.assert_allclose(without, ones, atol=1e-5)  # two compiled programs, float32
+
+
+def test_scores_survive_bfloat16():
+    """1 + S just above 1 (1.0035, which is 1 in bfloat16) still moves sharp attention as eq. 9 says.
+
+    Two tokens with equal logits of 28 and values ±1: without scores the output is 0, with them exactly
+    p − 1.0035 (1 − p), p = 1/(1 + e^(28·0.0035)), about −0.05. In bfloat16 numbers near ½ are 0.002 apart.
+    """
+    module = CrossAttention(2, 1, visual=True, dtype=jnp.bfloat16)
+    first, second, zero = np.diag([1.0, 0.0]), np.diag([0.0, 1.0]), np.zeros((2, 2))
+    kernels = {"to_q": first, "to_k": zero, "to_v": zero, "to_k_vision": first, "to_v_vision": second}
+    params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
+    params["to_out_0"] = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+    x = jnp.asarray([[[28.0, 0.0]]]) * 2**0.5  # attention divides by √2
+    tokens = jnp.asarray([[[[1.0, 1.0], [1.0, -1.0]]]])
+    context = module.apply({"params": params}, jnp.zeros((1, 1, 2)), tokens, method="encode")
+    control = VisualControl(jnp.ones((1, 1, 1)), jnp.asarray([[[1.0, 1.0035]]]))
+    result = float(module.apply({"params": params}, x, context, control, None)[0][0, 0, 1])
+    p = 1.0 / (1.0 + np.exp(28.0 * 0.0035))
+    np.testing.assert_allclose(result, p - 1.0035 * (1.0 - p), atol=0.003)

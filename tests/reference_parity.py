@@ -1,0 +1,169 @@
+"""Hold this package to values of the published implementation: `python tests/reference_parity.py FILE.npz`.
+
+Prints one line a quantity: name, relative L2 error, tolerance. Exit status 1 when one is above. Tolerances
+are float32 rounding through a whole network: 1e-4 for single passes, maps, masks and projectors, 2e-3 for the
+images of whole sampling loops, whose guidance multiplies differences by 3.5 at every step.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realcustom_jax.diffusion.masks import aggregate, influence_scope
+from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, Settings, sample_latents
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
+from realcustom_jax.models.family import unet_shapes
+from realcustom_jax.models.unet import UNet
+from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_key, torch_shape, unflatten
+
+SINGLE, LOOP = 1e-4, 2e-3
+PROJECTORS = {"ProjectorHighResMinAttn": "deep", "ProjectorHighResShallowMinAttnV1": "shallow"}
+
+Row = tuple[str, float, float]
+
+
+def error(result, expected) -> float:
+    result, expected = np.asarray(result, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
+
+
+def images(x) -> np.ndarray:
+    """(B, C, h, w) → (B, h, w, C) and back by `planes`."""
+    return np.moveaxis(np.asarray(x), 1, -1)
+
+
+def planes(x) -> np.ndarray:
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+
+def load_unet(file) -> tuple[UNet, dict]:
+    """The UNet of a file, with its parameters; every key must fit."""
+    values = json.loads(str(file["config"]))
+    settings = values["image_prompt_settings"]["vision_projection_config"]
+    options = settings["params"]
+    config = from_mapping(UNetConfig, values)
+    realcustom = RealCustomConfig(
+        token_dim=options["out_dim"],
+        projector=PROJECTORS[settings["target"].rsplit(".", 1)[-1]],
+        projector_head_dim=options["dim_head"],
+        vision_dim=options["vision_dim"],
+        scoring=False,
+    )
+    unet = UNet(config, realcustom)
+    shapes = flatten(unet_shapes(unet, text_tokens=77, visual_tokens=4, vision_dim=options["vision_dim"]))
+    state = {key[2:]: file[key] for key in file.files if key.startswith("w/")}
+    wanted = {torch_key(path): torch_shape(path, leaf.shape) for path, leaf in shapes.items()}
+    check_keys("the file's state dict", wanted, {key: value.shape for key, value in state.items()})
+    return unet, unflatten({path: from_torch(path, state[torch_key(path)]) for path in shapes})
+
+
+def features(file, prefix: str) -> tuple[jax.Array, ...]:
+    """Reference features with an axis for the single subject: each (B, 1, N, V)."""
+    count = sum(key.startswith(prefix) for key in file.files)
+    return tuple(jnp.asarray(file[f"{prefix}{i}"])[:, None] for i in range(count))
+
+
+def unet_rows(file) -> Iterator[Row]:
+    """Single passes, maps, masks, projector and whole loops of a UNet file."""
+    unet, params = load_unet(file)
+    batch = file["in_x"].shape[0]
+    words = jnp.broadcast_to(jnp.asarray(file["in_target"], jnp.float32)[:, None], (batch, 1, 77))
+    x, t = jnp.asarray(images(file["in_x"])), jnp.full((batch,), float(file["in_t"]))
+
+    @jax.jit
+    def passes(params, visual, masks):
+        def run(module):
+            given = {"pooled": file["in_pool"], "time_ids": file["in_ids"]}
+            context = module.encode_context(jnp.asarray(file["in_txt"]), visual, **given)
+            text = module(x, t, context.text_only(), words=words)
+            return text, module(x, t, context, masks=masks), module(x, t, context), context.visual
+
+        return unet.apply({"params": params}, method=run)
+
+    (text, aux), (masked, _), (unmasked, _), tokens = passes(
+        params, features(file, "in_vis"), jnp.asarray(file["mask_max_norm"])
+    )
+    yield "t2i_out", error(planes(text), file["t2i_out"]), SINGLE
+    for i, word_map in enumerate(aux.word_maps):
+        yield f"map_{i:02d}", error(word_map[:, 0], file[f"map_{i:02d}"]), SINGLE
+    gamma = jnp.full((batch,), 0.25)
+    grid = file["mask_max_norm"].shape[-2:]
+    for name in ("max_norm", "min_max_norm", "min_max_per_channel"):
+        scope = influence_scope(aggregate(aux.word_maps, *grid, name), gamma, "soft")
+        yield f"mask_{name}", error(scope, file[f"mask_{name}"]), SINGLE
+    for kind in ("binary", "threshold"):
+        scope = influence_scope(aggregate(aux.word_maps, *grid, "max_norm"), gamma, kind)
+        yield f"mask_{kind}", error(scope, file[f"mask_{kind}"]), SINGLE
+    yield "vision_tokens", error(tokens[:, 0], file["vision_tokens"]), SINGLE
+    yield "ti2i_out", error(planes(masked), file["ti2i_out"]), SINGLE
+    yield "ti2i_nomask_out", error(planes(unmasked), file["ti2i_nomask_out"]), SINGLE
+    for name in sorted(key.removesuffix("_x0") for key in file.files if key.endswith("_x0")):
+        yield from loop_rows(file, name, unet, params, words)
+
+
+def loop_rows(file, name: str, unet: UNet, params: dict, words: jax.Array) -> Iterator[Row]:
+    """One whole sampling loop: the last z_0 and the masks of every step."""
+    steps = len(file[f"{name}_timesteps"])
+    start = jnp.asarray(images(file[f"{name}_init"]))
+    batch, height, width, _ = start.shape
+    numbers = {"text_weight": 3.5, "image_weight": 0.0, "rescale": 0.0, "gamma_scope": 0.25, "gamma_num": 1.0}
+    conditioning = Conditioning(
+        text=jnp.asarray(file["in_txt"]),
+        negative_text=jnp.asarray(file["in_ntxt"]),
+        features=features(file, "in_vis"),
+        negative_features=features(file, "in_nvis"),
+        words=words,
+        flags=jnp.ones((batch, 1)),
+        settings=Settings(**{key: jnp.full((batch,), value) for key, value in numbers.items()}),
+        pooled=jnp.asarray(file["in_pool"]),
+        negative_pooled=jnp.asarray(file["in_npool"]),
+        time_ids=jnp.asarray(file["in_ids"]),
+    )
+    mask_height, mask_width = file[f"{name}_masks"].shape[-2:]
+    config = SamplerConfig(
+        height=height,
+        width=width,
+        steps=steps,
+        mask_steps=4 if steps == 8 else None,
+        solver="ddim" if name.startswith("ddim") else "dpmpp_2s",
+        guidance="direct",
+        mask_height=mask_height,
+        mask_width=mask_width,
+        mask_normalisation="min_max_per_channel",
+        mask_overlap="shared",
+        scoring="none",
+    )
+    run = jax.jit(sample_latents, static_argnames=("unet", "schedule", "config"))
+    keys = jax.random.split(jax.random.key(0), batch)
+    z0, masks = run(
+        params, conditioning, keys, unet=unet, schedule=ScheduleConfig(), config=config, initial=start
+    )
+    yield f"{name}_masks", error(masks, file[f"{name}_masks"]), SINGLE
+    yield f"{name}_x0", error(planes(z0), file[f"{name}_x0"]), LOOP
+
+
+def check(path: Path) -> Iterator[Row]:
+    with np.load(path) as file:
+        yield from unet_rows(file)
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    failed = False
+    for name, value, tolerance in check(Path(sys.argv[1])):
+        bad = not value <= tolerance
+        failed |= bad
+        print(f"{name:24} {value:9.2e}  {tolerance:.0e}{'  ABOVE' if bad else ''}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
