@@ -14,13 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.data.views import interleave_local, resize_aligned, strided_split, to_bytes
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, Settings, sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.family import unet_shapes
+from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.unet import UNet
+from realcustom_jax.models.vit import ViT, ViTConfig
 from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_key, torch_shape, unflatten
+from realcustom_jax.weights.timm import from_timm
 
 SINGLE, LOOP = 1e-4, 2e-3
 PROJECTORS = {"ProjectorHighResMinAttn": "deep", "ProjectorHighResShallowMinAttnV1": "shallow"}
@@ -148,9 +152,60 @@ def loop_rows(file, name: str, unet: UNet, params: dict, words: jax.Array) -> It
     yield f"{name}_x0", error(planes(z0), file[f"{name}_x0"]), LOOP
 
 
+def tower(file, name: str) -> tuple[ViT, dict, list[int]]:
+    """An image tower of a vision file, its parameters, and the blocks whose outputs are taken."""
+    values = json.loads(str(file["config"]))[name]
+    config = ViTConfig(
+        image_size=values["img_size"],
+        patch_size=values["patch_size"],
+        hidden_size=values["embed_dim"],
+        intermediate_size=int(values["embed_dim"] * values["mlp_ratio"]),
+        num_hidden_layers=values["depth"],
+        num_attention_heads=values["num_heads"],
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        projection_dim=None,
+        class_token=f"{name}/cls_token" in file.files,
+        registers=values.get("reg_tokens", 0),
+        pre_norm=False,
+        patch_bias=True,
+        position_prefix=not values.get("no_embed_class", False),
+        layer_scale=values.get("layer_scale", False),
+        image_mean=tuple(values["mean"]),
+        image_std=tuple(values["std"]),
+    )
+    vit = ViT(config)
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    state = {key.partition("/")[2]: file[key] for key in file.files if key.startswith(f"{name}/")}
+    return vit, from_timm(state, flatten(param_shapes(vit.init, image))), values["blocks"]
+
+
+def vision_rows(file) -> Iterator[Row]:
+    """Views of the reference image and the features of both towers of a vision file."""
+    pixels, towers = images(file["in_image"]), [tower(file, name) for name in ("siglip", "dinov2")]
+    size = towers[0][0].config.image_size
+    wide, local = resize_aligned(pixels, size), strided_split(pixels)
+    yield "global_images", error(planes(wide), file["global_images"]), SINGLE
+    yield "local_images", error(planes(local), file["local_images"]), SINGLE
+
+    def features_of(views: np.ndarray) -> list[np.ndarray]:
+        """Outputs of the chosen blocks without prefix tokens, SigLIP ‖ DINOv2."""
+        outputs = []
+        for vit, params, blocks in towers:
+            states = vit.apply({"params": params}, to_bytes(views) / 127.5 - 1.0).states
+            outputs.append([states[block + 1][:, vit.config.prefix :] for block in blocks])
+        return [np.concatenate(parts, axis=-1) for parts in zip(*outputs, strict=True)]
+
+    for i, feature in enumerate(features_of(wide)):
+        yield f"global_{i}", error(feature, file[f"global_{i}"]), SINGLE
+    yield "local", error(interleave_local(features_of(local)[-1]), file["local"]), SINGLE
+
+
 def check(path: Path) -> Iterator[Row]:
+    """All rows of a file; its config tells which kind it is."""
     with np.load(path) as file:
-        yield from unet_rows(file)
+        config = json.loads(str(file["config"]))
+        yield from vision_rows(file) if "siglip" in config else unet_rows(file)
 
 
 def main() -> int:
