@@ -29,20 +29,20 @@ step by step) and demo.png, all of it on one labelled sheet.
   python -m realcustom_jax.toybox.demo --model toybox --out runs/demo
 """
 
-# Held-out seeds end in 9. These were chosen for differing much from each other, before any image was sampled.
-CAT, ROBOT = Identity("cat", 129), Identity("robot", 99)
-TEAPOT, TURTLE = Identity("teapot", 79), Identity("turtle", 89)
+# Held-out seeds end in 9. The words are some that the shipped model draws recognisably; not all are yet.
+BIRD, BALLOON = Identity("bird", 29), Identity("balloon", 59)
+CUP, BOAT = Identity("cup", 9), Identity("boat", 69)
 
 # What the sheet shows, row by row: the subjects and the places they are put into.
 PLAN: tuple[tuple[tuple[Identity, ...], tuple[str, ...]], ...] = (
-    ((CAT,), ("beach", "night")),
-    ((ROBOT,), ("forest", "snow")),
-    ((TEAPOT,), ("meadow", "sunset")),
-    ((TURTLE,), ("desert", "rainbow")),
-    ((CAT, ROBOT), ("meadow",)),
+    ((BIRD,), ("snow", "beach")),
+    ((BALLOON,), ("mountains", "desert")),
+    ((CUP,), ("desert", "meadow")),
+    ((BOAT,), ("water", "sunset")),
+    ((BIRD, BALLOON), ("meadow",)),
 )
 # The row of `PLAN` whose first image is shown with its masks.
-MASKS_OF_ROW = 3
+MASKS_OF_ROW = 1
 
 
 @dataclass(frozen=True)

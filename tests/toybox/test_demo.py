@@ -59,11 +59,11 @@ def count(sheet, image, side=IMAGE):
 
 
 def test_every_image_stands_in_its_column():
-    single, double = row([demo.CAT], ("beach", "snow")), row([demo.CAT, demo.ROBOT], ("meadow",))
+    single, double = row([demo.BIRD], ("beach", "snow")), row([demo.BIRD, demo.BALLOON], ("meadow",))
     sheet = demo_sheet([single, double])
     assert sheet.mode == "RGB"
     assert sheet.width == WIDTH
-    assert count(sheet, single.references[0]) == [0, 0]  # the cat's photo is in both rows
+    assert count(sheet, single.references[0]) == [0, 0]  # the bird is in both rows
     assert count(sheet, double.references[1]) == [1]
     for k, shown in enumerate(single.pictures):
         assert count(sheet, shown.text_only) == [2 * k + 1]
@@ -74,8 +74,8 @@ def test_every_image_stands_in_its_column():
 
 
 def test_rows_and_masks_make_the_sheet_longer():
-    one = row([demo.CAT], ("beach", "snow"))
-    with_masks = row([demo.CAT], ("beach", "snow"), show_masks=True)
+    one = row([demo.BIRD], ("beach", "snow"))
+    with_masks = row([demo.BIRD], ("beach", "snow"), show_masks=True)
     heights = [demo_sheet(rows).height for rows in ([], [one], [with_masks], [one, with_masks])]
     assert heights == sorted(set(heights))
     assert heights[3] - heights[2] >= IMAGE
@@ -83,8 +83,8 @@ def test_rows_and_masks_make_the_sheet_longer():
 
 @pytest.mark.parametrize("prompt", ["a cat " + "and more " * 40, "a " + "n" * 150, "x" * 400 + " cat"])
 def test_labels_stay_in_their_boxes(prompt):
-    shown = picture("beach", [demo.CAT], prompt)
-    wordy = row([demo.CAT], (), pictures=(shown, shown), descriptions=("purple " * 40,), show_masks=True)
+    shown = picture("beach", [demo.BIRD], prompt)
+    wordy = row([demo.BIRD], (), pictures=(shown, shown), descriptions=("purple " * 40,), show_masks=True)
     pixels = np.asarray(demo_sheet([wordy]))
     paper = np.array(ImageColor.getrgb(PAPER))
     assert (pixels[:, -30:] == paper).all()
@@ -113,7 +113,7 @@ def test_spotlight_keeps_the_inside_and_pales_the_outside():
 
 @pytest.mark.parametrize(("side", "sharp"), [(192, True), (160, False), (100, False)])
 def test_enlarge(side, sharp):
-    image = render_reference(demo.CAT).image
+    image = render_reference(demo.BIRD).image
     large = np.asarray(enlarge(image, side))
     assert large.shape == (side, side, 3)
     if sharp:
@@ -136,7 +136,7 @@ class FakeSampler:
 
     def __call__(self, prompts, subjects=None, seed=None):
         self.calls.append((prompts, subjects, seed))
-        images = np.stack([render_scene("beach", [demo.CAT], s).image for s in seed])
+        images = np.stack([render_scene("beach", [demo.BIRD], s).image for s in seed])
         masks = np.ones((len(prompts), STEPS, 2, 16, 16), np.float32) if subjects else None
         return types.SimpleNamespace(images=images, masks=masks)
 
@@ -164,10 +164,10 @@ def test_all_files_are_written(tmp_path):
     written = {str(p.relative_to(sheet.parent)) for p in sheet.parent.rglob("*.png")}
     names = {p.name for r in rows for p in r.pictures}
     assert {f"text_only_{n}.png" for n in names} | {f"customized_{n}.png" for n in names} <= written
-    assert {"demo.png", "reference_cat.png", "masks/cat_beach_cat_step_07.png"} <= written
+    assert {"demo.png", "reference_bird.png", "masks/bird_snow_bird_step_07.png"} <= written
     with Image.open(sheet) as image:
         assert image.width == WIDTH
-    with Image.open(sheet.parent / "masks/cat_beach_cat_step_07.png") as mask:
+    with Image.open(sheet.parent / "masks/bird_snow_bird_step_07.png") as mask:
         assert (mask.mode, mask.size) == ("L", (64, 64))
 
 
