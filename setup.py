@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Lower bounds are versions that the tests passed with. Upper bounds are only for what is known to break.
+# Lower bounds are the oldest versions that should do; the tests run with those of requirements.lock alone.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "filelock>=3.15.4",

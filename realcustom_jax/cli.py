@@ -2,13 +2,15 @@
 
 import os
 import re
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from realcustom_jax.errors import UserError, exit_on_user_error
 
@@ -33,37 +35,76 @@ def parse_flags(help_text: str) -> None:
     """Parse absl and ml_collections flags from the command line.
 
     Raises:
-      UserError: for an unknown flag or config key, or a value that can't be read.
+      UserError: for an unknown flag or config key, a value or a config file that can't be read.
       SystemExit: after printing the help, with status 0.
     """
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
         print(help_text.strip())
         print(flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir") or "__main__"))
         raise SystemExit(0)
+    given = _config_file()
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown_flag(error.flagname)) from None
+        raise UserError(_unknown_flag(error.flagname, given)) from None
     except flags.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]) from None
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"the config file {error.filename} cannot be read") from None
     except (AttributeError, KeyError):  # what ml_collections raises for a key that the config lacks
-        _check_overrides()
+        _check_overrides(given)
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"the config or one of its values cannot be used: {error}") from None
-    _check_loaded()
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
 
 
-def _unknown_flag(name: str) -> str:
+def _config_file() -> ConfigDict | None:
+    """The config as its file has it, before flags change it; None when none is given.
+
+    ml_collections loads the file too, but hides some of its errors and lets others out as they are.
+
+    Raises:
+      UserError: when the file is missing, cannot be run, or makes no config.
+    """
+    argument = _config_argument()
+    if argument is None:
+        return None
+    path, *stage = argument.split(":", 1)
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = get_config(*stage) if get_config else None
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"the config file {path} has an error in line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # the file is the user's, and may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
+        ]
+        where = f"fails in line {lines[-1]}" if lines else "cannot be used"
+        raise UserError(f"the config file {path} {where}: {reason}") from None
+    if get_config is None:
+        raise UserError(f"the config file {path} has no function get_config")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} must return a ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def _config_argument() -> str | None:
+    for i, argument in enumerate(sys.argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else next(iter(sys.argv[i + 1 :]), None)
+    return None
+
+
+def _unknown_flag(name: str, config: ConfigDict | None) -> str:
     if not name.startswith("config."):
         return f"unknown option --{name}, see --help"
     *sections, _ = name.split(".")[1:]
-    node = _given_config()
+    node = config
     for i, section in enumerate(sections):
         if node is None or section not in node:
             sections = sections[:i]
@@ -74,18 +115,7 @@ def _unknown_flag(name: str) -> str:
     return f"the config has no key '{name.removeprefix('config.')}'{known}"
 
 
-def _given_config() -> Any:
-    """The config as its file has it, also when a flag that changes it could not be read; None without one."""
-    flag = flags.FLAGS["config"]
-    for i, argument in enumerate(sys.argv):
-        name, equals, path = argument.partition("=")
-        if name in ("--config", "-config"):
-            path = path if equals else "".join(sys.argv[i + 1 : i + 2])
-            return flag.parser.parse(path)
-    return flag.value
-
-
-def _check_overrides() -> None:
+def _check_overrides(config: ConfigDict | None) -> None:
     """Name the first --config.x.y that the config has no place for.
 
     Raises:
@@ -95,18 +125,8 @@ def _check_overrides() -> None:
         match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
         if not match:
             continue
-        node = _given_config()
+        node = config
         for key in match[1].split(".")[1:]:
             if not hasattr(node, "keys") or key not in node:
-                raise UserError(_unknown_flag(match[1])) from None
+                raise UserError(_unknown_flag(match[1], config)) from None
             node = node[key]
-
-
-def _check_loaded() -> None:
-    """ml_collections puts off the error of a config file that it cannot load until the config is used."""
-    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-    try:
-        if config is not None:
-            config.keys()
-    except OSError as error:
-        raise UserError(f"the config file cannot be loaded: {str(error).splitlines()[-1].strip()}") from None

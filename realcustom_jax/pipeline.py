@@ -17,25 +17,14 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SDXL, SamplingOptions
-from realcustom_jax.weights.diffusers import load_params, read_config, save_params
+from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.diffusers import WEIGHT_DTYPES, load_params, read_config, save_params
 from realcustom_jax.weights.keys import flatten, unflatten
 
 TOYBOX = Path(__file__).parent / "toybox" / "model"
 
-# Parameters that RealCustom adds to the base UNet; on disk they live in `realcustom/`.
-ADDED = re.compile(r"(^|/)(to_[kv]_vision|encoder_hidden_states_vision_projection|scoring)/")
-
 COMPONENTS = ("unet", "vae", "text_encoder", "image_encoder")
 
-# What the folder says of itself, so that diffusers and transformers read each part.
-_CLASSES = {
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
-}
 _MODEL_TYPES = {"text_encoder": "clip_text_model", "image_encoder": "clip_vision_model"}
 
 
@@ -70,7 +59,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def load(path: str | Path, dtype: Any = jnp.float32) -> Pipeline:
-    """Load a model folder.
+    """Load a model folder, its parameters onto the default device.
 
     Args:
       path: a folder in the diffusers layout with `image_encoder/` and, for subjects, `realcustom/`; or
@@ -80,6 +69,12 @@ def load(path: str | Path, dtype: Any = jnp.float32) -> Pipeline:
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
+    pipe = load_on_host(path, dtype)
+    return pipe.replace(params=jax.device_put(pipe.params))
+
+
+def load_on_host(path: str | Path, dtype: Any = jnp.float32) -> Pipeline:
+    """As `load`, but with numpy parameters: training places them itself, straight into shards."""
     folder = TOYBOX if str(path) == "toybox" else Path(path)
     if not folder.is_dir():
         raise UserError(f"there is no model folder {str(path)!r}; the shipped model is called 'toybox'")
@@ -92,9 +87,7 @@ def load(path: str | Path, dtype: Any = jnp.float32) -> Pipeline:
         added = load_params(folder / "realcustom", added)
         params["unet"] = unflatten({**flatten(params["unet"]), **flatten(added)})
     tokenizer = load_tokenizer(folder / "tokenizer")
-    return Pipeline(
-        models, load_schedule(folder), jax.device_put(params), tokenizer, load_defaults(folder, models)
-    )
+    return Pipeline(models, load_schedule(folder), params, tokenizer, load_defaults(folder, models))
 
 
 def load_schedule(folder: Path) -> ScheduleConfig:
@@ -115,14 +108,22 @@ def load_defaults(folder: Path, models: Models) -> SamplingOptions:
 def split_added(unet: Any) -> tuple[Any, Any]:
     """A UNet's parameters (or shapes) as those of the base model and those that RealCustom adds."""
     flat = flatten(unet)
-    added = {path: value for path, value in flat.items() if ADDED.search(path)}
+    added = {path: value for path, value in flat.items() if re.search(ADDED, path)}
     return unflatten({path: value for path, value in flat.items() if path not in added}), unflatten(added)
 
 
 def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> None:
-    """Write a model folder that `load` reads, and of which diffusers and transformers read their parts."""
+    """Write a model folder that `load` reads, and of which diffusers and transformers read their parts.
+
+    Raises:
+      UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`.
+    """
+    if weights_dtype not in WEIGHT_DTYPES:
+        known = ", ".join(WEIGHT_DTYPES)
+        raise UserError(f"weights cannot be written as {weights_dtype!r}; known: {known}")
     folder = Path(path)
     models = pipe.models
+    classes = _classes(models)
     base, added = split_added(pipe.params["unet"])
     configs = {
         "unet": models.unet_config,
@@ -132,7 +133,7 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     }
     for name, config in configs.items():
         params = base if name == "unet" else pipe.params[name]
-        save_params(folder / name, name, _to_json(name, config), params, weights_dtype)
+        save_params(folder / name, name, _to_json(name, config, classes), params, weights_dtype)
     if models.realcustom:
         save_params(
             folder / "realcustom", "realcustom", dataclasses.asdict(models.realcustom), added, weights_dtype
@@ -140,16 +141,28 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
         base = dataclasses.asdict(base_defaults(models))
         changes = {k: v for k, v in dataclasses.asdict(pipe.defaults).items() if v != base[k]}
         _write_json(folder / "realcustom" / "sampling.json", changes)
-    _write_json(folder / "scheduler" / "scheduler_config.json", _to_json("scheduler", pipe.schedule))
-    index = {name: list(_CLASSES[name]) for name in _CLASSES}
-    index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    _write_json(folder / "scheduler" / "scheduler_config.json", _to_json("scheduler", pipe.schedule, classes))
+    index = {**classes, "safety_checker": (None, None), "feature_extractor": (None, None)}
     _write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **index})
     pipe.tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def _to_json(name: str, config: Any) -> dict[str, Any]:
+def _classes(models: Models) -> dict[str, tuple[str, str]]:
+    """What the folder says of itself, so that diffusers and transformers read each part: (library, class)."""
+    projection = "WithProjection" if models.text_config.with_projection else ""
+    return {
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", f"CLIPTextModel{projection}"),
+        "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "scheduler": ("diffusers", "DDIMScheduler"),
+    }
+
+
+def _to_json(name: str, config: Any, classes: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    library, cls = _CLASSES[name]
+    library, cls = classes[name]
     if library == "diffusers":
         values["_class_name"] = cls
     else:

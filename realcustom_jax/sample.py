@@ -6,29 +6,33 @@ image_SEED.png, the influence scope of every subject at every step beside them w
 """
 
 import argparse
+import math
+import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
 from realcustom_jax.cli import run_command
+from realcustom_jax.data.transforms import load_image
 from realcustom_jax.errors import UserError
+from realcustom_jax.options import SDXL, Rule, SamplingOptions
 from realcustom_jax.pipeline import load
-from realcustom_jax.sampling import Samples, Subject, sample
-
-_NUMBERS = {
-    "text_weight": "guidance weight ω_t of the text (ω of direct guidance)",
-    "image_weight": "guidance weight ω_i of the subjects, for paper guidance",
-    "gamma_scope": "share of the image where a subject may act, 0 to 1",
-    "gamma_num": "share of the visual tokens that act, 0 to 1",
-}
+from realcustom_jax.sampling import SEED, Samples, Subject, sample
 
 
 def main() -> None:
     args = _parser().parse_args()
+    options = _options(args)
     subjects = [_subject(text) for text in args.subject]
-    names = [*_NUMBERS, "steps", "mask_steps", "solver", "guidance", "height", "width"]
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for seed in args.seed:
+        SEED.check("--seed", seed)
+    repeated = [seed for i, seed in enumerate(args.seed) if seed in args.seed[:i]]
+    if repeated:
+        raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
+    # Loading a large model takes minutes, so what can fail before should.
+    out = _make_folder(args.out)
     pipe = load(args.model)
     samples = sample(
         pipe,
@@ -38,57 +42,103 @@ def main() -> None:
         negative_prompt=args.negative_prompt,
         **options,
     )
-    write(samples, args.seed, Path(args.out), args.masks)
+    write(samples, args.seed, out, args.masks)
 
 
 def write(samples: Samples, seeds: list[int], out: Path, masks: bool) -> None:
     """Images as image_SEED.png; masks as image_SEED_mask_SUBJECT.png, the steps from left to right."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made a folder: {error.strerror}") from None
     for i, seed in enumerate(seeds):
         path = out / f"image_{seed}.png"
-        Image.fromarray(samples.images[i]).save(path)
+        _save(samples.images[i], path)
         print(path)
         if masks:
             for r in range(samples.masks.shape[2]):
                 strip = np.concatenate(list(samples.masks[i, :, r]), axis=1)
                 strip = np.round(np.clip(strip, 0.0, 1.0) * 255.0).astype(np.uint8)
-                Image.fromarray(strip).save(out / f"image_{seed}_mask_{r}.png")
+                _save(strip, out / f"image_{seed}_mask_{r}.png")
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    try:
+        Image.fromarray(image).save(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _make_folder(name: str) -> Path:
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {name!r} cannot be made a folder: {error.strerror}") from None
+    if not os.access(name, os.W_OK):
+        raise UserError(f"--out {name!r} is a folder that cannot be written to")
+    return Path(name)
 
 
 def _subject(text: str) -> Subject:
     words, equals, image = text.partition("=")
     if not (equals and words and image):
         raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png")
-    return Subject(image=image, words=words)
+    return Subject(image=load_image(image), words=words)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given, each checked by itself; `sample` checks them together."""
+    given = {name: getattr(args, name) for name in SamplingOptions.rules()}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In place of argparse's usage text: one sentence, as for every other mistake."""
+        raise UserError(f"{message}, see --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m realcustom_jax.sample",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]",
     )
-    parser.add_argument("--model", default="toybox", help="model folder, or 'toybox' (default)")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--subject", action="append", default=[], metavar="WORDS=IMAGE")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", default="samples", help="folder for the images")
-    parser.add_argument("--masks", action="store_true", help="also write the masks")
-    for name, text in _NUMBERS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, help=text)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image shows")
     parser.add_argument(
-        "--mask-steps", type=int, help="steps with the guidance branch; later ones reuse its mask"
+        "--subject", action="append", default=[], metavar="WORDS=IMAGE", help="may be given several times"
     )
-    parser.add_argument("--solver", help="ddim, euler, dpmpp_2m or dpmpp_2s")
-    parser.add_argument("--guidance", help="paper or direct")
-    parser.add_argument("--height", type=int, help="in pixels")
-    parser.add_argument("--width", type=int, help="in pixels")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it should not show")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
+    parser.add_argument(
+        "--model", default="toybox", metavar="FOLDER", help="model folder, or toybox (default)"
+    )
+    parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
+    parser.add_argument("--masks", action="store_true", help="also write the masks")
+    group = parser.add_argument_group(
+        "sampling options", "Defaults are the model's own; in brackets SD1.5's, and SDXL's where it differs."
+    )
+    for name, rule in SamplingOptions.rules().items():
+        group.add_argument(
+            _flag(name),
+            type=rule.kind,
+            # A number each request is for the Python call; here all images share their options.
+            nargs="+" if rule.many and rule.kind is int else None,
+            metavar={int: "N", float: "NUMBER", str: "NAME"}[rule.kind],
+            help=_help(name, rule),
+        )
     return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _help(name: str, rule: Rule) -> str:
+    """Meaning, what it may be, and the defaults of both bases."""
+    allowed = f"{rule.low} to {rule.high}" if rule.high < math.inf else ", ".join(rule.choices)
+    defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
+    shown = ", SDXL ".join(dict.fromkeys(rule.none if d is None else str(d) for d in defaults))
+    return f"{rule.help}{': ' if allowed else ''}{allowed} ({shown})"
 
 
 if __name__ == "__main__":

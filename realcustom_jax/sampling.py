@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_late
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
-from realcustom_jax.options import SamplingOptions
+from realcustom_jax.options import Rule, SamplingOptions, is_list
 from realcustom_jax.pipeline import Pipeline
+
+SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,8 @@ def sample(
       pipe: from `load`.
       prompt: one, or a list: one request an image.
       subjects: of the prompt, or with a list of prompts a list of lists; None for text only.
-      seed: one for each request, or one for all; an image depends on its own request alone.
+      seed: from 0 to 2**64 − 1, one for each request or one for all; an image depends on its own request
+        alone.
       negative_prompt: one for all, or one each.
       **options: fields of `SamplingOptions`; the defaults are the model's.
 
@@ -71,31 +75,38 @@ def sample(
       UserError: when an input is wrong: a target word that is not in its prompt or is cut off by the
         tokenizer's limit, an unreadable image, a size that the UNet can't halve, an unknown option …
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = _texts("prompt", prompt)
     if not prompts:
         raise UserError("there is no prompt")
     batch = len(prompts)
-    if isinstance(prompt, str):
-        subjects = None if subjects is None else [subjects]
-    subjects = (
-        [[] for _ in prompts]
-        if subjects is None
-        else [list(s or []) for s in _each(subjects, batch, "subjects")]
+    nested = _nested(subjects, batch, single=isinstance(prompt, str))
+    negatives = _texts("negative_prompt", negative_prompt)
+    negatives = (
+        negatives * batch if isinstance(negative_prompt, str) else _each("negative_prompt", negatives, batch)
     )
+    keys = request_keys(_each("seed", seed, batch) if is_list(seed) else [seed] * batch)
     chosen = pipe.defaults.changed(options)
     height, width = latent_size(pipe.models, chosen.height, chosen.width)
     config = chosen.sampler_config(height, width)
-    negatives = [negative_prompt] * batch if isinstance(negative_prompt, str) else negative_prompt
-    conditioning = make_conditioning(
-        pipe, prompts, subjects, _each(negatives, batch, "negative_prompt"), chosen
-    )
-    seeds = [seed] * batch if isinstance(seed, (int, np.integer)) else _each(seed, batch, "seed")
-    keys = jnp.stack([jax.random.key(int(s)) for s in seeds])
+    conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
     latents, masks = _sample_latents(
         pipe.params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
     )
     images = _decode(pipe.models, pipe.params["vae"], latents)
     return Samples(np.asarray(images), np.asarray(masks))
+
+
+def request_keys(seeds: Sequence[int]) -> Array:
+    """Random keys (B,), a different one for every seed from 0 to 2**64 − 1.
+
+    `jax.random.key` keeps 32 bits of a seed where 64-bit types are off, and follows the configured generator;
+    these keys are the same everywhere, and below 2**32 those that it makes by default.
+
+    Raises:
+      UserError: for a seed that is no such number.
+    """
+    halves = [divmod(SEED.check("seed", seed), 2**32) for seed in seeds]
+    return jax.random.wrap_key_data(jnp.asarray(halves, jnp.uint32), impl="threefry2x32")
 
 
 def latent_size(models: Models, height: int | None, width: int | None) -> tuple[int, int]:
@@ -127,30 +138,28 @@ def make_conditioning(
 ) -> Conditioning:
     """Encode a batch of requests for `sample_latents`.
 
-    Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`.
+    Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
+    with a list of prompts, and its errors.
     """
-    batch, slots = len(prompts), max(len(s) for s in subjects)
+    subjects = _nested(subjects, len(prompts), single=False)
+    batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
     ids = tokenize(pipe.tokenizer, [*prompts, *negative_prompts])
     text, negative_text = jnp.split(_encode_text(pipe.models, pipe.params["text_encoder"], ids), 2)
 
-    size = pipe.models.image_config.image_size
     words = np.zeros((batch, slots, ids.shape[1]), np.float32)
     flags = np.zeros((batch, slots), np.float32)
-    images = np.full((batch, slots + 1, size, size, 3), -1.0, np.float32)  # black, the last slot on purpose
     for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
         for r, subject in enumerate(own):
-            if not isinstance(subject, Subject):
-                raise UserError(f"a subject must be rc.Subject(image, words), not {type(subject).__name__}")
             words[i, r] = target_token_mask(pipe.tokenizer, prompt, subject.words)
-            images[i, r] = to_float(center_crop_resize(load_image(subject.image), size))
             flags[i, r] = 1.0
     features = negative = ()
     if slots:
+        images, shown = _different_images(subjects, slots, pipe.models.image_config.image_size)
         encoded = _encode_images(pipe.models, pipe.params["image_encoder"], images)
-        features = (encoded[:, :slots],)
-        negative = (jnp.broadcast_to(encoded[:, slots:], features[0].shape),)
+        features = (encoded[shown],)
+        negative = (jnp.broadcast_to(encoded[0], features[0].shape),)
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     return Conditioning(
@@ -158,10 +167,71 @@ def make_conditioning(
     )
 
 
-def _each(values: Sequence[Any], count: int, name: str) -> Sequence[Any]:
-    if isinstance(values, (str, Subject)) or len(values) != count:
+def _different_images(
+    subjects: Sequence[Sequence[Subject]], slots: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference images, each once, and which of them every slot shows.
+
+    Returns:
+      images: float32 (U, size, size, 3) in [-1, 1], the first one black, for empty slots and the negative
+        pass. U is a power of two, filled up with black, so that few numbers of images are compiled for.
+      shown: (B, R) int32, an index into them.
+    """
+    images, places = [np.full((size, size, 3), -1.0, np.float32)], {}
+    shown = np.zeros((len(subjects), slots), np.int32)
+    for i, own in enumerate(subjects):
+        for r, subject in enumerate(own):
+            image = subject.image
+            # Equal paths and bytes are one image; pictures and arrays are where they are the same object.
+            name = image if isinstance(image, (str, bytes, os.PathLike)) else id(image)
+            if name not in places:
+                places[name] = len(images)
+                images.append(to_float(center_crop_resize(load_image(image), size)))
+            shown[i, r] = places[name]
+    count = 1 << (len(images) - 1).bit_length()
+    images += [images[0]] * (count - len(images))
+    return np.stack(images), shown
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """One text or a list of them, as a list."""
+    texts = list(value) if is_list(value) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(
+                f"{name} must be a string or a list of strings, not {_kind(text, is_list(value))}"
+            )
+    return texts
+
+
+def _nested(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:
+    """The subjects of every request as lists; they may be absent for all or for some."""
+    if subjects is None:
+        return [[] for _ in range(batch)]
+    if isinstance(subjects, Subject):
+        raise UserError("subjects must be a list, also of one: subjects=[rc.Subject(image, words)]")
+    nested = [subjects] if single else _each("subjects", subjects, batch)
+    nested = [[] if own is None else own for own in nested]
+    for own in nested:
+        if not is_list(own):
+            wanted = "a list" if single else "a list of lists"
+            raise UserError(
+                f"subjects must be {wanted} of rc.Subject(image, words), not {_kind(own, not single)}"
+            )
+        for subject in own:
+            if not isinstance(subject, Subject):
+                raise UserError(f"a subject must be rc.Subject(image, words), not {_kind(subject)}")
+    return [list(own) for own in nested]
+
+
+def _kind(value: Any, within: bool = False) -> str:
+    return ("a list with " if within else "") + type(value).__name__
+
+
+def _each(name: str, values: Any, count: int) -> list[Any]:
+    if not is_list(values) or len(values) != count:
         raise UserError(f"{name} must be a list of {count}, one for each prompt")
-    return values
+    return list(values)
 
 
 _sample_latents = jax.jit(sample_latents, static_argnames=("unet", "schedule", "config"))
@@ -174,11 +244,9 @@ def _encode_text(models: Models, params: Any, ids: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_images(models: Models, params: Any, images: Array) -> Array:
-    """(B, S, H, W, 3) → (B, S, N, C)."""
+    """(U, H, W, 3) → (U, N, C)."""
     encoder = models.image_encoder
-    flat = images.reshape(-1, *images.shape[2:])
-    features = encoder.apply({"params": params}, flat, method=encoder.features)
-    return features.reshape(*images.shape[:2], *features.shape[1:])
+    return encoder.apply({"params": params}, images, method=encoder.features)
 
 
 @functools.partial(jax.jit, static_argnums=0)

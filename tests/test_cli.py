@@ -90,15 +90,60 @@ def test_help_tells_the_story():
         ([CONFIG], ["--workdir"]),
         (["--workdir=w"], ["--config"]),
         ([CONFIG, "--config.init_from=nowhere", "--workdir=/dev/null/w"], ["/dev/null/w"]),
+        ([CONFIG, f"--workdir={TINY}"], ["tiny.py' is a file, it must be a folder"]),
+        (["--config=nowhere.py", "--config.steps=3", "--workdir=w"], ["nowhere.py"]),
+        ([CONFIG, "--config.seed=-1", "--workdir=w"], ["config.seed must be 0 or more, not -1"]),
+        ([CONFIG, "--config.steps=0", "--workdir=w"], ["config.steps must be 1 or more"]),
+        ([CONFIG, "--config.log_every=0", "--workdir=w"], ["config.log_every must be 1 or more"]),
+        ([CONFIG, "--config.checkpoint_every=0", "--workdir=w"], ["checkpoint_every must be 1 or more"]),
+        ([CONFIG, "--config.export_dtype=int7", "--workdir=w"], ["export_dtype 'int7'", "float32, float16"]),
     ],
     ids=[
         "key", "nested key", "config file", "stage", "integer", "number", "option", "argument", "no workdir",
-        "no config", "unusable workdir",
+        "no config", "unusable workdir", "workdir is a file", "config file and a key", "seed", "steps",
+        "log_every", "checkpoint_every", "export_dtype",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(in_process, args, parts):
     status, _, err = in_process(*args)
     assert_one_sentence(status, err, *parts)
+    assert not Path("w").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("def get_config(:\n    pass\n", ["has an error in line 1"]),
+        ("x = 1\n", ["has no function get_config"]),
+        ("def get_config():\n    return None\n", ["must return a ConfigDict, not NoneType"]),
+        ("def get_config():\n    return {}\n", ["must return a ConfigDict, not dict"]),
+        (
+            "\ndef get_config():\n    return stpes\n",
+            ["fails in line 3: NameError: name 'stpes' is not defined"],
+        ),
+        ("import bogus_module\n", ["fails in line 1: ModuleNotFoundError", "bogus_module"]),
+        ("def get_config():\n    return open('bogus.txt')\n", ["fails in line 2: FileNotFoundError"]),
+        (
+            "import ml_collections as m\ndef get_config():\n    return m.ConfigDict()\n",
+            ["stage None is unknown"],
+        ),
+        (
+            "import ml_collections as m\nget_config = lambda: m.ConfigDict({'stage': 'vae', 'sed': 1})\n",
+            ["the config lacks batch_size", " seed,", "unknown keys: sed"],
+        ),
+    ],
+    ids=["syntax", "no get_config", "none", "dict", "name", "import", "file", "empty", "keys"],
+)
+@pytest.mark.parametrize("override", [(), ("--config.steps=3",)], ids=["", "with a flag"])
+def test_a_broken_config_file_is_one_sentence(in_process, tmp_path, text, parts, override):
+    """Also with a flag that changes the config, for which ml_collections loads the file in another way."""
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    status, _, err = in_process(f"--config={path}", *override, "--workdir=w")
+    if override and "m.ConfigDict" in text:
+        parts = ["no key 'steps'"]
+    assert_one_sentence(status, err, *parts, *([str(path)] if "m.ConfigDict" not in text else []))
+    assert not Path("w").exists()
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -1,17 +1,23 @@
 """`rc.sample`: what it gives, and one clear sentence for every wrong input."""
 
+import dataclasses
 import io
 import runpy
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import realcustom_jax as rc
+from realcustom_jax import sampling
+from realcustom_jax.data.transforms import load_image
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT = render_reference(Identity("cat", 9)).image
+SUBJECT = rc.Subject(CAT, "cat")
 FEW = {"steps": 2}
 
 
@@ -32,30 +38,81 @@ def test_text_only_has_no_masks(micro_pipe):
     assert not np.array_equal(out.images[0], out.images[1])
 
 
+def assert_same_picture(image: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the last bit: another batch is another program, and float32 rounding may cross a .5."""
+    assert image.dtype == expected.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
+
+
 def test_one_seed_for_all_and_images_of_any_kind(micro_pipe, tmp_path):
-    """A path, bytes, a PIL image and an array of the same picture give the same image."""
+    """A path, bytes, a PIL image and an array of the same picture are the same pixels, and give one image."""
     path, buffer = tmp_path / "cat.png", io.BytesIO()
     Image.fromarray(CAT).save(path)
     Image.fromarray(CAT).save(buffer, "PNG")
     kinds = [str(path), path, buffer.getvalue(), Image.open(path), CAT]
+    for kind in kinds:
+        np.testing.assert_array_equal(load_image(kind), CAT)
     subjects = [[rc.Subject(kind, "cat")] for kind in kinds]
     out = rc.sample(micro_pipe, ["a cat"] * 5, subjects=subjects, seed=3, **FEW)
     for image in out.images[1:]:
-        np.testing.assert_array_equal(image, out.images[0])
+        assert_same_picture(image, out.images[0])
+
+
+def test_every_image_is_encoded_once(micro_pipe, monkeypatch):
+    """Black and each different reference once, filled up to a power of two; every slot gets its own."""
+    dog = Image.fromarray(render_reference(Identity("dog", 19)).image)
+    cat_and_dog = [rc.Subject(CAT, "cat"), rc.Subject(dog, "dog")]
+    subjects = [cat_and_dog, [], [rc.Subject(dog, "dog")], cat_and_dog[::-1], cat_and_dog]
+    batches, encode = [], sampling._encode_images
+
+    def spy(models, params, images):
+        batches.append(len(images))
+        return encode(models, params, images)
+
+    monkeypatch.setattr(sampling, "_encode_images", spy)
+
+    def make(subjects):
+        count = len(subjects)
+        return rc.make_conditioning(
+            micro_pipe, ["a cat and a dog"] * count, subjects, [""] * count, micro_pipe.defaults
+        )
+
+    together = make(subjects)
+    assert batches == [4]
+    np.testing.assert_array_equal(together.flags, [[1, 1], [0, 0], [1, 0], [1, 1], [1, 1]])
+    (cat, dog), black = make([[s] for s in cat_and_dog]).features[0][:, 0], together.negative_features[0]
+    assert black.shape == together.features[0].shape == (5, 2, 16, 16)
+    nothing = black[0, 0]
+    expected = [[cat, dog], [nothing, nothing], [dog, nothing], [dog, cat], [cat, dog]]
+    np.testing.assert_allclose(together.features[0], np.asarray(expected), rtol=1e-5, atol=1e-5)
+    assert np.abs(cat - dog).max() > 1e-2 < np.abs(cat - nothing).max()
+    np.testing.assert_array_equal(black, np.broadcast_to(nothing, black.shape))
+
+
+def test_every_seed_has_its_own_noise(micro_pipe):
+    """Also seeds that agree in their lower 32 bits, which `jax.random.key` alone takes for one."""
+    seeds = [5, 2**32 + 5, 2**63 + 5, 2**64 - 1, 6]
+    data = jax.random.key_data(sampling.request_keys(seeds))
+    assert len({tuple(row) for row in np.asarray(data).tolist()}) == len(seeds)
+    np.testing.assert_array_equal(data[0], jax.random.key_data(jax.random.key(5)))
+    for kind in (np.int64, np.uint8, jnp.asarray):
+        np.testing.assert_array_equal(jax.random.key_data(sampling.request_keys([kind(5)]))[0], data[0])
+    out = rc.sample(micro_pipe, ["a cat", "a cat"], seed=np.asarray([5, 2**32 + 5]), **FEW)
+    assert not np.array_equal(out.images[0], out.images[1])
 
 
 def test_other_sizes(micro_pipe):
-    out = rc.sample(micro_pipe, "a cat", subjects=[rc.Subject(CAT, "cat")], height=24, width=16, **FEW)
+    out = rc.sample(micro_pipe, "a cat", subjects=[SUBJECT], height=24, width=16, **FEW)
     assert out.images.shape == (1, 24, 16, 3) and out.masks.shape == (1, 2, 1, 12, 8)
 
 
 WRONG = {
     "word not in the prompt": (
-        {"prompt": "a dog on the beach", "subjects": [rc.Subject(CAT, "cat")]},
+        {"prompt": "a dog on the beach", "subjects": [SUBJECT]},
         "'cat'.*not in the prompt.*dog",
     ),
     "word cut off": (
-        {"prompt": "very " * 80 + "big cat", "subjects": [rc.Subject(CAT, "cat")]},
+        {"prompt": "very " * 80 + "big cat", "subjects": [SUBJECT]},
         "cat.*cut off.*77",
     ),
     "unreadable image": ({"subjects": [rc.Subject(b"not a picture", "cat")]}, "cannot|can't|not .*image"),
@@ -66,10 +123,10 @@ WRONG = {
     "unknown solver": ({"solver": "heun"}, "solver 'heun' is unknown; known: ddim"),
     "unknown guidance": ({"guidance": "strong"}, "guidance 'strong' is unknown; known: paper, direct"),
     "too many mask steps": ({"mask_steps": 5}, "mask_steps must be from 1 to 2"),
-    "layer out of range": ({"subjects": [rc.Subject(CAT, "cat")], "mask_layers": (99,)}, "mask_layers"),
+    "layer out of range": ({"subjects": [SUBJECT], "mask_layers": (99,)}, "mask_layers"),
     "no such mask grid": ({"mask_downscale": 3}, "mask_downscale 3 does not divide"),
     "subjects not nested": (
-        {"prompt": ["a cat", "a cat"], "subjects": [rc.Subject(CAT, "cat")]},
+        {"prompt": ["a cat", "a cat"], "subjects": [SUBJECT]},
         "subjects must be a list of 2",
     ),
     "no subject": ({"subjects": ["cat.png"]}, "rc.Subject"),
@@ -77,6 +134,38 @@ WRONG = {
     "numbers": ({"prompt": ["a cat", "a dog"], "gamma_scope": [0.1, 0.2, 0.3]}, "gamma_scope must be one"),
     "share": ({"gamma_scope": 1.5}, "gamma_scope must be from 0 to 1"),
     "no prompt": ({"prompt": []}, "no prompt"),
+    "prompt None": ({"prompt": None}, "prompt must be a string or a list of strings, not NoneType"),
+    "prompt of bytes": ({"prompt": b"a cat"}, "prompt must be a string or a list of strings, not bytes"),
+    "prompts not text": ({"prompt": ["a cat", 2]}, "prompt must be .* strings, not a list with int"),
+    "negative None": ({"negative_prompt": None}, "negative_prompt must be a string or a list of strings"),
+    "negatives": ({"negative_prompt": ["", ""]}, "negative_prompt must be a list of 1"),
+    "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, also of one: subjects=\[rc.Subject"),
+    "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, also"),
+    "a path for subjects": ({"subjects": "cat.png"}, "subjects must be a list of rc.Subject.*not str"),
+    "one subject for each": (
+        {"prompt": ["a cat"] * 2, "subjects": [SUBJECT] * 2},
+        "subjects must be a list of lists of rc.Subject.*not a list with Subject",
+    ),
+    "nested too deep": ({"subjects": [[SUBJECT]]}, "a subject must be rc.Subject.*not list"),
+    "words None": (
+        {"subjects": [rc.Subject(CAT, None)]},
+        "target words of .* must be a string, not NoneType",
+    ),
+    "words empty": ({"subjects": [rc.Subject(CAT, " ")]}, "target words of .* are empty"),
+    "image None": ({"subjects": [rc.Subject(None, "cat")]}, "an image must be a path.*not NoneType"),
+    "image of a list": ({"subjects": [rc.Subject([CAT], "cat")]}, "an image must be a path.*not list"),
+    "seed None": ({"seed": None}, "seed must be a whole number, not None"),
+    "seed of float": ({"seed": 7.0}, r"seed must be a whole number, not 7\.0"),
+    "seed of text": ({"seed": "7"}, "seed must be a whole number, not '7'"),
+    "seed of bool": ({"seed": True}, "seed must be a whole number, not True"),
+    "seed in a list": ({"seed": [None]}, "seed must be a whole number, not None"),
+    "seed negative": ({"seed": -1}, "seed must be from 0 to 18446744073709551615, not -1"),
+    "seed too large": ({"seed": 2**64}, "seed must be from 0 to .*, not 18446744073709551616"),
+    "steps of text": ({"steps": "50"}, "steps must be a whole number, not '50'"),
+    "height of float": ({"height": 64.0}, r"height must be a whole number, not 64\.0"),
+    "weight not finite": ({"text_weight": float("nan")}, "text_weight must be finite in float32, not nan"),
+    "noise that the solver has not": ({"solver": "euler", "eta": 0.5}, "eta is an option of ddim"),
+    "more steps than timesteps": ({"steps": 1001}, "number of steps must be from 1 to 1000"),
 }
 
 
@@ -89,11 +178,9 @@ def test_wrong_input_gets_one_sentence(micro_pipe, case):
 
 
 def test_a_base_without_realcustom_takes_no_subjects(micro_pipe):
-    import dataclasses
-
     base = micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, realcustom=None))
     with pytest.raises(rc.UserError, match="no realcustom/ weights"):
-        rc.sample(base, "a cat", subjects=[rc.Subject(CAT, "cat")], **FEW)
+        rc.sample(base, "a cat", subjects=[SUBJECT], **FEW)
 
 
 def run_sample(monkeypatch, *arguments: str) -> None:
@@ -107,24 +194,71 @@ def test_the_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, 
     arguments = ["--model", str(tmp_path / "model"), "--prompt", "a cat", "--subject"]
     arguments += [f"cat={tmp_path / 'cat.png'}", "--steps", "2", "--seed", "5", "6", "--masks"]
     run_sample(monkeypatch, *arguments, "--out", str(tmp_path / "out"))
-    expected = rc.sample(micro_pipe, "a cat", subjects=[rc.Subject(CAT, "cat")], seed=5, **FEW)
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(tmp_path / "out" / "image_5.png")), expected.images[0]
-    )
+    expected = rc.sample(micro_pipe, "a cat", subjects=[SUBJECT], seed=5, **FEW)
+    assert_same_picture(np.asarray(Image.open(tmp_path / "out" / "image_5.png")), expected.images[0])
     assert Image.open(tmp_path / "out" / "image_6_mask_0.png").size == (2 * 8, 8)
     assert "image_5.png" in capsys.readouterr().out
+
+
+def test_the_command_has_a_flag_for_every_option():
+    """With the option's own type; what is not given is left to the model."""
+    # Imported under its name, the module would hide the function `rc.sample`.
+    command = runpy.run_module("realcustom_jax.sample")
+    values = {float: "0.5", int: "2"}
+    arguments = ["--prompt", "a cat"]
+    for name, rule in rc.SamplingOptions.rules().items():
+        arguments += ["--" + name.replace("_", "-"), values.get(rule.kind) or rule.choices[-1]]
+    options = command["_options"](command["_parser"]().parse_args(arguments))
+    assert options.keys() == rc.SamplingOptions.rules().keys()
+    assert options["mask_layers"] == (2,) and options["eta"] == 0.5 and options["scoring"] == "none"
+    assert command["_options"](command["_parser"]().parse_args(arguments[:2])) == {}
+
+
+def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_sample(monkeypatch, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert not stop.value.code and "narrowed to which reference image" in text
+    for rule in rc.SamplingOptions.rules().values():
+        assert rule.help in text
+    assert "share of the image where a subject may act: 0 to 1 (0.25)" in text
+    assert "(ddim, SDXL dpmpp_2s)" in text and "(all, SDXL 12)" in text and "(the model's own)" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "no/such/model", "--prompt", "a cat"], "no model folder 'no/such/model'"),
-        (["--prompt", "a cat", "--subject", "cat"], "must be WORDS=IMAGE"),
+        (["--model", "no/such/model"], "no model folder 'no/such/model'"),
+        (["--subject", "cat"], "must be WORDS=IMAGE"),
+        (["--steps", "2.5"], "argument --steps: invalid int value: '2.5', see --help"),
+        (["--steps", "0"], "--steps must be 1 or more, not 0"),
+        (["--gamma-scope", "1.5"], "--gamma-scope must be from 0 to 1, not 1.5"),
+        (["--text-weight", "nan"], "--text-weight must be finite in float32, not nan"),
+        (["--solver", "heun"], "--solver 'heun' is unknown; known: ddim"),
+        (["--mask-layers", "0", "-1"], "--mask-layers must be 0 or more, not -1"),
+        (["--gama-scope", "0.5"], "unrecognized arguments: --gama-scope 0.5"),
+        (["--mask-st", "1"], "unrecognized arguments: --mask-st 1"),
+        (["--subject", "cat=no/such.png"], "the image 'no/such.png' does not exist"),
+        (["--seed", "-1"], "--seed must be from 0 to 18446744073709551615, not -1"),
+        (["--seed", "five"], "argument --seed: invalid int value: 'five'"),
+        (["--seed", "1", "2", "1"], "--seed 1 is given twice"),
+        (["--out", "FILE"], "cannot be made a folder: File exists"),
+        (["--out", "FILE/deeper"], "cannot be made a folder: Not a directory"),
     ],
+    ids=" ".join,
 )
-def test_the_command_ends_with_status_2(monkeypatch, capsys, arguments, sentence):
+def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments, sentence):
+    (tmp_path / "FILE").touch()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        run_sample(monkeypatch, *arguments)
+        run_sample(monkeypatch, "--prompt", "a cat", *arguments)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_the_command_needs_a_prompt(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_sample(monkeypatch)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: the following arguments are required: --prompt, see --help\n"

@@ -120,14 +120,18 @@ def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) 
     leaves no data set, and can simply be run again. On disk the order is that of the keys' hashes.
 
     Raises:
-      UserError: `data_dir` holds a data set already, a split has no example, a key appears twice, or an image
-        is neither PNG nor JPEG; the sentence names the folder, split or key.
+      UserError: `data_dir` holds a data set already or cannot be made, a split has no example, a key appears
+        twice, or an image is neither PNG nor JPEG; the sentence names the folder, split or key.
     """
     folder = _folder(data_dir)
     if folder.exists():
         raise UserError(f"'{folder}' holds a data set already; delete it or choose another folder")
     if not splits:
         raise UserError(f"there is no split to write into '{data_dir}'")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the data folder '{data_dir}' cannot be made: {error.strerror}") from None
     with _quiet_tfds(), tempfile.TemporaryDirectory() as downloads:
         builder = ImageText(splits=splits, data_dir=os.fspath(data_dir))
         try:
@@ -137,6 +141,11 @@ def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) 
             raise
 
 
+def is_written(data_dir: str | os.PathLike) -> bool:
+    """Whether `write` has put a data set under `data_dir`, and finished it."""
+    return (_folder(data_dir) / "dataset_info.json").is_file()
+
+
 def open_split(data_dir: str | os.PathLike, split: str) -> Split:
     """Opens one split of the data set that `write` put under `data_dir`.
 
@@ -144,7 +153,7 @@ def open_split(data_dir: str | os.PathLike, split: str) -> Split:
       UserError: there is no data set there, or it has no such split (the sentence lists those it has).
     """
     folder = _folder(data_dir)
-    if not (folder / "dataset_info.json").is_file():
+    if not is_written(data_dir):
         raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
     with _quiet_tfds():
         builder = tfds.builder_from_directory(os.fspath(folder))

@@ -23,8 +23,13 @@ def target_token_mask(tokenizer: PreTrainedTokenizerBase, prompt: str, words: st
         is 0.
 
     Raises:
-      UserError: `words` is empty, is not in the prompt, or the tokenizer's limit cuts (part of) it off.
+      UserError: `words` is no text, is empty, is not in the prompt, or the tokenizer's limit cuts (part of)
+        it off.
     """
+    if not isinstance(words, str):
+        raise UserError(
+            f"the target words of the prompt '{prompt}' must be a string, not {type(words).__name__}"
+        )
     spans = _find(prompt, words)
     length = tokenizer.model_max_length
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)

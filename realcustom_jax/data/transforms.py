@@ -27,22 +27,26 @@ def load_image(image: ImageLike, name: str | None = None) -> np.ndarray:
       name: what to call the image in errors; by default its path or its type.
 
     Raises:
-      UserError: the file is missing, or the content is not an image; the sentence names the image.
+      UserError: the file is missing, or the content is not a whole image or has no pixels; the sentence names
+        the image.
     """
     name = name or _describe(image)
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
-    if isinstance(image, Image.Image):
-        return _to_rgb(image)
     try:
-        content = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
-        with Image.open(content) as opened:
-            return _to_rgb(opened)
+        if isinstance(image, Image.Image):
+            loaded = _to_rgb(image)  # decodes only now when the picture comes from `Image.open`
+        else:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
+                loaded = _to_rgb(opened)
     except FileNotFoundError:
         raise UserError(f"the image {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL raises any of these for a broken file, depending on the format and on where the damage is.
         raise UserError(f"{name} cannot be decoded as an image ({_one_line(error)})") from None
+    if loaded.size == 0:
+        raise UserError(f"{name} has no pixels: it is {loaded.shape[0]} high and {loaded.shape[1]} wide")
+    return loaded
 
 
 def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

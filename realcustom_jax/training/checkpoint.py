@@ -8,25 +8,40 @@ import orbax.checkpoint as ocp
 
 from realcustom_jax.weights.keys import check_keys
 
+# Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.
+_HANDLERS = {
+    "state": ocp.StandardCheckpointHandler,
+    "data": ocp.JsonCheckpointHandler,
+    "config": ocp.JsonCheckpointHandler,
+}
+
 
 class Checkpoints:
     """Saves asynchronously and restores the newest whole checkpoint.
 
-    Orbax writes into a temporary folder and renames it when all is there, so an interrupted save is never
-    taken for a checkpoint.
+    Orbax writes into a temporary folder and renames it when all is there, so an interrupted save is not taken
+    for a checkpoint. Where a file system does not rename a folder at once, or a copy was cut short, a step's
+    folder can still be torn: it is removed, because Orbax saves no step at or before one that it sees.
     """
 
     def __init__(self, workdir: Path, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        # Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.
-        handlers = {
-            "state": ocp.StandardCheckpointHandler(),
-            "data": ocp.JsonCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-        }
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(), item_handlers=handlers, options=options
+            (workdir / "checkpoints").absolute(),
+            item_handlers={name: handler() for name, handler in _HANDLERS.items()},
+            options=options,
         )
+        for step in self._manager.all_steps():
+            if not self._is_whole(step):
+                if jax.process_index() == 0:
+                    print(f"removing the torn checkpoint {self._manager.directory / str(step)}", flush=True)
+                self._manager.delete(step)
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether Orbax finished the checkpoint, and all its items are there."""
+        saved = self._manager.metadata(step)
+        items = saved.item_metadata or {}
+        return saved.commit_timestamp_nsecs is not None and all(name in items for name in _HANDLERS)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -38,6 +53,10 @@ class Checkpoints:
         )
         self._manager.save(step, args=args)
 
+    def config(self, step: int) -> dict[str, Any]:
+        """The config that a checkpoint was saved with."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state, straight into the shardings of `like`, and the loader's state.
 
@@ -46,7 +65,7 @@ class Checkpoints:
           like: the state as `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-          UserError: when the checkpoint is of another model; every differing key is named.
+          UserError: when the checkpoint is of another model; the differing keys are named.
         """
         saved = self._manager.item_metadata(step)["state"]
         check_keys(f"checkpoint {step} in {self._manager.directory}", _shapes(like), _shapes(saved))

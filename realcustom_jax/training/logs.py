@@ -14,11 +14,18 @@ from realcustom_jax.weights.keys import flatten
 
 
 class Logger:
-    """Progress bar with loss, images/s and time left; one JSON line in WORKDIR/metrics.jsonl a report."""
+    """Progress bar with loss, images/s and time left; one JSON line in WORKDIR/metrics.jsonl a report.
+
+    Only the first process writes. A resumed run repeats the steps after its checkpoint, so their earlier
+    lines are dropped first.
+    """
 
     def __init__(self, workdir: Path, first_step: int, steps: int, batch_size: int):
         self._active = jax.process_index() == 0
-        self._file = (workdir / "metrics.jsonl").open("a") if self._active else None
+        self._file = None
+        if self._active:
+            _drop_after(workdir / "metrics.jsonl", first_step)
+            self._file = (workdir / "metrics.jsonl").open("a")
         self._batch_size = batch_size
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", disable=not self._active, dynamic_ncols=True
@@ -47,6 +54,23 @@ class Logger:
         self._bar.close()
         if self._file:
             self._file.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep a metrics file's reports up to a step; not the hash, which is the last step's and comes again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that the end of the process cut off
+        if record["step"] <= step and "sha256" not in record:
+            kept.append(f"{line}\n")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 def params_sha256(params: Any) -> str:

@@ -18,6 +18,14 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 
+# What can be trained, and the options in the config's `loss` that each stage reads.
+STAGES = {
+    "vae": ("kl_weight", "edge_weight"),
+    "clip": ("temperature",),
+    "base": ("min_snr_gamma",),
+    "customize": ("min_snr_gamma", "gamma_num_min", "gamma_num_max"),
+}
+
 
 def to_signed(images: Array) -> Array:
     """uint8 (…, 3) → float32 in [-1, 1]."""
@@ -39,7 +47,7 @@ def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Map
     if stage == "customize":
         gamma_num = (options["gamma_num_min"], options["gamma_num_max"])
         return _diffusion_loss(models, schedule, options["min_snr_gamma"], gamma_num)
-    raise UserError(f"stage {stage!r} is unknown; known: vae, clip, base, customize")
+    raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
 
 
 def _vae_loss(models: Models, kl_weight: float, edge_weight: float) -> Loss:

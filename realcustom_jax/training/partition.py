@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.errors import UserError
@@ -61,6 +62,23 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - len(axes)), *fitting))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same in every process, as global arrays; a device gets only its own shards."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
+        tree,
+        shardings,
+    )
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays whole, as numpy, in every process: all of them must call it.
+
+    Arrays are gathered one after the other, so that devices have room for one whole array and not for all.
+    """
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
 
 
 def split_trainable(params: Any, trainable: Sequence[str], frozen: Sequence[str]) -> tuple[Any, Any]:

@@ -2,48 +2,74 @@
 
 import dataclasses
 import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
-from realcustom_jax.data.image_text import Split, open_split
+from realcustom_jax.data.image_text import Split, is_written, open_split
 from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.toybox.dataset import write_dataset
+from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
-from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
-_ADDED_ZEROS = r"to_v_vision/kernel$"
-_BASE_ZEROS = r"^unet/(conv_out|.*(conv2|proj_out))/kernel$"
+_ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
 _TOKENIZER_CAPTIONS = 5000
+# What a run itself determines: by its captions, and by measuring.
+_DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make a folder that can be written to.
+
+    Raises:
+      UserError: when it can't; the sentence calls the folder `name` and says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise UserError(f"the {name} {str(path)!r} is a file, it must be a folder") from None
+    except OSError as error:
+        raise UserError(f"the {name} {str(path)!r} cannot be written to: {error.strerror}") from None
 
 
 def open_data(path: str, split: str, toybox_examples: int, cache: Path) -> Split:
     """The training split; "toybox" is drawn into `cache` when first needed, by one process."""
     if path != "toybox":
         return open_split(path, split)
-    folder = cache / f"toybox-{toybox_examples}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(cache, "cache folder")
+    folder = cache / f"toybox-v{WORLD_VERSION}-{toybox_examples}"
     with filelock.FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not is_written(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted drawing left
             write_dataset(folder, train=toybox_examples)
     return open_split(folder, split)
 
 
 def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
-    """The model that a run begins with.
+    """The model that a run begins with, its parameters on the host.
 
     From `config.init_from` where given, with `config.model.realcustom` added if it has none and parameters
     that `config.fresh` finds initialised again; else fresh, of the shapes in `config.model`, with a tokenizer
     learned from the captions.
+
+    Raises:
+      UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
     """
     if config.init_from:
         return _from_folder(config)
@@ -54,18 +80,51 @@ def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
     configs = config.model.to_dict()
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     models = Models.from_configs(configs)
-    params = init_params(models.param_shapes(), config.seed, f"{_BASE_ZEROS}|{_ADDED_ZEROS}")
+    params = init_params(models.param_shapes(), config.seed, _ZEROS)
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, tokenizer)
 
 
 def _from_folder(config: ConfigDict) -> Pipeline:
-    pipe = pipeline.load(config.init_from)
-    added = config.model.get("realcustom")
-    if added is None:
-        return pipe
-    models = dataclasses.replace(pipe.models, realcustom=from_mapping(RealCustomConfig, added.to_dict()))
-    fresh = flatten(init_params(models.param_shapes(), config.seed, _ADDED_ZEROS))
-    loaded = flatten(pipe.params)
-    keep = lambda path: path in loaded and not (config.fresh and re.search(config.fresh, path))  # noqa: E731
-    params = unflatten({path: loaded[path] if keep(path) else value for path, value in fresh.items()})
-    return pipe.replace(models=models, params=params)
+    pipe = pipeline.load_on_host(config.init_from)
+    given = config.get("model", ConfigDict()).to_dict()
+    _check_same_model(config.init_from, pipe, given)
+    models = pipe.models
+    if "realcustom" in given:
+        models = dataclasses.replace(models, realcustom=from_mapping(RealCustomConfig, given["realcustom"]))
+
+    def again(path: str) -> bool:
+        return bool(config.fresh and re.search(config.fresh, path))
+
+    wanted = flatten(pipe.params if models == pipe.models else models.param_shapes())
+    if config.fresh and not any(map(again, wanted)):
+        raise UserError(f"config.fresh: {config.fresh!r} matches no parameter")
+    kept = {path: value for path, value in flatten(pipe.params).items() if not again(path)}
+    without = pipe.models.realcustom is None
+    new = {path: leaf for path, leaf in wanted.items() if again(path) or (without and re.search(ADDED, path))}
+    rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
+    check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
+    params = kept | flatten(init_params(unflatten(new), config.seed, _ZEROS))
+    return pipe.replace(models=models, params=unflatten(params))
+
+
+def _check_same_model(folder: str, pipe: Pipeline, given: Mapping[str, Mapping[str, Any]]) -> None:
+    """A folder's shapes cannot be changed: a config that asks for others must not be ignored.
+
+    `realcustom` may differ, where the parameters that it adds are fresh.
+    """
+    parts = {
+        "unet": pipe.models.unet_config,
+        "vae": pipe.models.vae_config,
+        "text_encoder": pipe.models.text_config,
+        "image_encoder": pipe.models.image_config,
+        "scheduler": pipe.schedule,
+    }
+    for part, own in parts.items():
+        for name, value in given.get(part, {}).items():
+            has = getattr(own, name)
+            value = tuple(value) if isinstance(value, list) else value
+            if f"{part}.{name}" not in _DETERMINED and value != has:
+                raise UserError(
+                    f"config.model.{part}.{name} is {value}, but the model in {folder!r} has {has}, "
+                    "which training from it cannot change"
+                )

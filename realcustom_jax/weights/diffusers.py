@@ -21,6 +21,8 @@ from realcustom_jax.weights.keys import (
 )
 
 _WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+# What weights can be written as: numpy's names.
+WEIGHT_DTYPES = ("float32", "float16")
 
 
 def weights_name(component: str) -> str:
@@ -54,7 +56,7 @@ def load_params(folder: Path, shapes: Any) -> Any:
       a nested dict of numpy arrays with the shapes' dtypes.
 
     Raises:
-      UserError: without a file, for a damaged one, or when names or shapes differ (all of them are listed).
+      UserError: without a file, for a damaged one, or when names or shapes differ (see `check_keys`).
     """
     path = next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
     if path is None:
@@ -77,7 +79,7 @@ def load_params(folder: Path, shapes: Any) -> Any:
 
 
 def save_params(folder: Path, component: str, config: Mapping[str, Any], params: Any, dtype: str) -> None:
-    """Write one component; the inverse of `load_params`. `dtype` is numpy's name, "float32" or "float16"."""
+    """Write one component; the inverse of `load_params`. `dtype` is one of `WEIGHT_DTYPES`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {

@@ -61,14 +61,15 @@ def unflatten(flat: Mapping[str, Any]) -> Any:
 def check_keys(
     source: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare names and shapes; say every difference and raise.
+    """Compare names and shapes; say the differences and raise.
 
     Args:
       source: where the weights come from, for the message.
       wanted, found: {key: shape}, of the model and of the file.
 
     Raises:
-      UserError: with the missing, the unexpected and the mis-shaped keys.
+      UserError: with the missing, the unexpected and the mis-shaped keys, each kind counted and its first 20
+        named.
     """
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
@@ -86,7 +87,7 @@ def check_keys(
         raise UserError(f"{source} does not fit the model: " + "; ".join(parts))
 
 
-def _some(keys: Iterable[str], limit: int = 8) -> str:
+def _some(keys: Iterable[str], limit: int = 20) -> str:
     keys = list(keys)
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return ", ".join(keys[:limit]) + more

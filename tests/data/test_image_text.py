@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.data.image_text import Example, open_split, write
+from realcustom_jax.data.image_text import Example, is_written, open_split, write
 from realcustom_jax.errors import UserError, exit_on_user_error
 
 
@@ -86,8 +86,16 @@ def test_folder_of_a_killed_write_is_not_taken_for_a_data_set(tmp_path):
     (tmp_path / "image_text" / "1.0.0.incompleteABC").mkdir(parents=True)
     with pytest.raises(UserError, match="no image_text data set"):
         open_split(tmp_path, "train")
+    assert not is_written(tmp_path)
     write(tmp_path, {"train": examples(1)})
     assert len(open_split(tmp_path, "train")) == 1
+    assert is_written(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the data folder '.*/file/data' cannot be made: Not a directory"):
+        write(tmp_path / "file" / "data", {"train": examples(1)})
 
 
 def test_existing_data_set_is_kept(tmp_path):

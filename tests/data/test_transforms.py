@@ -75,6 +75,23 @@ def test_load_image_errors_name_the_input(tmp_path):
         load_image(None)
 
 
+def test_a_truncated_picture_that_pil_has_opened_is_named(tmp_path):
+    """`Image.open` reads the header alone: the damage shows only when the pixels are asked for."""
+    whole = encode(Image.fromarray(picture(0, 64, 64)))
+    opened = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    with pytest.raises(UserError, match="the PIL image cannot be decoded as an image"):
+        load_image(opened)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_picture_without_pixels_is_refused(size, mode):
+    with pytest.raises(
+        UserError, match=f"the PIL image has no pixels: it is {size[1]} high and {size[0]} wide"
+    ):
+        load_image(Image.new(mode, size))
+
+
 def test_center_crop_resize_keeps_the_centre_and_the_aspect():
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200

@@ -73,6 +73,20 @@ def test_arrays_lie_in_their_shards():
     assert {s.data.shape for s in placed["unet"]["conv"]["kernel"].addressable_shards} == {(3, 3, 6, 8)}
 
 
+def test_place_puts_host_arrays_into_their_shards_and_to_host_brings_them_back():
+    mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
+    rng = np.random.default_rng(0)
+    tree = jax.tree.map(lambda x: rng.standard_normal(x.shape), TREE)
+    shardings = partition.shardings(tree, RULES, mesh)
+    placed = partition.place(tree, shardings)
+    assert jax.tree.map(lambda x: x.sharding, placed) == shardings
+    assert {s.data.shape for s in placed["unet"]["to_q"]["kernel"].addressable_shards} == {(4, 16)}
+    back = partition.to_host(placed)
+    for path, value in flatten(tree).items():
+        assert type(flatten(back)[path]) is np.ndarray
+        np.testing.assert_allclose(flatten(back)[path], value, rtol=1e-6)  # float64 goes in as float32
+
+
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(UserError, match="no sharding rule matches parameter unet/conv/kernel"):
         partition.shardings(TREE, [("to_q|step", ())], partition.make_mesh())

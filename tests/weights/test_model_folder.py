@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -72,6 +73,40 @@ def test_the_folder_says_what_each_part_is(saved):
         assert index[part][1] and (saved / part).is_dir()
     assert json.loads((saved / "vae/config.json").read_text())["_class_name"] == "AutoencoderKL"
     assert json.loads((saved / "text_encoder/config.json").read_text())["model_type"] == "clip_text_model"
+
+
+@pytest.mark.parametrize(
+    ("with_projection", "name"), [(False, "CLIPTextModel"), (True, "CLIPTextModelWithProjection")]
+)
+def test_the_text_encoder_s_class_says_whether_it_projects(
+    micro_pipe, tmp_path, monkeypatch, with_projection, name
+):
+    text = dataclasses.replace(micro_pipe.models.text_config, with_projection=with_projection)
+    monkeypatch.setattr(pipeline, "save_params", lambda folder, *args: written.update({folder.name: args[1]}))
+    written = {}
+    pipeline.save(
+        micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, text_config=text)),
+        tmp_path / "model",
+    )
+    index = json.loads((tmp_path / "model/model_index.json").read_text())
+    assert index["text_encoder"] == ["transformers", name]
+    assert written["text_encoder"]["architectures"] == [name]
+
+
+def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
+    on_host = flatten(pipeline.load_on_host(saved).params)
+    on_device = flatten(pipeline.load(saved).params)
+    assert on_host.keys() == on_device.keys()
+    for path, value in on_host.items():
+        assert type(value) is np.ndarray
+        assert isinstance(on_device[path], jax.Array) and on_device[path].devices() == {jax.devices()[0]}
+        np.testing.assert_array_equal(on_device[path], value)
+
+
+def test_an_unknown_type_of_weights_is_refused_before_anything_is_written(micro_pipe, tmp_path):
+    with pytest.raises(UserError, match="cannot be written as 'int7'; known: float32, float16"):
+        pipeline.save(micro_pipe, tmp_path / "model", "int7")
+    assert not (tmp_path / "model").exists()
 
 
 def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_path):

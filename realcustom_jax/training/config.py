@@ -1,0 +1,196 @@
+"""What the config of a run must hold, and what of it may change when the run is resumed."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.clip_text import CLIPTextConfig
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.vae import VAEConfig
+from realcustom_jax.models.vit import ViTConfig
+from realcustom_jax.training.losses import STAGES
+from realcustom_jax.training.partition import AXES
+from realcustom_jax.weights.diffusers import WEIGHT_DTYPES
+
+_INTEGER, _NUMBER, _TEXT, _LIST = (int,), (int, float), (str,), (tuple, list)
+_NAMES = {_INTEGER: "a whole number", _NUMBER: "a number", _TEXT: "a text", _LIST: "a list"}
+_SHARE = (_NUMBER, 0, 1)
+# Key → type, least and greatest value. All but those of `loss`, which are the stages', and of `model`, which
+# are fields of the classes below.
+_KEYS: dict[str, tuple] = {
+    "stage": (_TEXT,),
+    "init_from": (_TEXT,),
+    "fresh": (_TEXT,),
+    "trainable": (_LIST,),
+    "frozen": (_LIST,),
+    "sharding": (_LIST,),
+    "seed": (_INTEGER, 0),
+    "steps": (_INTEGER, 1),
+    "batch_size": (_INTEGER, 1),
+    "log_every": (_INTEGER, 1),
+    "checkpoint_every": (_INTEGER, 1),
+    "checkpoints_kept": (_INTEGER, 1),
+    "export_dtype": (_TEXT,),
+    "optimizer.learning_rate": (_NUMBER, 0),
+    "optimizer.warmup": (_INTEGER, 0),
+    "optimizer.end_fraction": _SHARE,
+    "optimizer.weight_decay": (_NUMBER, 0),
+    "optimizer.b2": _SHARE,
+    "optimizer.max_norm": (_NUMBER, 0),
+    "optimizer.ema_decay": _SHARE,
+    "data.path": (_TEXT,),
+    "data.split": (_TEXT,),
+    "data.toybox_examples": (_INTEGER, 1),
+    "data.workers": (_INTEGER, 0),
+    "data.prefetch": (_INTEGER, 0),
+    "data.drop_text": _SHARE,
+    "data.drop_image": _SHARE,
+    "data.drop_both": _SHARE,
+    "curriculum.start": _SHARE,
+    "curriculum.end": _SHARE,
+    "curriculum.begin": (_INTEGER,),
+    "curriculum.finish": (_INTEGER,),
+    "mesh.data": (_INTEGER,),
+    "mesh.fsdp": (_INTEGER,),
+    "mesh.tensor": (_INTEGER,),
+}
+_MODEL = {
+    "unet": UNetConfig,
+    "vae": VAEConfig,
+    "text_encoder": CLIPTextConfig,
+    "image_encoder": ViTConfig,
+    "scheduler": ScheduleConfig,
+    "realcustom": RealCustomConfig,
+}
+
+# A resumed run with another value of these would be neither the old run nor a new one.
+_FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
+# These change nothing of what is learned.
+_FREE = re.compile(
+    r"(log_every|checkpoint_every|checkpoints_kept|export_dtype|data\.workers|data\.prefetch|mesh|sharding)(\.|$)"
+)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Look at all of a config that can be judged without its data and its model.
+
+    Raises:
+      UserError: that names the keys that are missing or unknown, or the first with an impossible value.
+    """
+    values = dict(_flat(config.to_dict()))
+    stage = values.get("stage")
+    if stage not in STAGES:
+        raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
+    _check_keys(values, stage)
+    for key, rule in _KEYS.items():
+        _check_value(key, values[key], *rule)
+    for name in STAGES[stage]:
+        _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
+    if values["export_dtype"] not in WEIGHT_DTYPES:
+        known = ", ".join(WEIGHT_DTYPES)
+        raise UserError(f"config.export_dtype {values['export_dtype']!r} is unknown; known: {known}")
+    for key in ("trainable", "frozen"):
+        for regex in values[key]:
+            _check_regex(key, regex)
+    _check_regex("fresh", values["fresh"])
+    for rule in values["sharding"]:
+        _check_rule(rule)
+
+
+def _check_keys(values: Mapping[str, Any], stage: str) -> None:
+    given = values.keys()
+    wanted = {*_KEYS, *(f"loss.{name}" for name in STAGES[stage])}
+    missing = wanted - given
+    if not values.get("init_from"):  # a fresh model: all its parts must have a shape
+        parts = {f"model.{part}" for part in _MODEL if part != "realcustom"}
+        missing |= {part for part in parts if not any(key.startswith(f"{part}.") for key in given)}
+    known = {*_KEYS, *(f"loss.{name}" for names in STAGES.values() for name in names)}
+    for part, cls in _MODEL.items():
+        known |= {f"model.{part}.{field.name}" for field in dataclasses.fields(cls)}
+    unknown = given - known
+    parts = [f"lacks {', '.join(sorted(missing))}"] if missing else []
+    parts += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
+    if parts:
+        raise UserError(f"the config {' and '.join(parts)}")
+
+
+def _check_value(
+    key: str, value: Any, kind: tuple[type, ...], least: float | None = None, most: float | None = None
+) -> None:
+    if not isinstance(value, kind):
+        raise UserError(f"config.{key} must be {_NAMES[kind]}, not {value!r}")
+    if least is not None and value < least:
+        raise UserError(f"config.{key} must be {least} or more, not {value}")
+    if most is not None and value > most:
+        raise UserError(f"config.{key} must be {most} or less, not {value}")
+
+
+def _check_regex(key: str, regex: Any) -> None:
+    try:
+        re.compile(regex)
+    except (re.error, TypeError) as error:
+        raise UserError(f"config.{key}: {regex!r} is not a regular expression: {error}") from None
+
+
+def _check_rule(rule: Any) -> None:
+    if not (isinstance(rule, _LIST) and len(rule) == 2 and isinstance(rule[1], _LIST)):
+        raise UserError(f"config.sharding: {rule!r} is not a pair of a regular expression and a list of axes")
+    regex, axes = rule
+    _check_regex("sharding", regex)
+    named = [axis for axis in axes if axis is not None]
+    for axis in named:
+        if axis not in AXES:
+            raise UserError(
+                f"config.sharding: {axis!r} is not an axis of the mesh; those are {', '.join(AXES)}"
+            )
+    if len(set(named)) < len(named):
+        raise UserError(f"config.sharding: the rule {regex!r} names an axis twice")
+
+
+def check_resume(config: ConfigDict, saved: Mapping[str, Any], step: int) -> str:
+    """Compare a run's config with the one that its checkpoint was written with.
+
+    Args:
+      config: of the run.
+      saved: the checkpoint's, as it was read from JSON.
+      step: the checkpoint's.
+
+    Returns:
+      what differs and may matter, in one line; "" for nothing.
+
+    Raises:
+      UserError: when the checkpoint is beyond the last step, or a key differs without which it is not the
+        same run: that key, its old and its new value.
+    """
+    if step > config.steps:
+        raise UserError(f"the newest checkpoint is of step {step}, beyond the last step, {config.steps}")
+    new = dict(_flat(json.loads(json.dumps(config.to_dict()))))
+    old = dict(_flat(saved))
+    notes = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = (json.dumps(x[key]) if key in x else "nothing" for x in (old, new))
+        if was == now or _FREE.match(key):
+            continue
+        if _FIXED.match(key):
+            raise UserError(
+                f"the run cannot be resumed: config.{key} was {was} and is now {now}; "
+                "use the old value, or another workdir"
+            )
+        rates = ", which the learning rate's schedule follows" if key == "steps" else ""
+        notes.append(f"{key} (was {was}, is now {now}{rates})")
+    return ", ".join(notes)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"a": {"b": 1}} → ("a.b", 1)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

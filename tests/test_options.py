@@ -1,0 +1,167 @@
+"""`SamplingOptions`: a wrong value is one sentence, numbers of any library will do, JSON keeps them all."""
+
+import dataclasses
+import json
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import realcustom_jax as rc
+from realcustom_jax.diffusion.solvers import _SOLVERS, timesteps
+from realcustom_jax.options import SDXL, SHARED, SOLVERS, SPACINGS
+
+WRONG = [
+    ({"text_weight": None}, "text_weight must be one number or a list of one each request, not None"),
+    ({"text_weight": "7"}, "text_weight must be one number or a list of one each request, not '7'"),
+    ({"text_weight": True}, "text_weight must be one number or a list of one each request, not True"),
+    ({"text_weight": [1.0, "a"]}, "text_weight must be one number or a list of one each request, not 'a'"),
+    ({"text_weight": [[1.0]]}, "text_weight must be one number or a list of one each request, not [1.0]"),
+    ({"text_weight": float("nan")}, "text_weight must be finite in float32, not nan"),
+    ({"image_weight": float("inf")}, "image_weight must be finite in float32, not inf"),
+    ({"image_weight": 1e39}, "image_weight must be finite in float32, not 1e+39"),
+    ({"text_weight": [1.0, float("nan")]}, "text_weight must be finite in float32, not nan"),
+    ({"gamma_scope": "a"}, "gamma_scope must be one number or a list of one each request, not 'a'"),
+    ({"gamma_scope": 1.5}, "gamma_scope must be from 0 to 1, not 1.5"),
+    ({"gamma_scope": [0.5, -0.1]}, "gamma_scope must be from 0 to 1, not -0.1"),
+    ({"gamma_num": 2}, "gamma_num must be from 0 to 1, not 2"),
+    ({"rescale": -1}, "rescale must be from 0 to 1, not -1"),
+    ({"height": 64.0}, "height must be a whole number, not 64.0"),
+    ({"width": "64"}, "width must be a whole number, not '64'"),
+    ({"steps": "50"}, "steps must be a whole number, not '50'"),
+    ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
+    ({"steps": True}, "steps must be a whole number, not True"),
+    ({"steps": None}, "steps must be a whole number, not None"),
+    ({"steps": np.zeros((9, 9))}, "steps must be a whole number, not array([[0., 0., 0., 0.,"),
+    ({"steps": 0}, "steps must be 1 or more, not 0"),
+    ({"mask_steps": "3"}, "mask_steps must be a whole number, not '3'"),
+    ({"mask_steps": 0}, "mask_steps must be 1 or more, not 0"),
+    ({"solver": "heun"}, "solver 'heun' is unknown; known: ddim, euler, dpmpp_2m, dpmpp_2s"),
+    ({"solver": None}, "solver None is unknown; known: ddim"),
+    ({"spacing": "karras"}, "spacing 'karras' is unknown; known: trailing, leading, linspace"),
+    ({"eta": 1.01}, "eta must be from 0 to 1, not 1.01"),
+    ({"eta": -0.1}, "eta must be from 0 to 1, not -0.1"),
+    ({"eta": [0.1, 0.2]}, "eta must be a number, not [0.1, 0.2]"),
+    ({"guidance": 3}, "guidance 3 is unknown; known: paper, direct"),
+    ({"mask_downscale": None}, "mask_downscale must be a whole number, not None"),
+    ({"mask_downscale": 0}, "mask_downscale must be 1 or more, not 0"),
+    ({"mask_normalisation": "max"}, "mask_normalisation 'max' is unknown; known: max_norm"),
+    ({"mask_kind": "hard"}, "mask_kind 'hard' is unknown; known: soft, binary, threshold"),
+    ({"mask_overlap": "both"}, "mask_overlap 'both' is unknown; known: strongest, shared"),
+    ({"mask_layers": ()}, "mask_layers must be a list of one or more whole numbers, not ()"),
+    ({"mask_layers": 2}, "mask_layers must be a list of one or more whole numbers, not 2"),
+    ({"mask_layers": "01"}, "mask_layers must be a list of one or more whole numbers, not '01'"),
+    ({"mask_layers": (0, 1.0)}, "mask_layers must be a whole number, not 1.0"),
+    ({"mask_layers": (0, -1)}, "mask_layers must be 0 or more, not -1"),
+    ({"scoring": "best"}, "scoring 'best' is unknown; known: fused"),
+    ({"gama_scope": 0.3}, "'gama_scope' is no sampling option; known: text_weight, image_weight"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_gets_one_sentence(changes, sentence):
+    with pytest.raises(rc.UserError, match="^" + re.escape(sentence)) as error:
+        rc.SamplingOptions().changed(changes)
+    assert "\n" not in str(error.value)
+
+
+def test_construction_checks_as_well():
+    with pytest.raises(rc.UserError, match="steps must be a whole number"):
+        rc.SamplingOptions(steps="50")
+
+
+def test_every_option_has_a_wrong_value_above():
+    assert {name for changes, _ in WRONG for name in changes} >= set(rc.SamplingOptions.rules())
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"steps": np.int64(8), "height": np.uint8(64)}, {"steps": 8, "height": 64}),
+        ({"steps": jnp.asarray(8)}, {"steps": 8}),
+        ({"eta": np.float64(0.5), "gamma_num": np.float32(0.5)}, {"eta": 0.5, "gamma_num": 0.5}),
+        ({"text_weight": 3}, {"text_weight": 3.0}),
+        ({"text_weight": jnp.asarray([1.0, 2.0])}, {"text_weight": (1.0, 2.0)}),
+        ({"text_weight": [1, np.float32(2.0)]}, {"text_weight": (1.0, 2.0)}),
+        ({"mask_layers": np.arange(2)}, {"mask_layers": (0, 1)}),
+        ({"mask_layers": range(1, 3)}, {"mask_layers": (1, 2)}),
+        ({"mask_layers": None, "mask_steps": None, "width": None}, {"mask_layers": None, "width": None}),
+    ],
+    ids=str,
+)
+def test_numbers_of_any_library_become_pythons(given, kept):
+    options = rc.SamplingOptions().changed(given)
+    for name, value in kept.items():
+        assert getattr(options, name) == value and type(getattr(options, name)) is type(value)
+    assert isinstance(hash(options), int)
+
+
+def test_fewer_steps_take_the_default_mask_steps_along():
+    """SDXL has 12 of 25: 8 steps alone are 8 guided ones; a number that was asked for is never changed."""
+    assert (SDXL.changed({"steps": 8}).mask_steps, SDXL.changed({"steps": 40}).mask_steps) == (8, 12)
+    assert SDXL.changed({"steps": 8}).sampler_config(8, 8).guided_steps == 8
+    assert SDXL.changed({"steps": 8, "mask_steps": None}).mask_steps is None
+    with pytest.raises(rc.UserError, match=r"mask_steps must be from 1 to 8 \(steps\), not 12"):
+        SDXL.changed({"steps": 8, "mask_steps": 12}).sampler_config(8, 8)
+    with pytest.raises(rc.UserError, match=r"mask_steps must be from 1 to 25 \(steps\), not 26"):
+        SDXL.changed({"mask_steps": 26}).sampler_config(8, 8)
+
+
+CHANGES = {
+    "text_weight": [2.0, 3.0],
+    "image_weight": 1.5,
+    "rescale": 0.7,
+    "gamma_scope": 0.5,
+    "gamma_num": 0.6,
+    "height": 24,
+    "width": 32,
+    "steps": 9,
+    "mask_steps": 4,
+    "solver": "euler",
+    "spacing": "leading",
+    "eta": 0.25,
+    "guidance": "direct",
+    "mask_downscale": 2,
+    "mask_normalisation": "min_max_norm",
+    "mask_kind": "binary",
+    "mask_overlap": "shared",
+    "mask_layers": (0, 2),
+    "scoring": "mean",
+}
+
+
+def test_a_model_folder_keeps_its_defaults(micro_pipe, tmp_path):
+    """All of them changed, through `save` and `load`: equal and, as `jax.jit` needs them, hashable."""
+    assert CHANGES.keys() == rc.SamplingOptions.rules().keys()
+    chosen = rc.SamplingOptions().changed(CHANGES)
+    assert all(getattr(chosen, name) != getattr(rc.SamplingOptions(), name) for name in CHANGES)
+    rc.save(micro_pipe.replace(defaults=chosen), tmp_path)
+    loaded = rc.load(tmp_path).defaults
+    assert loaded == chosen and hash(loaded) == hash(chosen)
+    assert hash(loaded.sampler_config(8, 8)) == hash(chosen.sampler_config(8, 8))
+
+
+@pytest.mark.parametrize("base", [rc.SamplingOptions(), SDXL], ids=["SD1.5", "SDXL"])
+def test_json_gives_back_the_same_options(base):
+    written = json.dumps(dataclasses.asdict(base.changed(CHANGES)))
+    assert base.changed(json.loads(written)) == base.changed(CHANGES)
+
+
+def test_options_and_sampler_config_share_what_they_say():
+    """Every static field is either handed on, with the same default, or a size that is worked out."""
+    static = {field.name: field.default for field in dataclasses.fields(rc.SamplerConfig)}
+    defaults = dataclasses.asdict(rc.SamplingOptions())
+    assert static.keys() - set(SHARED) == {"height", "width", "mask_height", "mask_width"}
+    assert {name: defaults[name] for name in SHARED} == {name: static[name] for name in SHARED}
+    traced = {field.name for field in dataclasses.fields(rc.Settings)}
+    assert defaults.keys() - set(SHARED) - traced == {"height", "width", "mask_downscale"}
+    config = rc.SamplingOptions().changed(CHANGES).sampler_config(8, 12)
+    assert {name: getattr(config, name) for name in SHARED} == {name: CHANGES[name] for name in SHARED}
+    assert (config.height, config.width, config.mask_height, config.mask_width) == (8, 12, 4, 6)
+
+
+def test_solvers_and_spacings_are_those_that_there_are():
+    assert tuple(_SOLVERS) == SOLVERS
+    for spacing in SPACINGS:
+        assert timesteps(spacing, 4, 1000).shape == (4,)

@@ -1,0 +1,141 @@
+"""What a config must hold, and what may change when a run is resumed."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.training.config import check_config, check_resume
+
+TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
+get_config = runpy.run_path(str(TINY))["get_config"]
+
+
+@pytest.mark.parametrize("stage", ["vae", "clip", "base", "customize"])
+def test_the_shipped_configs_pass(stage):
+    check_config(get_config(stage))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage", "bogus", "stage 'bogus' is unknown; known: vae, clip, base, customize"),
+        ("seed", -1, "config.seed must be 0 or more, not -1"),
+        ("steps", 0, "config.steps must be 1 or more, not 0"),
+        ("batch_size", 0, "config.batch_size must be 1 or more, not 0"),
+        ("log_every", 0, "config.log_every must be 1 or more, not 0"),
+        ("checkpoint_every", -5, "config.checkpoint_every must be 1 or more, not -5"),
+        ("export_dtype", "int7", "config.export_dtype 'int7' is unknown; known: float32, float16"),
+        ("sharding", ((".*", ("fsdq",)),), "'fsdq' is not an axis of the mesh; those are data, fsdp, tensor"),
+        ("sharding", (("a", ("fsdp", "fsdp")),), "the rule 'a' names an axis twice"),
+        ("sharding", (".*",), "'.*' is not a pair of a regular expression and a list of axes"),
+        ("sharding", (("(", ()),), "config.sharding: '(' is not a regular expression"),
+        ("trainable", ("(",), "config.trainable: '(' is not a regular expression"),
+        ("fresh", "(", "config.fresh: '(' is not a regular expression"),
+        ("data.drop_text", 1.5, "config.data.drop_text must be 1 or less, not 1.5"),
+        ("loss.gamma_num_min", -0.1, "config.loss.gamma_num_min must be 0 or more, not -0.1"),
+    ],
+)
+def test_an_impossible_value_is_named(key, value, message):
+    config = get_config("customize")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value", "name"), [("steps", "9", "whole number"), ("data.path", 1, "text")])
+def test_a_value_of_another_type_is_named(key, value, name):
+    """Only a config file can hold one: a flag is read as what the file has."""
+    values = get_config("customize").to_dict()
+    *sections, last = key.split(".")
+    node = values
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    with pytest.raises(UserError, match=f"config.{key} must be a {name}, not {value!r}"):
+        check_config(ConfigDict(values))
+
+
+def test_missing_and_unknown_keys_are_all_named():
+    config = get_config("base")
+    del config.optimizer.b2, config.steps, config.model.vae
+    config.optimizer.b3 = config.model.unet.chanels = 1
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    assert str(error.value) == (
+        "the config lacks model.vae, optimizer.b2, steps and "
+        "has unknown keys: model.unet.chanels, optimizer.b3"
+    )
+
+
+def test_a_stage_needs_its_own_loss_options_and_a_folder_the_model():
+    config = get_config("customize")
+    del config.loss.kl_weight, config.loss.temperature, config.model.vae
+    config.init_from = "folder"
+    check_config(config)
+    del config.loss.gamma_num_max
+    with pytest.raises(UserError, match=r"the config lacks loss\.gamma_num_max"):
+        check_config(config)
+
+
+@pytest.fixture
+def config() -> ConfigDict:
+    """The customize config, with values that the tests know."""
+    config = get_config("customize")
+    config.steps, config.batch_size, config.optimizer.learning_rate = 800, 64, 0.002
+    return config
+
+
+@pytest.fixture
+def saved(config) -> dict:
+    """The same as a checkpoint has it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def test_the_same_config_resumes_without_a_word(config, saved):
+    assert check_resume(config, saved, 5) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("stage", "base", 'config.stage was "customize" and is now "base"'),
+        ("init_from", "other", 'config.init_from was "toybox" and is now "other"'),
+        ("seed", 1, "config.seed was 0 and is now 1"),
+        ("batch_size", 32, "config.batch_size was 64 and is now 32"),
+        ("fresh", "", 'is now ""'),
+        ("trainable", ("^unet/",), 'is now ["^unet/"]'),
+        ("model.unet.block_out_channels", (8,), "was [64, 128, 160] and is now [8]"),
+        ("model.realcustom.vision_dim", 8, "config.model.realcustom.vision_dim was nothing and is now 8"),
+    ],
+)
+def test_what_makes_another_run_is_refused(config, saved, key, value, message):
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+        if key.endswith("vision_dim"):
+            config.model.realcustom.vision_dim = value
+    with pytest.raises(UserError, match="the run cannot be resumed: config") as error:
+        check_resume(config, saved, 5)
+    assert message in str(error.value) and key in str(error.value)
+
+
+def test_what_matters_less_is_told_and_what_does_not_matter_is_not(config, saved):
+    changes = {"optimizer.learning_rate": 0.5, "data.path": "elsewhere", "steps": 900}
+    free = {"log_every": 7, "checkpoint_every": 7, "export_dtype": "float32", "data.workers": 1}
+    free |= {"data.prefetch": 1, "mesh.fsdp": 2, "sharding": (("a", ()), (".*", ())), "checkpoints_kept": 9}
+    config.update_from_flattened_dict(changes | free)
+    assert check_resume(config, saved, 5) == (
+        'data.path (was "toybox", is now "elsewhere"), optimizer.learning_rate (was 0.002, is now 0.5), '
+        "steps (was 800, is now 900, which the learning rate's schedule follows)"
+    )
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(config, saved):
+    config.steps = 4
+    check_resume(config, saved, 4)
+    with pytest.raises(UserError, match="newest checkpoint is of step 5, beyond the last step, 4"):
+        check_resume(config, saved, 5)

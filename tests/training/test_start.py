@@ -1,0 +1,179 @@
+"""Where a run starts: the drawn toybox, a model folder, what is added to it."""
+
+import copy
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from realcustom_jax import pipeline
+from realcustom_jax.data.image_text import write
+from realcustom_jax.errors import UserError
+from realcustom_jax.toybox.dataset import WORLD_VERSION, make_example
+from realcustom_jax.training import start
+from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.keys import flatten
+
+
+@pytest.fixture
+def drawings(monkeypatch) -> list[Path]:
+    """The folders that were drawn into; without the worker processes of the real thing."""
+    folders = []
+
+    def write_dataset(folder: Path, train: int) -> None:
+        folders.append(folder)
+        write(folder, {"train": (make_example(seed, held_out=False) for seed in range(train))})
+
+    monkeypatch.setattr(start, "write_dataset", write_dataset)
+    return folders
+
+
+def test_the_toybox_is_drawn_once(drawings, tmp_path):
+    for _ in range(2):
+        assert len(start.open_data("toybox", "train", 3, tmp_path)) == 3
+    assert drawings == [tmp_path / f"toybox-v{WORLD_VERSION}-3"]
+
+
+def test_an_interrupted_drawing_is_drawn_again(drawings, tmp_path):
+    """The process was killed: TFDS's temporary folder lies there, without the data set."""
+    half = tmp_path / f"toybox-v{WORLD_VERSION}-3" / "image_text" / "1.0.0.incompleteABC"
+    half.mkdir(parents=True)
+    (half / "image_text-train.array_record").write_text("half of it")
+    assert len(start.open_data("toybox", "train", 3, tmp_path)) == 3
+    assert not half.exists()
+
+
+def test_another_world_is_another_data_set(drawings, tmp_path, monkeypatch):
+    start.open_data("toybox", "train", 3, tmp_path)
+    monkeypatch.setattr(start, "WORLD_VERSION", WORLD_VERSION + 1)
+    start.open_data("toybox", "train", 3, tmp_path)
+    assert len(set(drawings)) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("file", "is a file, it must be a folder"), ("file/folder", "Not a directory")]
+)
+def test_a_folder_that_cannot_be_used_is_named(tmp_path, path, reason):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        start.make_folder(tmp_path / path, "workdir")
+    assert str(error.value).startswith(f"the workdir '{tmp_path / path}' ") and reason in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
+def test_a_folder_that_takes_no_files_is_named():
+    """/proc also refuses the superuser, whom permissions do not stop."""
+    with pytest.raises(UserError, match="the workdir '/proc' cannot be written to: "):
+        start.make_folder(Path("/proc"), "workdir")
+
+
+@pytest.fixture(scope="module")
+def folder(micro_pipe, tmp_path_factory) -> str:
+    """A model folder with realcustom/."""
+    path = tmp_path_factory.mktemp("models") / "micro"
+    pipeline.save(micro_pipe, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def base(micro_pipe, tmp_path_factory) -> str:
+    """The same without realcustom/."""
+    path = tmp_path_factory.mktemp("models") / "base"
+    models = dataclasses.replace(micro_pipe.models, realcustom=None)
+    unet, _ = pipeline.split_added(micro_pipe.params["unet"])
+    pipeline.save(micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": unet}), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def load_once():
+    return functools.cache(pipeline.load_on_host)
+
+
+@pytest.fixture
+def make_config(micro_configs, monkeypatch, load_once):
+    monkeypatch.setattr(
+        pipeline, "load_on_host", load_once
+    )  # a load takes a second, and every test needs one
+
+    def make(init_from: str, fresh: str = "", **changes) -> ConfigDict:
+        model = copy.deepcopy(micro_configs)
+        model["scheduler"] = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        for key, value in changes.items():
+            part, name = key.split("__")
+            model[part][name] = value
+        return ConfigDict({"init_from": init_from, "fresh": fresh, "seed": 5, "model": model})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("unet", "block_out_channels", (16, 48)),
+        ("vae", "latent_channels", 8),
+        ("text_encoder", "hidden_size", 32),
+        ("image_encoder", "patch_size", 8),
+        ("scheduler", "prediction_type", "epsilon"),
+    ],
+)
+def test_a_model_that_the_folder_does_not_hold_is_refused(folder, make_config, part, name, value):
+    config = make_config(folder, **{f"{part}__{name}": value})
+    with pytest.raises(UserError) as error:
+        start.starting_pipeline(config, None)
+    assert f"config.model.{part}.{name} is {value}, but the model in '{folder}' has " in str(error.value)
+
+
+def test_what_a_run_determines_itself_may_differ(folder, make_config, micro_pipe):
+    config = make_config(
+        folder, text_encoder__vocab_size=0, text_encoder__eos_token_id=0, vae__scaling_factor=1.0
+    )
+    pipe = start.starting_pipeline(config, None)
+    assert pipe.models == micro_pipe.models
+    ours, theirs = flatten(micro_pipe.params), flatten(pipe.params)
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        assert type(theirs[path]) is np.ndarray  # the host's: who trains places them in shards
+        np.testing.assert_array_equal(theirs[path], value)
+
+
+def test_another_realcustom_that_is_not_fresh_is_refused_by_name(folder, make_config):
+    with pytest.raises(UserError) as error:
+        start.starting_pipeline(make_config(folder, realcustom__scoring_dim=12), None)
+    assert "unet/scoring/text_score/linear_1/bias (model (12,), file (8,))" in str(error.value)
+    with pytest.raises(UserError, match="unexpected: unet/scoring/"):
+        start.starting_pipeline(make_config(folder, realcustom__scoring=False), None)
+
+
+@pytest.mark.parametrize("kind", ["fresh", "added"])
+def test_only_what_is_fresh_or_missing_is_initialised(
+    folder, base, make_config, micro_pipe, monkeypatch, kind
+):
+    """Another width of the scores, in a folder that has them (fresh) and in one that does not."""
+    init_params, made = start.init_params, []
+
+    def record(shapes, *args):
+        made.extend(flatten(shapes))
+        return init_params(shapes, *args)
+
+    monkeypatch.setattr(start, "init_params", record)
+    init_from, fresh = (folder, ADDED) if kind == "fresh" else (base, "")
+    pipe = start.starting_pipeline(make_config(init_from, fresh, realcustom__scoring_dim=12), None)
+    params, loaded = flatten(pipe.params), flatten(micro_pipe.params)
+    added = {path for path in params if re.search(ADDED, path)}
+    assert set(made) == added and 0 < len(added) < len(params)
+    assert pipe.models.realcustom.scoring_dim == 12
+    assert params["unet/scoring/text_score/linear_1/bias"].shape == (12,)
+    for path, value in params.items():
+        assert type(value) is np.ndarray
+        assert path in added or np.array_equal(value, loaded[path])
+    assert flatten(pipe.models.param_shapes()).keys() == params.keys()
+
+
+def test_a_misspelt_fresh_is_an_error(folder, make_config):
+    with pytest.raises(UserError, match=r"config\.fresh: 'scorng' matches no parameter"):
+        start.starting_pipeline(make_config(folder, "scorng"), None)
