@@ -45,10 +45,10 @@ demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects i
 	  --config.steps=$(DEMO_STEPS) $(DEMO_FLAGS)
 	$(BIN)/python -m realcustom_jax.toybox.demo --model runs/demo/train/model --out runs/demo
 
-# The tests are the same everywhere, so they run on CPU. A file stays with one worker: its tests share what
-# they compile.
+# The tests are the same everywhere, so they run on CPU. Files mostly stay with one worker, whose tests share what
+# they compile; a worker without work takes over tests of the other.
 test: $(STAMP) ## run the tests
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
