@@ -283,8 +283,13 @@ class UNet(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """Adaptive scoring of each subject by itself, (B, R, …) flattened into the batch."""
         b, r, n = context.visual.shape[:3]
-        flatten = lambda x: x.reshape(b * r, *x.shape[2:])  # noqa: E731
-        repeat = lambda x: jnp.repeat(x, r, axis=0)  # noqa: E731
+
+        def flatten(x: Array) -> Array:
+            return x.reshape(b * r, *x.shape[2:])
+
+        def repeat(x: Array) -> Array:
+            return jnp.repeat(x, r, axis=0)
+
         # only the subject's own part of the image judges the subject
         inside = latents[:, None] * scope[..., None]
         quantity = jax.tree.map(repeat, quantity)

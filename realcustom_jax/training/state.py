@@ -47,7 +47,10 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        objective = lambda params: loss(merge(params, frozen), batch, key)  # noqa: E731
+
+        def objective(params: Any) -> tuple[Array, Metrics]:
+            return loss(merge(params, frozen), batch, key)
+
         (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -135,6 +135,16 @@ class Loop:
         )
 
 
+def check_against_loop(pipe, denoise, made, config):
+    """Latents and masks of both requests against the loop's; returns the compiled sampler's masks."""
+    latents, masks = compiled(pipe, made, config, [3, 4])
+    for index, seed in enumerate([3, 4]):
+        expected, expected_masks = Loop(pipe, denoise, made, config, index).run(seed)
+        assert relative(latents[index], expected[0]) <= 1e-5
+        np.testing.assert_allclose(masks[index], expected_masks, atol=1e-5)
+    return masks
+
+
 CASES = [
     pytest.param(solver, guidance, mask_steps, eta, id=f"{solver}-{guidance}-{mask_steps}-{eta}")
     for solver, eta in (("ddim", 0.0), ("ddim", 0.7), ("euler", 0.0), ("dpmpp_2m", 0.0), ("dpmpp_2s", 0.0))
@@ -147,12 +157,8 @@ CASES = [
 def test_equals_a_python_loop(micro_pipe, micro_denoise, conditioning, solver, guidance, mask_steps, eta):
     """Latents and masks of both requests; 1e-5 relative is float32 rounding over five guided steps."""
     made, config = conditioning(solver=solver, guidance=guidance, mask_steps=mask_steps, eta=eta)
-    latents, masks = compiled(micro_pipe, made, config, [3, 4])
+    masks = check_against_loop(micro_pipe, micro_denoise, made, config)
     assert masks.shape == (2, STEPS, 2, 8, 8)
-    for index, seed in enumerate([3, 4]):
-        expected, expected_masks = Loop(micro_pipe, micro_denoise, made, config, index).run(seed)
-        assert relative(latents[index], expected[0]) <= 1e-5
-        np.testing.assert_allclose(masks[index], expected_masks, atol=1e-5)
     if mask_steps:
         np.testing.assert_array_equal(masks[:, mask_steps:], np.repeat(masks[:, 1:2], STEPS - 2, axis=1))
 
@@ -162,12 +168,7 @@ def test_other_predictions_and_mask_options_equal_the_loop(micro_pipe, micro_den
     pipe = micro_pipe.replace(schedule=ScheduleConfig(prediction_type="epsilon"))
     options = {"mask_downscale": 2, "mask_normalisation": "min_max_per_channel", "mask_kind": "threshold"}
     made, config = conditioning(solver="dpmpp_2s", guidance="direct", mask_steps=2, **options)
-    latents, masks = compiled(pipe, made, config, [3, 4])
-    assert masks.shape == (2, STEPS, 2, 4, 4)
-    for index, seed in enumerate([3, 4]):
-        expected, expected_masks = Loop(pipe, micro_denoise, made, config, index).run(seed)
-        assert relative(latents[index], expected[0]) <= 1e-5
-        np.testing.assert_allclose(masks[index], expected_masks, atol=1e-5)
+    assert check_against_loop(pipe, micro_denoise, made, config).shape == (2, STEPS, 2, 4, 4)
 
 
 def test_traces_once_per_static_config(micro_pipe):
