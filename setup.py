@@ -16,12 +16,15 @@ INSTALL_REQUIRES = [
     "importlib_resources>=6.0",
     "jax>=0.10",
     "ml_collections>=1.0",
+    "ml_dtypes>=0.5",
+    "msgpack>=1.0",
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12",
     # 10.1 brought the scalable default font that the demo sheet is written in.
     "pillow>=10.1",
-    "safetensors>=0.5",
+    # The first to read and write bfloat16 in numpy.
+    "safetensors>=0.8",
     # Without tensorflow: this is the first version whose builders and readers run without it.
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.22",
@@ -31,6 +34,7 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]>=0.10"],
+    "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
     "test": ["pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
 }
 

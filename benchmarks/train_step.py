@@ -78,7 +78,7 @@ def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[],
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, 64, 64, 3), np.uint8),
-        "ids": rng.integers(0, 999, (batch_size, 77), np.int32),
+        "ids": rng.integers(0, 999, (batch_size, 1, 77), np.int32),
     }
     state = jax.jit(create_state, static_argnums=1)(trainable, optimizer)
     compiled = step.lower(state, frozen, batch).compile()

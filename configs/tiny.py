@@ -120,7 +120,6 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "projection_dim": 128,
-        "feature_layer": -2,
     }
     model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if realcustom:

@@ -13,10 +13,12 @@ from jax import Array
 
 from realcustom_jax.data.target_words import target_token_mask
 from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import ImageLike, center_crop_resize, load_image, to_float
+from realcustom_jax.data.transforms import ImageLike, load_image
+from realcustom_jax.data.views import reference_views
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.family import Models
+from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
+from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import Rule, SamplingOptions, is_list
 from realcustom_jax.pipeline import Pipeline
@@ -129,6 +131,13 @@ def latent_size(models: Models, height: int | None, width: int | None) -> tuple[
     return sizes[0], sizes[1]
 
 
+def image_size(models: Models, options: SamplingOptions) -> tuple[int, int]:
+    """Height and width in pixels of what the options ask for."""
+    down = models.vae_config.downscale
+    height, width = latent_size(models, options.height, options.width)
+    return height * down, width * down
+
+
 def make_conditioning(
     pipe: Pipeline,
     prompts: Sequence[str],
@@ -145,39 +154,49 @@ def make_conditioning(
     batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
-    ids = tokenize(pipe.tokenizer, [*prompts, *negative_prompts])
-    text, negative_text = jnp.split(_encode_text(pipe.models, pipe.params["text_encoder"], ids), 2)
+    ids = [tokenize(tokenizer, [*prompts, *negative_prompts]) for tokenizer in pipe.tokenizers]
+    text, pooled = _encode_text(pipe.models, _of(pipe, TEXT), ids)
+    text, negative_text = jnp.split(text, 2)
+    pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
+    sizes = None if pooled is None else size_ids(batch, *image_size(pipe.models, options))
 
-    words = np.zeros((batch, slots, ids.shape[1]), np.float32)
+    words = np.zeros((batch, slots, ids[0].shape[1]), np.float32)
     flags = np.zeros((batch, slots), np.float32)
     for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
         for r, subject in enumerate(own):
-            words[i, r] = target_token_mask(pipe.tokenizer, prompt, subject.words)
+            words[i, r] = target_token_mask(pipe.tokenizers[0], prompt, subject.words)
             flags[i, r] = 1.0
     features = negative = ()
     if slots:
-        images, shown = _different_images(subjects, slots, pipe.models.image_config.image_size)
-        encoded = _encode_images(pipe.models, pipe.params["image_encoder"], images)
-        features = (encoded[shown],)
-        negative = (jnp.broadcast_to(encoded[0], features[0].shape),)
+        views, shown = _different_references(subjects, slots, pipe.models)
+        encoded = _encode_references(pipe.models, _of(pipe, IMAGE), views)
+        features = tuple(x[shown] for x in encoded)
+        negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(encoded, features, strict=True))
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     return Conditioning(
-        text, negative_text, features, negative, jnp.asarray(words), jnp.asarray(flags), settings
-    )
+        text, negative_text, features, negative, jnp.asarray(words), jnp.asarray(flags), settings,
+        pooled, negative_pooled, sizes,
+    )  # fmt: skip
 
 
-def _different_images(
-    subjects: Sequence[Sequence[Subject]], slots: int, size: int
+def _of(pipe: Pipeline, components: Sequence[str]) -> dict[str, Any]:
+    return {name: pipe.params[name] for name in components if name in pipe.params}
+
+
+def _different_references(
+    subjects: Sequence[Sequence[Subject]], slots: int, models: Models
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reference images, each once, and which of them every slot shows.
+    """The reference images' views, each image once, and which of them every slot shows.
 
     Returns:
-      images: float32 (U, size, size, 3) in [-1, 1], the first one black, for empty slots and the negative
-        pass. U is a power of two, filled up with black, so that few numbers of images are compiled for.
+      views: uint8 (U, V, S, S, 3), see `reference_views`; those of the first image black, for empty slots and
+        the negative pass. U is a power of two, filled up with black, so that few numbers are compiled for.
       shown: (B, R) int32, an index into them.
     """
-    images, places = [np.full((size, size, 3), -1.0, np.float32)], {}
+    size = models.image_configs[0].image_size
+    black = np.zeros((size, size, 3), np.uint8)
+    images, places = [reference_views(black, size, models.high_res)], {}
     shown = np.zeros((len(subjects), slots), np.int32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
@@ -186,7 +205,7 @@ def _different_images(
             name = image if isinstance(image, (str, bytes, os.PathLike)) else id(image)
             if name not in places:
                 places[name] = len(images)
-                images.append(to_float(center_crop_resize(load_image(image), size)))
+                images.append(reference_views(load_image(image), size, models.high_res))
             shown[i, r] = places[name]
     count = 1 << (len(images) - 1).bit_length()
     images += [images[0]] * (count - len(images))
@@ -238,15 +257,13 @@ _sample_latents = jax.jit(sample_latents, static_argnames=("unet", "schedule", "
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(models: Models, params: Any, ids: Array) -> Array:
-    return models.text_encoder.apply({"params": params}, ids).last
+def _encode_text(models: Models, params: Any, ids: Sequence[Array]) -> tuple[Array, Array | None]:
+    return encode_text(models, params, ids)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_images(models: Models, params: Any, images: Array) -> Array:
-    """(U, H, W, 3) → (U, N, C)."""
-    encoder = models.image_encoder
-    return encoder.apply({"params": params}, images, method=encoder.features)
+def _encode_references(models: Models, params: Any, views: Array) -> tuple[Array, ...]:
+    return encode_reference(models, params, views)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -119,7 +119,7 @@ def micro_params(micro_models) -> dict:
 @pytest.fixture(scope="session")
 def micro_pipe(micro_models, micro_params, micro_tokenizer) -> Pipeline:
     schedule = ScheduleConfig(prediction_type="v_prediction", timestep_spacing="trailing")
-    return Pipeline(micro_models, schedule, micro_params, micro_tokenizer)
+    return Pipeline(micro_models, schedule, micro_params, (micro_tokenizer,))
 
 
 @pytest.fixture(scope="session")

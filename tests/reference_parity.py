@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.data.views import interleave_local, resize_aligned, strided_split, to_bytes
+from realcustom_jax.data.views import resize_aligned, strided_split, to_bytes
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, Settings, sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.conditioning import interleave_local
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.family import unet_shapes
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import ViT, ViTConfig
-from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_key, torch_shape, unflatten
-from realcustom_jax.weights.timm import from_timm
+from realcustom_jax.weights.components import on_host, read_params
+from realcustom_jax.weights.layouts import DIFFUSERS, TIMM
+from realcustom_jax.weights.tensors import Tensors
 
 SINGLE, LOOP = 1e-4, 2e-3
 PROJECTORS = {"ProjectorHighResMinAttn": "deep", "ProjectorHighResShallowMinAttnV1": "shallow"}
@@ -46,6 +48,12 @@ def planes(x) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
+def tensors(file, prefix: str) -> Tensors:
+    """The state dict whose keys begin with a prefix."""
+    shapes = {key: file[key].shape for key in file.files}
+    return Tensors("the golden file", shapes, file.__getitem__).select(prefix)
+
+
 def load_unet(file) -> tuple[UNet, dict]:
     """The UNet of a file, with its parameters; every key must fit."""
     values = json.loads(str(file["config"]))
@@ -56,15 +64,11 @@ def load_unet(file) -> tuple[UNet, dict]:
         token_dim=options["out_dim"],
         projector=PROJECTORS[settings["target"].rsplit(".", 1)[-1]],
         projector_head_dim=options["dim_head"],
-        vision_dim=options["vision_dim"],
         scoring=False,
     )
     unet = UNet(config, realcustom)
-    shapes = flatten(unet_shapes(unet, text_tokens=77, visual_tokens=4, vision_dim=options["vision_dim"]))
-    state = {key[2:]: file[key] for key in file.files if key.startswith("w/")}
-    wanted = {torch_key(path): torch_shape(path, leaf.shape) for path, leaf in shapes.items()}
-    check_keys("the file's state dict", wanted, {key: value.shape for key, value in state.items()})
-    return unet, unflatten({path: from_torch(path, state[torch_key(path)]) for path in shapes})
+    shapes = unet_shapes(unet, text_tokens=77, visual_tokens=4, vision_dim=options["vision_dim"])
+    return unet, read_params(tensors(file, "w/"), (DIFFUSERS,), shapes, on_host(np.float32))
 
 
 def features(file, prefix: str) -> tuple[jax.Array, ...]:
@@ -176,8 +180,8 @@ def tower(file, name: str) -> tuple[ViT, dict, list[int]]:
     )
     vit = ViT(config)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    state = {key.partition("/")[2]: file[key] for key in file.files if key.startswith(f"{name}/")}
-    return vit, from_timm(state, flatten(param_shapes(vit.init, image))), values["blocks"]
+    shapes = param_shapes(vit.init, image)
+    return vit, read_params(tensors(file, f"{name}/"), (TIMM,), shapes, on_host(np.float32)), values["blocks"]
 
 
 def vision_rows(file) -> Iterator[Row]:

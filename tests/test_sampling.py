@@ -63,13 +63,13 @@ def test_every_image_is_encoded_once(micro_pipe, monkeypatch):
     dog = Image.fromarray(render_reference(Identity("dog", 19)).image)
     cat_and_dog = [rc.Subject(CAT, "cat"), rc.Subject(dog, "dog")]
     subjects = [cat_and_dog, [], [rc.Subject(dog, "dog")], cat_and_dog[::-1], cat_and_dog]
-    batches, encode = [], sampling._encode_images
+    batches, encode = [], sampling._encode_references
 
-    def spy(models, params, images):
-        batches.append(len(images))
-        return encode(models, params, images)
+    def spy(models, params, views):
+        batches.append(len(views))
+        return encode(models, params, views)
 
-    monkeypatch.setattr(sampling, "_encode_images", spy)
+    monkeypatch.setattr(sampling, "_encode_references", spy)
 
     def make(subjects):
         count = len(subjects)

@@ -5,6 +5,25 @@ As the published inference makes them, with `to_bytes` before the towers see the
 
 import numpy as np
 
+from realcustom_jax.data.transforms import center_crop_resize
+
+
+def reference_views(image: np.ndarray, size: int, high_res: bool) -> np.ndarray:
+    """What the image towers see of a reference image.
+
+    Args:
+      image: uint8 (H, W, 3); its largest centred square is used.
+      size: side of the towers' input in pixels.
+      high_res: RealCustom++'s five views, all made from the image at twice the size, instead of one.
+
+    Returns:
+      uint8 (V, size, size, 3): the whole and, if `high_res`, the 2×2 strided split.
+    """
+    if not high_res:
+        return center_crop_resize(image, size)[None]
+    pixels = center_crop_resize(image, 2 * size)[None].astype(np.float32) / np.float32(255)
+    return to_bytes(np.concatenate([resize_aligned(pixels, size), strided_split(pixels)]))
+
 
 def resize_aligned(images: np.ndarray, size: int) -> np.ndarray:
     """Bilinear with aligned corners (corner pixels keep their centres), no antialiasing; (B, H, W, C)."""
@@ -31,9 +50,3 @@ def strided_split(images: np.ndarray) -> np.ndarray:
 def to_bytes(images: np.ndarray) -> np.ndarray:
     """Images in 0…1 as uint8, truncated and not rounded."""
     return (np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def interleave_local(features: np.ndarray) -> np.ndarray:
-    """Features of the local views (4B, N, C) → (B, 4N, C), the four of each global patch side by side."""
-    four_b, n, c = features.shape
-    return features.reshape(four_b // 4, 4, n, c).swapaxes(1, 2).reshape(four_b // 4, 4 * n, c)

@@ -92,7 +92,9 @@ class RealCustomConfig:
       token_dim: channels C_i of the visual tokens, the projector's output.
       projector: "plain" (the paper), "deep" or "shallow" (RealCustom++), see `projector`.
       projector_head_dim: channels of a head of the ++ projectors' attention.
-      vision_dim: channels of the image features; None for the image encoder's own.
+      feature_layers: for each image tower the hidden states that become features: indices into [input, layer
+        1, …], so -2 is the output of the last layer but one. As many a tower as the projector takes, without
+        its local features, which come from the last of them; see `FEATURES` in `projector`.
       scoring: whether adaptive scoring (eq. 5–10) chooses the tokens.
       scoring_dim: width of the two score MLPs.
     """
@@ -100,7 +102,7 @@ class RealCustomConfig:
     token_dim: int = 768
     projector: str = "plain"
     projector_head_dim: int = 64
-    vision_dim: int | None = None
+    feature_layers: tuple[tuple[int, ...], ...] = ((-2,),)
     scoring: bool = True
     scoring_dim: int = 256
 
@@ -111,4 +113,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     Only for files in others' formats, which hold much that does not concern the shape (`_class_name` …).
     """
     names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+    return cls(**{name: _as_tuple(value) for name, value in values.items() if name in names})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value

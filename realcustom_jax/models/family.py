@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.init import param_shapes
-from realcustom_jax.models.projector import FEATURES
+from realcustom_jax.models.projector import FEATURES, HIGH_RES
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vae import VAE, VAEConfig
@@ -21,25 +22,48 @@ from realcustom_jax.models.vit import ViT, ViTConfig
 class Models:
     """The shapes of all parts, and the Flax modules made from them. Static and hashable; holds no arrays.
 
-    `params` trees that go with it have one entry a component: unet, vae, text_encoder, image_encoder.
+    `params` trees that go with it have one entry a component, named as the folders of a model folder are:
+    unet, vae, text_encoder, text_encoder_2, image_encoder, image_encoder_2; those that there are.
+
+    Attributes:
+      unet_config, vae_config: of the base.
+      text_configs: one text encoder (SD1.5) or two (SDXL).
+      image_configs: none (a base without subjects), one image tower, or two (RealCustom++).
+      realcustom: what is added to the base, or None.
+      dtype: of computation.
     """
 
     unet_config: UNetConfig
     vae_config: VAEConfig
-    text_config: CLIPTextConfig
-    image_config: ViTConfig
+    text_configs: tuple[CLIPTextConfig, ...]
+    image_configs: tuple[ViTConfig, ...] = ()
     realcustom: RealCustomConfig | None = None
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        """Raises `UserError` when parts do not fit each other."""
+        width = sum(config.hidden_size for config in self.text_configs)
+        if width != self.unet_config.cross_attention_dim:
+            raise UserError(
+                f"the UNet attends to text of {self.unet_config.cross_attention_dim} channels, but the text "
+                f"encoders give {width}"
+            )
+        if self.unet_config.addition_embed_type == "text_time" and not self.text_configs[-1].with_projection:
+            raise UserError(
+                "this UNet needs the pooled text, so the last text encoder must have a projection"
+            )
+        if self.realcustom:
+            _check_towers(self.image_configs, self.realcustom)
+
     @classmethod
     def from_configs(cls, configs: Mapping[str, Mapping[str, Any]], dtype: Any = jnp.float32) -> "Models":
-        """From one mapping for each component, named as the folders of a model folder are."""
+        """From one mapping of fields for each component, named as the folders of a model folder are."""
         realcustom = configs.get("realcustom")
         return cls(
             from_mapping(UNetConfig, configs["unet"]),
             from_mapping(VAEConfig, configs["vae"]),
-            from_mapping(CLIPTextConfig, configs["text_encoder"]),
-            from_mapping(ViTConfig, configs["image_encoder"]),
+            tuple(from_mapping(CLIPTextConfig, configs[name]) for name in TEXT if name in configs),
+            tuple(from_mapping(ViTConfig, configs[name]) for name in IMAGE if name in configs),
             from_mapping(RealCustomConfig, realcustom) if realcustom else None,
             dtype,
         )
@@ -53,34 +77,83 @@ class Models:
         return VAE(self.vae_config, self.dtype)
 
     @property
-    def text_encoder(self) -> CLIPText:
-        return CLIPText(self.text_config, self.dtype)
+    def text_encoders(self) -> dict[str, CLIPText]:
+        """{component: module}."""
+        return {
+            name: CLIPText(config, self.dtype) for name, config in zip(TEXT, self.text_configs, strict=False)
+        }
 
     @property
-    def image_encoder(self) -> ViT:
-        return ViT(self.image_config, self.dtype)
+    def image_encoders(self) -> dict[str, ViT]:
+        """{component: module}."""
+        return {
+            name: ViT(config, self.dtype) for name, config in zip(IMAGE, self.image_configs, strict=False)
+        }
+
+    @property
+    def configs(self) -> dict[str, Any]:
+        """{component: config} of all that there are, but not `realcustom`."""
+        return {
+            "unet": self.unet_config,
+            "vae": self.vae_config,
+            **dict(zip(TEXT, self.text_configs, strict=False)),
+            **dict(zip(IMAGE, self.image_configs, strict=False)),
+        }
+
+    @property
+    def text_tokens(self) -> int:
+        return self.text_configs[0].max_position_embeddings
 
     @property
     def vision_dim(self) -> int:
-        """Channels of the image features that the projector takes."""
-        own = self.realcustom.vision_dim if self.realcustom else None
-        return own or self.image_config.hidden_size
+        """Channels of the image features that the projector takes: those of all towers side by side."""
+        return sum(config.hidden_size for config in self.image_configs)
+
+    @property
+    def high_res(self) -> bool:
+        """Whether a reference image is also seen at twice the towers' size, in four parts (RealCustom++)."""
+        return self.realcustom is not None and self.realcustom.projector in HIGH_RES
 
     def param_shapes(self) -> dict[str, Any]:
         """{component: `params` tree as shapes}, without allocating anything."""
-        vae, vision = self.vae_config, self.image_config
-        side = 2 * vae.downscale
-        ids = jax.ShapeDtypeStruct((1, self.text_config.max_position_embeddings), jnp.int32)
-        return {
-            "unet": unet_shapes(
-                self.unet, self.text_config.max_position_embeddings, vision.tokens, self.vision_dim
-            ),
+        side = 2 * self.vae_config.downscale
+        ids = jax.ShapeDtypeStruct((1, self.text_tokens), jnp.int32)
+        visual_tokens = self.image_configs[0].tokens if self.image_configs else 0
+        shapes = {
+            "unet": unet_shapes(self.unet, self.text_tokens, visual_tokens, self.vision_dim),
             "vae": param_shapes(self.vae.init, _struct(1, side, side, 3)),
-            "text_encoder": param_shapes(self.text_encoder.init, ids),
-            "image_encoder": param_shapes(
-                self.image_encoder.init, _struct(1, vision.image_size, vision.image_size, 3)
-            ),
         }
+        for name, module in self.text_encoders.items():
+            shapes[name] = param_shapes(module.init, ids)
+        for name, module in self.image_encoders.items():
+            size = module.config.image_size
+            shapes[name] = param_shapes(module.init, _struct(1, size, size, 3))
+        return shapes
+
+
+# Components of a kind, in order.
+TEXT = ("text_encoder", "text_encoder_2")
+IMAGE = ("image_encoder", "image_encoder_2")
+
+
+def _check_towers(towers: tuple[ViTConfig, ...], realcustom: RealCustomConfig) -> None:
+    if not towers:
+        raise UserError("RealCustom needs an image encoder: the model has no image_encoder/")
+    if len({(tower.image_size, tower.tokens) for tower in towers}) > 1:
+        sizes = ", ".join(f"{tower.image_size} ({tower.tokens} tokens)" for tower in towers)
+        raise UserError(f"the image towers must take images of one size and give as many tokens; got {sizes}")
+    wanted = FEATURES[realcustom.projector] - (realcustom.projector in HIGH_RES)
+    layers = realcustom.feature_layers
+    if len(layers) != len(towers) or any(len(of_tower) != wanted for of_tower in layers):
+        raise UserError(
+            f"the projector {realcustom.projector!r} takes {wanted} layers of each of {len(towers)} image "
+            f"towers, but feature_layers is {layers}"
+        )
+    for tower, of_tower in zip(towers, layers, strict=True):
+        if any(not -tower.num_hidden_layers - 1 <= layer <= tower.num_hidden_layers for layer in of_tower):
+            raise UserError(
+                f"feature_layers {of_tower}: the image tower has {tower.num_hidden_layers} layers"
+            )
 
 
 def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: int) -> Any:

@@ -13,6 +13,8 @@ from realcustom_jax.models.attention import attend, attention_probabilities, mer
 
 # How many feature arrays each takes.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
+# Those whose last array is of the image at twice the size.
+HIGH_RES = ("deep", "shallow")
 
 
 def make_projector(name: str, features: int, head_dim: int, dtype: jnp.dtype) -> nn.Module:
@@ -23,7 +25,7 @@ def make_projector(name: str, features: int, head_dim: int, dtype: jnp.dtype) ->
     """
     if name == "plain":
         return PlainProjector(features, dtype)
-    if name in ("deep", "shallow"):
+    if name in HIGH_RES:
         return HighResProjector(features, head_dim, name == "shallow", dtype)
     raise UserError(f"projector {name!r} is unknown; known: {', '.join(FEATURES)}")
 

@@ -23,8 +23,6 @@ class ViTConfig:
       layer_scale: learned scale of each branch (DINOv2).
       projection_dim: width of the projection of the pooled class token (CLIP), or None.
       image_mean, image_std: normalisation of pixels in 0…1.
-      feature_layer: which hidden state becomes the visual features: index into [input, layer 1, …], so -2 is
-        the output of the last layer but one.
     """
 
     image_size: int = 224
@@ -44,7 +42,6 @@ class ViTConfig:
     layer_scale: bool = False
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    feature_layer: int = -2
 
     @property
     def prefix(self) -> int:
@@ -143,6 +140,7 @@ class ViT(nn.Module):
             pooled = projection(pooled)
         return VisionOutput(states, last, pooled)
 
-    def features(self, images: Array) -> Array:
-        """Patch tokens of `feature_layer` (B, n, C): what the projector takes."""
-        return self(images).states[self.config.feature_layer][:, self.config.prefix :]
+    def features(self, images: Array, layers: tuple[int, ...]) -> tuple[Array, ...]:
+        """Patch tokens of some hidden states, each (B, n, C); no final norm."""
+        states = self(images).states
+        return tuple(states[layer][:, self.config.prefix :] for layer in layers)

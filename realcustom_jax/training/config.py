@@ -16,7 +16,7 @@ from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.training.losses import STAGES
 from realcustom_jax.training.partition import AXES
-from realcustom_jax.weights.diffusers import WEIGHT_DTYPES
+from realcustom_jax.weights.components import WEIGHT_DTYPES
 
 _INTEGER, _NUMBER, _TEXT, _LIST = (int,), (int, float), (str,), (tuple, list)
 _NAMES = {_INTEGER: "a whole number", _NUMBER: "a number", _TEXT: "a text", _LIST: "a list"}
@@ -64,7 +64,9 @@ _MODEL = {
     "unet": UNetConfig,
     "vae": VAEConfig,
     "text_encoder": CLIPTextConfig,
+    "text_encoder_2": CLIPTextConfig,
     "image_encoder": ViTConfig,
+    "image_encoder_2": ViTConfig,
     "scheduler": ScheduleConfig,
     "realcustom": RealCustomConfig,
 }
@@ -108,7 +110,7 @@ def _check_keys(values: Mapping[str, Any], stage: str) -> None:
     wanted = {*_KEYS, *(f"loss.{name}" for name in STAGES[stage])}
     missing = wanted - given
     if not values.get("init_from"):  # a fresh model: all its parts must have a shape
-        parts = {f"model.{part}" for part in _MODEL if part != "realcustom"}
+        parts = {f"model.{part}" for part in _MODEL if part != "realcustom" and not part.endswith("_2")}
         missing |= {part for part in parts if not any(key.startswith(f"{part}.") for key in given)}
     known = {*_KEYS, *(f"loss.{name}" for names in STAGES.values() for name in names)}
     for part, cls in _MODEL.items():

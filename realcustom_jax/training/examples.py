@@ -1,6 +1,7 @@
 """From an example of the data set to the arrays a training step takes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,25 +9,28 @@ from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import augment_reference, center_crop_resize
+from realcustom_jax.data.views import reference_views
 from realcustom_jax.training.curriculum import Curriculum
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample:
-    """{"image", "caption", "index"} → "image" uint8 (S, S, 3), "ids" int32 (L,)[, "reference" (S', S', 3)].
+    """{"image", "caption", "index"} → "image" (S, S, 3), "ids" int32 (E, L)[, "reference" (V, S', S', 3)].
 
     Attributes:
-      tokenizer: for the captions.
+      tokenizers: for the captions, one for each of E text encoders.
       image_size: side of the training image in pixels.
-      reference_size: side of the reference in pixels; None for stages without one.
+      reference_size: side of the reference's views in pixels; None for stages without one.
+      high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
       batch_size: to know the step, which the curriculum needs.
       curriculum: augmentation of the reference by step.
       drop_text, drop_image, drop_both: shares of examples with an empty caption, a black reference, or both.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizers: Sequence[PreTrainedTokenizerBase]
     image_size: int
     reference_size: int | None
+    high_res: bool
     batch_size: int
     curriculum: Curriculum
     drop_text: float
@@ -42,10 +46,11 @@ class MakeExample:
             or self.drop_both + self.drop_text <= draw < self.drop_both + self.drop_text + self.drop_image
         )
         image = center_crop_resize(example["image"], self.image_size)
-        ids = tokenize(self.tokenizer, ["" if no_text else example["caption"]])[0]
+        caption = "" if no_text else example["caption"]
+        ids = np.concatenate([tokenize(tokenizer, caption) for tokenizer in self.tokenizers])
         if self.reference_size is None:
             return {"image": image, "ids": ids}
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         reference = augment_reference(image, rng, strength)
-        reference = center_crop_resize(reference, self.reference_size)
+        reference = reference_views(reference, self.reference_size, self.high_res)
         return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image)}

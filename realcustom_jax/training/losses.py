@@ -9,6 +9,7 @@ from jax import Array
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.vae import VAE
@@ -77,11 +78,14 @@ def _clip_loss(models: Models, temperature: float) -> Loss:
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         del key
-        text = models.text_encoder.apply({"params": params["text_encoder"]}, batch["ids"]).pooled
+        ids = batch["ids"][:, 0]
+        text = models.text_encoders["text_encoder"].apply({"params": params["text_encoder"]}, ids).pooled
         images = to_signed(batch["image"])
-        image = models.image_encoder.apply({"params": params["image_encoder"]}, images).pooled
+        image = (
+            models.image_encoders["image_encoder"].apply({"params": params["image_encoder"]}, images).pooled
+        )
         logits = normalise(text) @ normalise(image).T / temperature  # (B text, B image)
-        same = (batch["ids"][:, None] == batch["ids"][None]).all(axis=-1).astype(jnp.float32)
+        same = (ids[:, None] == ids[None]).all(axis=-1).astype(jnp.float32)
         target = same / same.sum(axis=-1, keepdims=True)  # symmetric, so the same for both directions
 
         def cross_entropy(logits: Array) -> Array:
@@ -112,18 +116,17 @@ def _diffusion_loss(
         z0 = models.vae.apply(
             {"params": params["vae"]}, to_signed(batch["image"]), k_latent, method=VAE.encode
         )
-        text = models.text_encoder.apply({"params": params["text_encoder"]}, batch["ids"]).last
+        text, pooled = encode_text(models, params, list(jnp.moveaxis(batch["ids"], 1, 0)))
         count = z0.shape[0]
+        sizes = None if pooled is None else size_ids(count, *batch["image"].shape[1:3])
         t = jax.random.randint(k_t, (count,), 0, schedule.num_train_timesteps)
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
         z = add_noise(z0, noise, signal, sigma)
         features = quantity = None
         if gamma_num is not None:
-            reference = to_signed(batch["reference"])
-            encoder = models.image_encoder
-            features = encoder.apply({"params": params["image_encoder"]}, reference, method=encoder.features)
-            features = (features[:, None],)  # one subject
+            # one subject
+            features = tuple(x[:, None] for x in encode_reference(models, params, batch["reference"]))
             # one γ_num a step for the whole batch (eq. 10)
             gamma = jnp.broadcast_to(
                 jax.random.uniform(k_gamma, (), minval=gamma_num[0], maxval=gamma_num[1]), (count,)
@@ -132,7 +135,7 @@ def _diffusion_loss(
             quantity = InfluenceQuantity(gamma, 1.0 - share, share)
 
         def predict(unet: Any) -> Array:
-            context = unet.encode_context(text, features)
+            context = unet.encode_context(text, features, pooled=pooled, time_ids=sizes)
             return unet(z, t, context, quantity=quantity)[0]
 
         prediction = models.unet.apply({"params": params["unet"]}, method=predict)

@@ -120,9 +120,10 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
     transform = MakeExample(
-        pipe.tokenizer,
-        pipe.models.vae_config.sample_size,
-        pipe.models.image_config.image_size if customize else None,
+        pipe.tokenizers,
+        pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
+        pipe.models.image_configs[0].image_size if customize else None,
+        pipe.models.high_res,
         config.batch_size,
         Curriculum(**config.curriculum),
         drop_text=options.drop_text if diffusion else 0.0,

@@ -81,7 +81,7 @@ def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     models = Models.from_configs(configs)
     params = init_params(models.param_shapes(), config.seed, _ZEROS)
-    return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, tokenizer)
+    return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
 
 
 def _from_folder(config: ConfigDict) -> Pipeline:
@@ -113,12 +113,11 @@ def _check_same_model(folder: str, pipe: Pipeline, given: Mapping[str, Mapping[s
     `realcustom` may differ, where the parameters that it adds are fresh.
     """
     parts = {
-        "unet": pipe.models.unet_config,
-        "vae": pipe.models.vae_config,
-        "text_encoder": pipe.models.text_config,
-        "image_encoder": pipe.models.image_config,
+        **pipe.models.configs,
         "scheduler": pipe.schedule,
     }
+    for part in given.keys() - {"realcustom"} - parts.keys():
+        raise UserError(f"config.model has a {part}, but the model in {folder!r} has none")
     for part, own in parts.items():
         for name, value in given.get(part, {}).items():
             has = getattr(own, name)

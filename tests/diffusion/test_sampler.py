@@ -192,7 +192,7 @@ def test_traces_once_per_static_config(micro_pipe):
             ask(PROMPTS[1], SUBJECTS[1], 0, negative_prompt="a house"),
         ]
         assert traces == []
-        ask(PROMPTS[1], SUBJECTS[1], 0, steps=2)
+        ask(PROMPTS[1], SUBJECTS[1], 0, steps=7)  # no other test takes so many
         assert traces
     finally:
         jax.monitoring.unregister_event_duration_listener(count)

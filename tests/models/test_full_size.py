@@ -26,6 +26,16 @@ SDXL = UNetConfig(
     projection_class_embeddings_input_dim=2816,
 )
 
+BIG_G = CLIPTextConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    projection_dim=1280,
+    with_projection=True,
+)
+
 
 def count(shapes) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -33,7 +43,7 @@ def count(shapes) -> int:
 
 @pytest.fixture(scope="module")
 def sd15():
-    return Models(UNetConfig(), VAEConfig(), CLIPTextConfig(), ViTConfig()).param_shapes()
+    return Models(UNetConfig(), VAEConfig(), (CLIPTextConfig(),), (ViTConfig(),)).param_shapes()
 
 
 def test_sd15_has_the_published_number_of_parameters(sd15):
@@ -46,8 +56,10 @@ def test_sd15_has_the_published_number_of_parameters(sd15):
 
 
 def test_sdxl_has_the_published_number_of_parameters():
-    shapes = Models(SDXL, VAEConfig(), CLIPTextConfig(), ViTConfig()).param_shapes()
+    shapes = Models(SDXL, VAEConfig(), (CLIPTextConfig(), BIG_G)).param_shapes()
     assert count(shapes["unet"]) == 2_567_463_684
+    # OpenCLIP ViT-bigG's text tower with its projection
+    assert count(shapes["text_encoder_2"]) == 694_659_840
 
 
 def test_some_names_and_shapes_as_in_the_checkpoints(sd15):
@@ -74,7 +86,7 @@ def test_some_names_and_shapes_as_in_the_checkpoints(sd15):
 
 def test_what_realcustom_adds_to_sd15():
     """16 cross-attentions with two projections each from 768 channels, the projector, the scoring."""
-    models = Models(UNetConfig(), VAEConfig(), CLIPTextConfig(), ViTConfig(), RealCustomConfig())
+    models = Models(UNetConfig(), VAEConfig(), (CLIPTextConfig(),), (ViTConfig(),), RealCustomConfig())
     shapes = flatten(models.param_shapes()["unet"])
     widths = [shape.shape[1] for path, shape in shapes.items() if path.endswith("to_v_vision/kernel")]
     assert sorted(widths) == [320] * 5 + [640] * 5 + [1280] * 6

@@ -78,7 +78,7 @@ def numpy_text(p: dict, config, ids: np.ndarray) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def text_case(micro_pipe):
     """Ids with the end-of-text token at two places, other tokens after it; the parameters."""
-    config = micro_pipe.models.text_config
+    (config,) = micro_pipe.models.text_configs
     ids = np.random.default_rng(0).integers(3, config.eos_token_id - 1, size=(2, 12))
     ids[0, 5], ids[1, 11] = config.eos_token_id, config.eos_token_id
     return config, micro_pipe.params["text_encoder"], ids
@@ -124,11 +124,10 @@ CLIP_LIKE = ViTConfig(
 )  # fmt: skip
 DINO_LIKE = dataclasses.replace(
     CLIP_LIKE, hidden_act="gelu", layer_norm_eps=1e-6, projection_dim=None, registers=3, pre_norm=False,
-    patch_bias=True, position_prefix=False, layer_scale=True, image_mean=(0.5, 0.4, 0.3), feature_layer=-1,
+    patch_bias=True, position_prefix=False, layer_scale=True, image_mean=(0.5, 0.4, 0.3),
 )  # fmt: skip
 SIGLIP_LIKE = dataclasses.replace(
     CLIP_LIKE, class_token=False, pre_norm=False, patch_bias=True, projection_dim=None, hidden_act="gelu",
-    feature_layer=1,
 )  # fmt: skip
 
 
@@ -171,11 +170,11 @@ def test_image_tower_is_the_transcription(config):
 
     @jax.jit
     def apply(params, images):
-        run = lambda module: (module(images), module.features(images))  # noqa: E731
+        run = lambda module: (module(images), module.features(images, (0, -2)))  # noqa: E731
         return tower.apply({"params": params}, method=run)
 
     out, features = apply(params, images)
-    assert config.tokens == 16 and features.shape == (2, 16, 16)
+    assert config.tokens == 16 and [x.shape for x in features] == [(2, 16, 16)] * 2
     assert len(out.states) == config.num_hidden_layers + 1
     for i in range(2):
         states, last = numpy_vit(float64(params), config, np.float64(images[i]))
@@ -187,7 +186,8 @@ def test_image_tower_is_the_transcription(config):
             pooled = pooled @ np.float64(params["visual_projection"]["kernel"])
         np.testing.assert_allclose(out.pooled[i], pooled, **TOLERANCE)
         prefix = int(config.class_token) + config.registers
-        np.testing.assert_allclose(features[i], states[config.feature_layer][prefix:], **TOLERANCE)
+        for ours, layer in zip(features, (0, -2), strict=True):
+            np.testing.assert_allclose(ours[i], states[layer][prefix:], **TOLERANCE)
 
 
 # ---------------------------------------------------------------- VAE

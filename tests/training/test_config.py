@@ -110,14 +110,18 @@ def test_the_same_config_resumes_without_a_word(config, saved):
         ("fresh", "", 'is now ""'),
         ("trainable", ("^unet/",), 'is now ["^unet/"]'),
         ("model.unet.block_out_channels", (8,), "was [64, 128, 160] and is now [8]"),
-        ("model.realcustom.vision_dim", 8, "config.model.realcustom.vision_dim was nothing and is now 8"),
+        (
+            "model.realcustom.projector_head_dim",
+            8,
+            "config.model.realcustom.projector_head_dim was nothing and is now 8",
+        ),
     ],
 )
 def test_what_makes_another_run_is_refused(config, saved, key, value, message):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
-        if key.endswith("vision_dim"):
-            config.model.realcustom.vision_dim = value
+        if key.endswith("projector_head_dim"):
+            config.model.realcustom.projector_head_dim = value
     with pytest.raises(UserError, match="the run cannot be resumed: config") as error:
         check_resume(config, saved, 5)
     assert message in str(error.value) and key in str(error.value)

@@ -28,7 +28,7 @@ def test_a_curriculum_without_length_jumps():
 @pytest.fixture(scope="module")
 def make_example(micro_tokenizer) -> MakeExample:
     return MakeExample(
-        micro_tokenizer, image_size=16, reference_size=16, batch_size=10,
+        (micro_tokenizer,), image_size=16, reference_size=16, high_res=False, batch_size=10,
         curriculum=Curriculum(finish=100), drop_text=0.1, drop_image=0.2, drop_both=0.3,
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def run(make_example: MakeExample, index: int, seed: int = 0) -> dict[str, np.nd
 
 def test_captions_and_references_are_dropped_in_the_shares_asked_for(make_example):
     """Alone 10 % and 20 %, both 30 %; 1500 draws, so 4 standard deviations are 5 %."""
-    empty, full = (tokenize(make_example.tokenizer, text)[0] for text in ("", CAPTION))
+    empty, full = (tokenize(*make_example.tokenizers, text) for text in ("", CAPTION))
     counts = np.zeros((2, 2))
     for index in range(COUNT):
         out = run(make_example, index)
@@ -53,7 +53,7 @@ def test_captions_and_references_are_dropped_in_the_shares_asked_for(make_exampl
 
 def test_nothing_is_dropped_unless_asked(make_example):
     keep = dataclasses.replace(make_example, drop_text=0.0, drop_image=0.0, drop_both=0.0)
-    full = tokenize(keep.tokenizer, CAPTION)[0]
+    full = tokenize(*keep.tokenizers, CAPTION)
     for index in range(50):
         out = run(keep, index)
         assert np.array_equal(out["ids"], full) and out["reference"].any()
@@ -91,4 +91,4 @@ def test_stages_without_a_reference_get_none(make_example):
 def test_the_reference_has_its_own_size(make_example):
     keep = dataclasses.replace(make_example, reference_size=24, drop_image=0.0, drop_both=0.0)
     out = run(keep, 0)
-    assert out["reference"].shape == (24, 24, 3) and out["reference"].dtype == np.uint8
+    assert out["reference"].shape == (1, 24, 24, 3) and out["reference"].dtype == np.uint8

@@ -10,6 +10,7 @@ import pytest
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.training.losses import make_loss, to_signed
 
 COUNT = 64
@@ -44,7 +45,8 @@ class UNetStandIn:
     def apply(self, variables, *, method):
         return method(self)
 
-    def encode_context(self, text, features=None):
+    def encode_context(self, text, features=None, pooled=None, time_ids=None):
+        assert pooled is None and time_ids is None  # SD1.5 has neither
         return text, features
 
     def __call__(self, z, t, context, quantity=None):
@@ -56,16 +58,22 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None) -> t
     """(loss, mse, z, t, z0, context, quantity) of one call with a UNet that predicts `predict(z, t)` or 0."""
     z0 = jnp.asarray(np.random.default_rng(0).standard_normal((COUNT, 4, 4, 3)), jnp.float32)
     features = jnp.asarray(np.random.default_rng(1).standard_normal((COUNT, 5, 2)), jnp.float32)
-    image_encoder = Network(None, features)
     unet = UNetStandIn(predict or (lambda z, t: jnp.zeros_like(z)))
     text = types.SimpleNamespace(last=jnp.ones((COUNT, 2, 3)))
     models = types.SimpleNamespace(
-        vae=Network(z0), text_encoder=Network(text), image_encoder=image_encoder, unet=unet
+        vae=Network(z0),
+        text_encoders={"text_encoder": Network(text)},
+        image_encoders={"image_encoder": Network(None, (features,))},
+        unet=unet,
+        unet_config=UNetConfig(),
+        realcustom=RealCustomConfig(),
+        high_res=False,
     )
-    batch = {name: jnp.zeros((COUNT, 8, 8, 3), jnp.uint8) for name in ("image", "reference")}
+    image = jnp.zeros((COUNT, 8, 8, 3), jnp.uint8)
+    batch = {"image": image, "reference": image[:, None], "ids": jnp.zeros((COUNT, 1, 2), jnp.int32)}
     schedule = ScheduleConfig(prediction_type=prediction_type)
     loss = make_loss(stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma})
-    value, metrics = loss(PARAMS, batch | {"ids": jnp.zeros((COUNT, 2), jnp.int32)}, KEY)
+    value, metrics = loss(PARAMS, batch, KEY)
     ((z, t, context, quantity),) = unet.calls
     return float(value), float(metrics["mse"]), z, t, np.float64(z0), context, quantity, features
 
@@ -136,10 +144,12 @@ def test_contrastive_loss_counts_repeated_captions_as_matches():
     text, image = rng.standard_normal((2, 6, 4))
     captions = np.asarray([0, 1, 0, 2, 0, 1])
     models = types.SimpleNamespace(
-        text_encoder=Network(types.SimpleNamespace(pooled=jnp.asarray(text, jnp.float32))),
-        image_encoder=Network(types.SimpleNamespace(pooled=jnp.asarray(image, jnp.float32))),
+        text_encoders={"text_encoder": Network(types.SimpleNamespace(pooled=jnp.asarray(text, jnp.float32)))},
+        image_encoders={
+            "image_encoder": Network(types.SimpleNamespace(pooled=jnp.asarray(image, jnp.float32)))
+        },
     )
-    ids = jnp.stack([jnp.zeros(6, jnp.int32), jnp.asarray(captions, jnp.int32)], axis=1)
+    ids = jnp.stack([jnp.zeros(6, jnp.int32), jnp.asarray(captions, jnp.int32)], axis=1)[:, None]
     batch = {"ids": ids, "image": jnp.zeros((6, 2, 2, 3), jnp.uint8)}
     value, metrics = make_loss("clip", models, ScheduleConfig(), OPTIONS)(PARAMS, batch, KEY)
 

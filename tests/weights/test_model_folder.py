@@ -12,7 +12,6 @@ import safetensors.numpy
 from realcustom_jax import pipeline
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.family import Models
 from realcustom_jax.weights.keys import flatten
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -49,7 +48,7 @@ def test_a_folder_gives_back_the_same_bits(micro_pipe, saved):
         np.testing.assert_array_equal(theirs[path], value, err_msg=path)
     prompts = ["a cat on the beach", "Ünknown words!"]
     np.testing.assert_array_equal(
-        tokenize(loaded.tokenizer, prompts), tokenize(micro_pipe.tokenizer, prompts)
+        tokenize(*loaded.tokenizers, prompts), tokenize(*micro_pipe.tokenizers, prompts)
     )
 
 
@@ -81,16 +80,18 @@ def test_the_folder_says_what_each_part_is(saved):
 def test_the_text_encoder_s_class_says_whether_it_projects(
     micro_pipe, tmp_path, monkeypatch, with_projection, name
 ):
-    text = dataclasses.replace(micro_pipe.models.text_config, with_projection=with_projection)
-    monkeypatch.setattr(pipeline, "save_params", lambda folder, *args: written.update({folder.name: args[1]}))
-    written = {}
+    text = dataclasses.replace(micro_pipe.models.text_configs[0], with_projection=with_projection)
+    monkeypatch.setattr(pipeline, "write_params", lambda *args: None)
     pipeline.save(
-        micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, text_config=text)),
+        micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, text_configs=(text,))),
         tmp_path / "model",
     )
-    index = json.loads((tmp_path / "model/model_index.json").read_text())
+    index, config = (
+        json.loads((tmp_path / "model" / name).read_text())
+        for name in ("model_index.json", "text_encoder/config.json")
+    )
     assert index["text_encoder"] == ["transformers", name]
-    assert written["text_encoder"]["architectures"] == [name]
+    assert config["architectures"] == [name]
 
 
 def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
@@ -104,7 +105,7 @@ def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
 
 
 def test_an_unknown_type_of_weights_is_refused_before_anything_is_written(micro_pipe, tmp_path):
-    with pytest.raises(UserError, match="cannot be written as 'int7'; known: float32, float16"):
+    with pytest.raises(UserError, match="cannot be written as 'int7'; known: float32, float16, bfloat16"):
         pipeline.save(micro_pipe, tmp_path / "model", "int7")
     assert not (tmp_path / "model").exists()
 
@@ -201,4 +202,4 @@ def test_a_damaged_weights_file_is_named(folder, file):
 
 
 def test_modules_are_made_from_what_the_folder_says(saved, micro_models):
-    assert Models.from_configs(pipeline.read_configs(saved)) == micro_models
+    assert pipeline.read_models(saved) == micro_models

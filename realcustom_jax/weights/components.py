@@ -1,0 +1,181 @@
+"""One component of a model folder: its `config.json` and its weights, in any layout that is known."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.weights.keys import check_keys, flatten, unflatten
+from realcustom_jax.weights.layouts import CLIP_VISION, DIFFUSERS, DINOV2, FLAX, OLD_VAE, TIMM, Layout
+from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
+
+# What weights can be written as.
+WEIGHT_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+# Which layouts a component may come in; the one that shares most names with the file is taken.
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "unet": (DIFFUSERS, FLAX),
+    "vae": (DIFFUSERS, OLD_VAE, FLAX),
+    "text_encoder": (DIFFUSERS, FLAX),
+    "image_encoder": (CLIP_VISION, DINOV2, TIMM, FLAX),
+    "realcustom": (DIFFUSERS,),
+}
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
+# In order of preference: whole before shards, full precision before half, what needs no PyTorch first.
+_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".fp16.safetensors",
+    ".fp16.safetensors.index.json",
+    ".safetensors.index.fp16.json",
+    ".bf16.safetensors",
+    ".msgpack",
+    ".bin",
+    ".bin.index.json",
+)
+
+# (path within the component, values in the file's dtype) → the parameter where it shall be.
+Place = Callable[[str, np.ndarray], Any]
+
+
+def on_host(dtype: Any) -> Place:
+    """Parameters as numpy arrays."""
+    return lambda path, value: value.astype(dtype, copy=False)
+
+
+def on_device(dtype: Any, sharding: Any = None) -> Place:
+    """Parameters as JAX arrays, one after the other, so that no more than one is there twice.
+
+    Args:
+      dtype: of the parameters.
+      sharding: where they go: a `jax.sharding.Sharding` for all, a function of a path and a shape that gives
+        one, or None for the default device. Each device gets its own shards only.
+    """
+
+    def place(path: str, value: np.ndarray) -> jax.Array:
+        value = value.astype(dtype, copy=False)
+        target = sharding(path, value.shape) if callable(sharding) else sharding
+        if target is None:
+            return jax.block_until_ready(jax.device_put(value))
+        return jax.block_until_ready(
+            jax.make_array_from_callback(value.shape, target, lambda index: value[index])
+        )
+
+    return place
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """`config.json` of a component, or its file called `name`.
+
+    Raises:
+      UserError: if it is not there or is not JSON.
+    """
+    path = folder / name
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def find_weights(folder: Path) -> Path:
+    """The weights file of a component's folder, by the names that diffusers, transformers and timm use.
+
+    Raises:
+      UserError: when there is none.
+    """
+    for ending in _ENDINGS:
+        for stem in _STEMS:
+            if (folder / f"{stem}{ending}").is_file():
+                return folder / f"{stem}{ending}"
+    raise UserError(
+        f"{folder} has no weights: expected diffusion_pytorch_model.safetensors or model.safetensors, or "
+        "one of their other forms (.safetensors.index.json, .fp16.safetensors, .msgpack, .bin)"
+    )
+
+
+def load_params(folder: Path, component: str, shapes: Any, place: Place) -> Any:
+    """The parameters of one component's folder, checked key by key; see `read_params`."""
+    return read_params(open_tensors(find_weights(folder)), LAYOUTS[component], shapes, place)
+
+
+def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place: Place) -> Any:
+    """Parameters from tensors, checked name by name and put where they shall be one by one.
+
+    Args:
+      tensors: of a file.
+      layouts: that it may have.
+      shapes: the `params` tree that the module wants, as shapes.
+      place: see `Place`.
+
+    Returns:
+      a nested dict of what `place` makes.
+
+    Raises:
+      UserError: when names or shapes differ (see `check_keys`).
+    """
+    flat = flatten(shapes)
+    layout, entries = _fitting(tensors, layouts, flat)
+    found = {key: shape for key, shape in tensors.shapes.items() if not re.search(layout.unused, key)}
+    check_keys(tensors.source, {entry.key: entry.shape for entry in entries}, found)
+    params = {}
+    for entry in entries:
+        for path, value in entry.from_file(tensors.read(entry.key)).items():
+            params[path] = place(path, value)
+    return unflatten({path: params[path] for path in flat})
+
+
+def _fitting(tensors: Tensors, layouts: Sequence[Layout], flat: Mapping[str, Any]) -> tuple[Layout, list]:
+    """The layout, and its entries, that shares most names with the file; of equals the first."""
+    candidates = [(layout, layout.entries(flat)) for layout in layouts]
+    return max(candidates, key=lambda pair: sum(entry.key in tensors.shapes for entry in pair[1]))
+
+
+def write_params(path: Path, layout: Layout, params: Any, dtype: str) -> None:
+    """Write parameters in a layout; the inverse of `read_params`.
+
+    Args:
+      path: of the file, which its ending gives the kind of; see `write_tensors`.
+      layout: of its tensors.
+      params: nested dict of arrays on the host.
+      dtype: one of `WEIGHT_DTYPES`.
+    """
+    flat = flatten(params)
+    write_tensors(
+        path,
+        {
+            entry.key: entry.to_file(np.asarray(flat[p]) for p in entry.paths).astype(WEIGHT_DTYPES[dtype])
+            for entry in layout.entries(flat)
+        },
+    )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises `UserError` for a name that is not one of `WEIGHT_DTYPES`."""
+    if dtype not in WEIGHT_DTYPES:
+        raise UserError(f"weights cannot be written as {dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
+
+
+def weights_name(component: str) -> str:
+    """What diffusers and transformers call the weights file of a component."""
+    return (
+        "model.safetensors"
+        if component.split("_")[0] in ("text", "image", "clip")
+        else ("diffusion_pytorch_model.safetensors")
+    )
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,238 @@
+"""Others' `config.json` files ↔ our config dataclasses.
+
+Base models: the field names are the same, but a field that we have no counterpart for may change what the
+network computes; those are refused, so that no model is run as something that it is not. Towers: transformers
+leaves defaults out of its files and has another form for each family; timm leaves out nearly all.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.clip_text import CLIPTextConfig
+from realcustom_jax.models.config import UNetConfig, from_mapping
+from realcustom_jax.models.vae import VAEConfig
+from realcustom_jax.models.vit import ViTConfig
+from realcustom_jax.weights.tensors import Tensors
+
+# Field → the only values under which our modules compute what diffusers' do. Absent is fine.
+_UNET = {
+    "act_fn": ("silu",),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+_VAE = {
+    "act_fn": ("silu",),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None, 0.0),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+_SCHEDULE = {
+    "rescale_betas_zero_snr": (False,),
+    "thresholding": (False,),
+    "trained_betas": (None,),
+    "use_flow_sigmas": (False,),
+}
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_OPENAI = (ViTConfig.image_mean, ViTConfig.image_std)
+
+
+def read_unet(values: Mapping[str, Any], source: str) -> UNetConfig:
+    """Raises `UserError`, as all readers here, for what this package does not compute; `source` names it."""
+    _refuse(values, _UNET, source)
+    return from_mapping(UNetConfig, values)
+
+
+def read_vae(values: Mapping[str, Any], source: str) -> VAEConfig:
+    _refuse(values, _VAE, source)
+    return from_mapping(VAEConfig, values)
+
+
+def read_schedule(values: Mapping[str, Any], source: str) -> ScheduleConfig:
+    _refuse(values, _SCHEDULE, source)
+    return from_mapping(ScheduleConfig, values)
+
+
+def _refuse(values: Mapping[str, Any], allowed: Mapping[str, tuple], source: str) -> None:
+    for name, known in allowed.items():
+        if name in values and values[name] not in known:
+            raise UserError(f"{source}: {name} {values[name]!r} is not supported, only {known[0]!r}")
+
+
+def read_text(values: Mapping[str, Any], source: str) -> CLIPTextConfig:
+    """transformers' `CLIPTextModel[WithProjection]`; the class is named in `architectures`."""
+    values = _with_defaults({"model_type": "clip_text_model", **values}, source)
+    projects = "CLIPTextModelWithProjection" in (values.get("architectures") or ())
+    return from_mapping(CLIPTextConfig, {"with_projection": projects, **values})
+
+
+def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
+    projection = "WithProjection" if config.with_projection else ""
+    return {
+        **dataclasses.asdict(config),
+        "architectures": [f"CLIPTextModel{projection}"],
+        "model_type": "clip_text_model",
+    }
+
+
+# ---------------------------------------------------------------- image towers
+
+
+def read_vision(
+    values: Mapping[str, Any], source: str, preprocessor: Mapping[str, Any] | None = None
+) -> ViTConfig:
+    """An image tower of transformers: CLIP, SigLIP or DINOv2, alone or with its text tower.
+
+    Args:
+      values: its `config.json`. Our own field names are understood too and win.
+      source: what to call it.
+      preprocessor: its `preprocessor_config.json`, for the normalisation; default the family's.
+    """
+    kind = values.get("model_type")
+    if kind in ("clip", "siglip"):
+        outer = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+        values = {**values.get("vision_config", {}), **outer, "model_type": f"{kind}_vision_model"}
+        if kind == "clip":
+            values["architectures"] = ["CLIPVisionModelWithProjection"]
+        return read_vision(values, source, preprocessor)
+    if kind not in _FAMILIES:
+        raise UserError(
+            f"{source}: an image tower of type {kind!r} is not known; known: {', '.join(_FAMILIES)}"
+        )
+    values = _with_defaults(values, source)
+    if values.get("use_swiglu_ffn"):
+        raise UserError(f"{source}: use_swiglu_ffn is not supported")
+    family = dict(_FAMILIES[kind])
+    if kind == "clip_vision_model" and "CLIPVisionModel" in (values.get("architectures") or ()):
+        values["projection_dim"] = None  # without its projection, whatever the file says of it
+    if kind.startswith("dinov2"):
+        family["registers"] = values.get("num_register_tokens", 0)
+        family["intermediate_size"] = int(values["hidden_size"] * values["mlp_ratio"])
+    given = {
+        name: tuple(preprocessor[name])
+        for name in ("image_mean", "image_std")
+        if name in (preprocessor or {})
+    }
+    return from_mapping(ViTConfig, {**family, **given, **values})
+
+
+def vision_to_json(config: ViTConfig) -> dict[str, Any]:
+    """The same as transformers' file, with our field names beside theirs."""
+    values = dataclasses.asdict(config)
+    if config.pre_norm:
+        name = "CLIPVisionModel" + ("" if config.projection_dim is None else "WithProjection")
+        return {**values, "architectures": [name], "model_type": "clip_vision_model"}
+    del values["projection_dim"]  # only CLIP has one
+    if not config.class_token:
+        return {**values, "architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
+    values["mlp_ratio"] = config.intermediate_size / config.hidden_size
+    kind = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+    if config.registers:
+        values["num_register_tokens"] = config.registers
+        kind = {"architectures": ["Dinov2WithRegistersModel"], "model_type": "dinov2_with_registers"}
+    return {**values, **kind}
+
+
+def _family(normalisation: tuple, **fields: Any) -> dict[str, Any]:
+    return {"image_mean": normalisation[0], "image_std": normalisation[1], **fields}
+
+
+_PLAIN = {"pre_norm": False, "patch_bias": True, "projection_dim": None}
+_FAMILIES = {
+    "clip_vision_model": _family(_OPENAI),
+    "siglip_vision_model": _family(_HALF, class_token=False, **_PLAIN),
+    "dinov2": _family(_IMAGENET, layer_scale=True, **_PLAIN),
+    "dinov2_with_registers": _family(_IMAGENET, layer_scale=True, **_PLAIN),
+}
+
+
+def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What transformers leaves out of a file because it is the default of the class."""
+    try:
+        return {**AutoConfig.for_model(values["model_type"]).to_dict(), **values}
+    except ValueError:
+        raise UserError(f"{source}: model_type {values['model_type']!r} is not known") from None
+
+
+def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
+    """An image tower of timm (SigLIP, DINOv2): from its `config.json` and the shapes of its weights.
+
+    Raises:
+      UserError: for another architecture.
+    """
+    name, pretrained = str(values.get("architecture")), values.get("pretrained_cfg", {})
+    if not re.search(r"siglip|dinov2", name) or "patch_embed.proj.weight" not in tensors.shapes:
+        raise UserError(
+            f"{tensors.source}: timm's {name} is not supported, only SigLIP and DINOv2 towers are"
+        )
+    shapes = tensors.shapes
+    hidden, _, patch, _ = shapes["patch_embed.proj.weight"]
+    class_token, patches = "cls_token" in shapes, shapes["pos_embed"][1]
+    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    # timm gives DINOv2's class token a position only where there are no registers.
+    position_prefix = class_token and not registers
+    side = round((patches - position_prefix) ** 0.5)
+    normalisation = _HALF if "siglip" in name else _IMAGENET
+    return ViTConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_size=hidden,
+        intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
+        num_hidden_layers=sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)) for key in shapes),
+        # Heads of 64 channels, but for the "shape-optimised" SigLIP with its 16 heads of 72.
+        num_attention_heads=16 if "so400m" in name else hidden // 64,
+        hidden_act="gelu_pytorch_tanh" if "siglip2" in name else "gelu",
+        layer_norm_eps=1e-6,
+        projection_dim=None,
+        class_token=class_token,
+        registers=registers,
+        pre_norm=False,
+        patch_bias=True,
+        position_prefix=position_prefix,
+        layer_scale="blocks.0.ls1.gamma" in shapes,
+        image_mean=tuple(pretrained.get("mean", normalisation[0])),
+        image_std=tuple(pretrained.get("std", normalisation[1])),
+    )
+
+
+def read_tower_folder(folder: Path, values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
+    """The config of a tower's folder, transformers' or timm's."""
+    if "architecture" in values:
+        return read_timm(values, tensors)
+    path = folder / "preprocessor_config.json"
+    preprocessor = json.loads(path.read_text()) if path.is_file() else None
+    return read_vision(values, str(folder), preprocessor)

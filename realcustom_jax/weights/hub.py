@@ -1,0 +1,81 @@
+"""Model folders by path or by the id of a repository on the Hugging Face hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from realcustom_jax.errors import UserError
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What loading reads. Weights are chosen by name: of a repository with several forms only one is downloaded.
+_CONFIGS = ("*.json", "*.txt", "tokenizer*", "*.model")
+_WEIGHTS = ("*.safetensors", "*.msgpack", "*.bin")
+
+
+def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: str | None = None) -> Path:
+    """A local folder: the path itself where there is one, else the download of a hub repository.
+
+    Args:
+      name: a path, or an id such as "stabilityai/stable-diffusion-xl-base-1.0".
+      components: subfolders whose weights are needed; "" is the repository's own folder. Those that it
+        does not have are left out.
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      UserError: when it is neither, or cannot be downloaded.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not _ID.fullmatch(str(name)):
+        raise UserError(f"there is no model folder {str(name)!r}; the shipped model is called 'toybox'")
+    try:
+        files = _files(str(name), revision)
+        patterns = [*_CONFIGS, *_needed(files, components)]
+        return Path(huggingface_hub.snapshot_download(str(name), revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"{str(name)!r} is neither a folder nor in the local hub cache, and the hub cannot be reached"
+        ) from None
+    except HFValidationError as error:
+        raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {_one_line(error)}") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"the hub does not give {str(name)!r}: {_one_line(error)}") from None
+
+
+def _files(name: str, revision: str | None) -> list[str] | None:
+    """The repository's files, or None when the hub cannot be asked: the cache must do then."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        return huggingface_hub.list_repo_files(name, revision=revision)
+    except (ConnectionError, OSError) as error:
+        if isinstance(error, HfHubHTTPError):
+            raise
+        return None
+
+
+def _needed(files: list[str] | None, components: Sequence[str]) -> list[str]:
+    """Patterns of the weights to download: of every component the most welcome kind that there is."""
+    if files is None:
+        return list(_WEIGHTS)
+    patterns = []
+    for component in components:
+        folder = f"{component}/" if component else ""
+        own = [name for name in files if name.startswith(folder) and "/" not in name[len(folder) :]]
+        full = [name for name in own if not re.search(r"\.(fp16|bf16|non_ema)[.-]", name)]
+        for pattern in _WEIGHTS:
+            ending = pattern[1:]
+            # Shards have no fixed name but the component's stem, other checkpoints lie beside them.
+            chosen = [n for n in full or own if n.endswith(ending)] or [n for n in own if n.endswith(ending)]
+            if chosen:
+                patterns += chosen
+                break
+    return patterns
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,87 @@
+"""Image towers from their own folders (transformers' or timm's), at the image size that a model wants."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.vit import ViT, ViTConfig
+from realcustom_jax.weights.components import LAYOUTS, Place, find_weights, read_config, read_params
+from realcustom_jax.weights.configs import read_tower_folder
+from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.tensors import open_tensors
+
+_POSITIONS = "vision_model/embeddings/position_embedding/embedding"
+
+
+def tower_shapes(config: ViTConfig) -> Any:
+    """The `params` tree of a tower, as shapes."""
+    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
+    return param_shapes(ViT(config).init, pixels)
+
+
+def read_tower(folder: Path) -> ViTConfig:
+    """The config of the tower in a folder, as it was trained."""
+    return read_tower_folder(folder, read_config(folder), open_tensors(find_weights(folder)))
+
+
+def load_tower(folder: Path, place: Place, image_size: int | None = None) -> tuple[ViTConfig, Any]:
+    """A tower and its parameters.
+
+    Args:
+      folder: with `config.json` and weights.
+      place: see `components.Place`.
+      image_size: to run it at; its position embeddings are resampled when that gives another grid than it was
+        trained with. Default its own.
+
+    Returns:
+      the config, with class and register tokens as transformers has them, and the parameters.
+
+    Raises:
+      UserError: for another kind of network, or when weights do not fit it.
+    """
+    trained = read_tower(folder)
+    config = dataclasses.replace(trained, image_size=image_size or trained.image_size, position_prefix=True)
+    if config.image_size < config.patch_size:
+        raise UserError(
+            f"image_size {config.image_size} is smaller than the patches of the tower in {folder}"
+        )
+
+    def adapted(path: str, value: np.ndarray) -> Any:
+        return place(path, fit_positions(value, trained, config) if path == _POSITIONS else value)
+
+    tensors = open_tensors(find_weights(folder))
+    return config, read_params(tensors, LAYOUTS["image_encoder"], tower_shapes(trained), adapted)
+
+
+def fit_positions(positions: np.ndarray, trained: ViTConfig, wanted: ViTConfig) -> np.ndarray:
+    """Position embeddings (n, C) of one tower's grid for another's.
+
+    timm's DINOv2 with registers has none for the class token: it then gets zeros. Between grids they are
+    resampled as timm does: bicubic with antialiasing, half-pixel centres, in float32.
+    """
+    old, new = (config.image_size // config.patch_size for config in (trained, wanted))
+    prefix = positions[: len(positions) - old * old]
+    if wanted.class_token and wanted.position_prefix and not len(prefix):
+        prefix = np.zeros_like(positions[:1])
+    grid = positions[len(positions) - old * old :]
+    if new != old:
+        square = grid.astype(np.float32).reshape(old, old, -1)
+        resized = jax.image.resize(square, (new, new, square.shape[-1]), "cubic", antialias=True)
+        grid = np.asarray(resized, np.float32).reshape(new * new, -1).astype(positions.dtype)
+    return np.concatenate([prefix, grid])
+
+
+def without_class_position(config: ViTConfig, params: Any) -> Any:
+    """Parameters in timm's form of a DINOv2 with registers: the class token holds its position embedding."""
+    if not (config.class_token and config.registers and config.position_prefix):
+        return params
+    flat = flatten(params)
+    token, positions = "vision_model/embeddings/class_embedding", np.asarray(flat[_POSITIONS])
+    flat[token] = np.asarray(flat[token]) + positions[0]
+    flat[_POSITIONS] = positions[1:]
+    return unflatten(flat)
