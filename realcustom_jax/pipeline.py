@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.config import RealCustomConfig, from_mapping
-from realcustom_jax.models.family import IMAGE, TEXT, Models
+from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
+from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import (
     LAYOUTS,
     Place,
     check_dtype,
-    find_weights,
+    load_params,
     on_device,
     on_host,
     read_config,
@@ -39,9 +39,10 @@ from realcustom_jax.weights.configs import (
     vision_to_json,
 )
 from realcustom_jax.weights.hub import find_folder
-from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.keys import flatten, torch_key, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
-from realcustom_jax.weights.tensors import open_tensors
+from realcustom_jax.weights.official import open_added
+from realcustom_jax.weights.tensors import Tensors
 from realcustom_jax.weights.towers import load_tower, read_tower
 
 TOYBOX = Path(__file__).parent / "toybox" / "model"
@@ -80,94 +81,128 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = None,
     sharding: Any = None,
+    *,
+    realcustom: str | Path | None = None,
+    image_encoders: Sequence[str | Path] = (),
     revision: str | None = None,
 ) -> Pipeline:
     """Load a model: every tensor goes from disk straight to its dtype and its devices.
 
     Args:
-      path: a folder in the diffusers layout, with `image_encoder/` and `realcustom/` for subjects (`python -m
-        realcustom_jax.convert` puts them together); the hub id of one; or "toybox", the model that ships with
-        the package.
+      path: a folder in the diffusers layout, with `image_encoder/` and `realcustom/` for subjects; the hub id
+        of one; or "toybox", the model that ships with the package.
       dtype: of computation.
       param_dtype: of the parameters; default float32.
       sharding: where parameters go: a `jax.sharding.Sharding` for all, a function of a parameter's path
         ("unet/conv_in/kernel") and shape that gives one, or None for the default device.
-      revision: of a hub repository.
+      realcustom: what RealCustom adds, instead of the folder's own: a `realcustom/` folder, or a checkpoint
+        file such as the published RealCustom++ one, laid over any base of the same shape.
+      image_encoders: image towers instead of the folder's own, one or two folders or hub ids, of transformers
+        or timm. All run at the image size of the first.
+      revision: of a hub repository at `path`.
 
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
-    return load_with(path, on_device(param_dtype or jnp.float32, sharding), dtype, revision)
+    parts = find_parts(path, realcustom, image_encoders, revision)
+    return load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype)
 
 
-def load_on_host(path: str | Path, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Pipeline:
-    """As `load`, but with numpy parameters: training places them itself, straight into shards."""
-    return load_with(path, on_host(param_dtype), dtype)
-
-
-def load_with(
-    path: str | Path, place: Place, dtype: Any = jnp.float32, revision: str | None = None
+def load_on_host(
+    path: str | Path,
+    dtype: Any = jnp.float32,
+    *,
+    realcustom: str | Path | None = None,
+    image_encoders: Sequence[str | Path] = (),
 ) -> Pipeline:
-    """As `load`, with parameters put where `place` says; paths begin with their component."""
+    """As `load`, but with numpy float32 parameters: training places them itself, straight into shards."""
+    return load_parts(find_parts(path, realcustom, image_encoders), on_host(jnp.float32), dtype)
+
+
+def find_parts(
+    path: str | Path,
+    realcustom: str | Path | None = None,
+    image_encoders: Sequence[str | Path] = (),
+    revision: str | None = None,
+) -> dict[str, Path]:
+    """{component: where it is}, with tokenizers and scheduler; see `load`.
+
+    Raises:
+      UserError: for a path that is not there, or more image towers than two.
+    """
     folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
     if not folder.is_dir():
-        raise UserError(
-            f"{str(folder)!r} is a file, not a model folder; see python -m realcustom_jax.convert"
-        )
-    models = read_models(folder, dtype)
+        raise UserError(f"{str(folder)!r} is a file, not a model folder")
+    if len(image_encoders) > len(IMAGE):
+        raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
+    optional = {
+        name for name in (*IMAGE, TEXT[1], TOKENIZERS[1], "realcustom") if not (folder / name).is_dir()
+    }
+    names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
+    parts = {name: folder / name for name in names}
+    if image_encoders:
+        parts = {name: part for name, part in parts.items() if name not in IMAGE}
+        parts |= {name: find_folder(one) for name, one in zip(IMAGE, image_encoders, strict=False)}
+    if realcustom is not None:
+        parts["realcustom"] = Path(realcustom)
+    return parts
+
+
+def load_parts(parts: Mapping[str, Path], place: Place, dtype: Any = jnp.float32) -> Pipeline:
+    """As `load`, with parameters put where `place` says; paths begin with their component."""
+    models, added_tensors = _read_models(parts, dtype)
     shapes = models.param_shapes()
     base, added = split_added(shapes["unet"])
     params = {}
-    for name in models.configs:
+    for name, config in models.configs.items():
         placed = functools.partial(_place_in, place, name)
         if name in IMAGE:
-            config = models.configs[name]
-            _, params[name] = load_tower(folder / name, placed, config.image_size)
+            _, params[name] = load_tower(parts[name], placed, config.image_size)
         else:
-            params[name] = _read_component(folder / name, base if name == "unet" else shapes[name], placed)
-    if models.realcustom:
+            wanted = base if name == "unet" else shapes[name]
+            kind = re.sub(r"_2$", "", name)
+            params[name] = load_params(parts[name], kind, wanted, placed)
+    if added_tensors:
         placed = functools.partial(_place_in, place, "unet")
-        params["unet"] = join_added(params["unet"], _read_component(folder / "realcustom", added, placed))
-    tokenizers = tuple(
-        load_tokenizer(folder / name) for name, _ in zip(TOKENIZERS, models.text_configs, strict=False)
+        extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)
+        params["unet"] = join_added(params["unet"], extra)
+    tokenizers = tuple(load_tokenizer(parts[name]) for name in TOKENIZERS[: len(models.text_configs)])
+    return Pipeline(
+        models, load_schedule(parts["scheduler"]), params, tokenizers, load_defaults(parts, models)
     )
-    schedule = read_schedule(
-        read_config(folder / "scheduler", "scheduler_config.json"), f"{folder}/scheduler"
-    )
-    return Pipeline(models, schedule, params, tokenizers, load_defaults(folder, models))
 
 
 def _place_in(place: Place, component: str, path: str, value: Any) -> Any:
     return place(f"{component}/{path}", value)
 
 
-def _read_component(folder: Path, shapes: Any, place: Place) -> Any:
-    kind = re.sub(r"_2$", "", folder.name)
-    return read_params(open_tensors(find_weights(folder)), LAYOUTS[kind], shapes, place)
-
-
-def read_models(folder: Path, dtype: Any = jnp.float32) -> Models:
+def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
     """The shapes of all components of a model folder.
 
     Raises:
       UserError: when a config is missing, is none of ours, or contradicts another.
     """
-    towers = [folder / name for name in IMAGE if (folder / name).is_dir()]
-    encoders = [folder / name for name in TEXT if name == TEXT[0] or (folder / name).is_dir()]
-    added = folder / "realcustom"
-    return Models(
-        read_unet(read_config(folder / "unet"), f"{folder / 'unet'}"),
-        read_vae(read_config(folder / "vae"), f"{folder / 'vae'}"),
-        tuple(read_text(read_config(path), str(path)) for path in encoders),
-        tuple(dataclasses.replace(read_tower(path), position_prefix=True) for path in towers),
-        from_mapping(RealCustomConfig, read_config(added)) if added.is_dir() else None,
-        dtype,
-    )
+    return _read_models(find_parts(path), dtype)[0]
+
+
+def _read_models(parts: Mapping[str, Path], dtype: Any) -> tuple[Models, Tensors | None]:
+    unet = read_unet(read_config(parts["unet"]), str(parts["unet"]))
+    towers = [
+        dataclasses.replace(read_tower(parts[name]), position_prefix=True) for name in IMAGE if name in parts
+    ]
+    # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
+    towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
+    added, tensors = None, None
+    if "realcustom" in parts:
+        base_keys = map(torch_key, flatten(unet_shapes(UNet(unet), 1, 0, 0)))
+        added, tensors = open_added(parts["realcustom"], base_keys)
+    texts = tuple(read_text(read_config(parts[name]), str(parts[name])) for name in TEXT if name in parts)
+    vae = read_vae(read_config(parts["vae"]), str(parts["vae"]))
+    return Models(unet, vae, texts, tuple(towers), added, dtype), tensors
 
 
 def load_schedule(folder: Path) -> ScheduleConfig:
-    part = folder / "scheduler"
-    return read_schedule(read_config(part, "scheduler_config.json"), str(part))
+    return read_schedule(read_config(folder, "scheduler_config.json"), str(folder))
 
 
 def base_defaults(models: Models) -> SamplingOptions:
@@ -175,10 +210,10 @@ def base_defaults(models: Models) -> SamplingOptions:
     return SDXL if models.unet_config.addition_embed_type == "text_time" else SamplingOptions()
 
 
-def load_defaults(folder: Path, models: Models) -> SamplingOptions:
+def load_defaults(parts: Mapping[str, Path], models: Models) -> SamplingOptions:
     """The base's defaults, changed by `realcustom/sampling.json` where there is one."""
-    path = folder / "realcustom" / "sampling.json"
-    if not path.is_file():
+    path = parts["realcustom"] / "sampling.json" if "realcustom" in parts else None
+    if path is None or not path.is_file():
         return base_defaults(models)
     try:
         return base_defaults(models).changed(read_config(path.parent, path.name))

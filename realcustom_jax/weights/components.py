@@ -12,7 +12,16 @@ import numpy as np
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
-from realcustom_jax.weights.layouts import CLIP_VISION, DIFFUSERS, DINOV2, FLAX, OLD_VAE, TIMM, Layout
+from realcustom_jax.weights.layouts import (
+    CLIP_VISION,
+    DIFFUSERS,
+    DINOV2,
+    FLAX,
+    FLAX_VISION,
+    OLD_VAE,
+    TIMM,
+    Layout,
+)
 from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
 
 # What weights can be written as.
@@ -23,7 +32,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "unet": (DIFFUSERS, FLAX),
     "vae": (DIFFUSERS, OLD_VAE, FLAX),
     "text_encoder": (DIFFUSERS, FLAX),
-    "image_encoder": (CLIP_VISION, DINOV2, TIMM, FLAX),
+    "image_encoder": (CLIP_VISION, DINOV2, TIMM, FLAX_VISION),
     "realcustom": (DIFFUSERS,),
 }
 

@@ -198,6 +198,6 @@ def _flax(shapes: Shapes) -> list[Entry]:
     ]
 
 
-FLAX = Layout(
-    "Flax", _flax, r"^(text_model/|text_projection/|logit_scale$)|(^|/)position_ids$"
-)  # the image tower of a whole CLIP
+FLAX = Layout("Flax", _flax, r"(^|/)position_ids$")
+# With the text tower of a whole CLIP beside it.
+FLAX_VISION = Layout("Flax", _flax, r"^(text_model/|text_projection/|logit_scale$)|(^|/)position_ids$")

@@ -1,0 +1,71 @@
+"""Put models together, write them for others: `python -m realcustom_jax.convert --model BASE --out FOLDER`.
+
+Takes a base model (a diffusers folder or hub id), optionally another RealCustom part (--realcustom: a
+`realcustom/` folder or a checkpoint file such as the published one) and other image towers (--image-encoder,
+once or twice: folders or hub ids of transformers or timm), and writes one of
+
+  folder     a model folder: what rc.load, diffusers and transformers read (default)
+  flax       the base and the towers as diffusers' and transformers' Flax models read them (.msgpack)
+  timm       the image towers (SigLIP, DINOv2) in timm's layout
+  unet       one file, .safetensors or .pth, of the UNet and what RealCustom adds, as the published one is
+  realcustom one such file of what RealCustom adds alone
+"""
+
+import argparse
+from pathlib import Path
+
+from realcustom_jax import pipeline
+from realcustom_jax.cli import run_command
+from realcustom_jax.errors import UserError
+from realcustom_jax.weights.components import WEIGHT_DTYPES
+from realcustom_jax.weights.exports import export_added, export_flax, export_timm, export_unet
+
+_FILES = {"unet": export_unet, "realcustom": export_added}
+_FOLDERS = {"folder": pipeline.save, "flax": export_flax, "timm": export_timm}
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    out = Path(args.out)
+    _check_out(args.to, out)
+    print(f"reading {args.model}", flush=True)
+    pipe = pipeline.load_on_host(args.model, realcustom=args.realcustom, image_encoders=args.image_encoder)
+    write = (_FILES | _FOLDERS)[args.to]
+    write(pipe, out, args.dtype)
+    print(f"wrote {out}")
+
+
+def _check_out(to: str, out: Path) -> None:
+    """Before minutes of reading: whether the output can be what was asked for."""
+    if to in _FILES and out.suffix not in (".safetensors", ".pth"):
+        raise UserError(f"--out {str(out)!r} must end in .safetensors or .pth for --to {to}")
+    if to in _FOLDERS and out.is_file():
+        raise UserError(f"--out {str(out)!r} is a file, but --to {to} writes a folder")
+    if to in _FOLDERS and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {str(out)!r} is not empty: files of two models would mix")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m realcustom_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder, hub id, or toybox")
+    parser.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
+    parser.add_argument(
+        "--image-encoder",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="image tower; may be given twice",
+    )
+    parser.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
+    parser.add_argument("--to", choices=[*_FOLDERS, *_FILES], default="folder", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=list(WEIGHT_DTYPES), default="float32", help="(%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

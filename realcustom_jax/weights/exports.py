@@ -1,0 +1,79 @@
+"""A pipeline's weights in the forms that others read, beside the model folder that `pipeline.save` writes."""
+
+from pathlib import Path
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.family import IMAGE
+from realcustom_jax.pipeline import Pipeline, component_json, split_added
+from realcustom_jax.weights.components import check_dtype, write_json, write_params
+from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
+from realcustom_jax.weights.towers import without_class_position
+
+
+def export_unet(pipe: Pipeline, path: Path, dtype: str) -> None:
+    """One file with the whole UNet and all that RealCustom adds, as the published checkpoint is.
+
+    Args:
+      pipe: the model.
+      path: ends in .safetensors, or in .pth for PyTorch's own format.
+      dtype: one of `WEIGHT_DTYPES`.
+    """
+    check_dtype(dtype)
+    write_params(path, DIFFUSERS, pipe.params["unet"], dtype)
+
+
+def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
+    """As `export_unet`, with only what RealCustom adds.
+
+    Raises:
+      UserError: for a model without.
+    """
+    check_dtype(dtype)
+    _, added = split_added(pipe.params["unet"])
+    if not flatten(added):
+        raise UserError("this model has nothing that RealCustom adds")
+    write_params(path, DIFFUSERS, added, dtype)
+
+
+def export_flax(pipe: Pipeline, folder: Path, dtype: str) -> None:
+    """Every component as diffusers' and transformers' Flax models read it: `config.json` and `.msgpack`."""
+    check_dtype(dtype)
+    base, _ = split_added(pipe.params["unet"])
+    for name, config in pipe.models.configs.items():
+        stem = "diffusion_flax_model" if name in ("unet", "vae") else "flax_model"
+        params = base if name == "unet" else pipe.params[name]
+        write_json(folder / name / "config.json", component_json(name, config))
+        write_params(folder / name / f"{stem}.msgpack", FLAX, params, dtype)
+
+
+def export_timm(pipe: Pipeline, folder: Path, dtype: str) -> None:
+    """The SigLIP and DINOv2 towers as timm's folders.
+
+    Raises:
+      UserError: for a CLIP tower, or without towers.
+    """
+    check_dtype(dtype)
+    if not pipe.models.image_configs:
+        raise UserError("this model has no image tower")
+    for name, config in zip(IMAGE, pipe.models.image_configs, strict=False):
+        if config.pre_norm:
+            raise UserError(f"{name} is a CLIP tower; only SigLIP and DINOv2 are exported to timm's layout")
+        kind = "dinov2" if config.class_token else "siglip"
+        # timm tells the number of heads by the architecture's name; only this one's differs from C / 64.
+        size = "so400m" if config.hidden_size // config.num_attention_heads == 72 else "custom"
+        registers = f"_reg{config.registers}" if config.registers else ""
+        side = config.image_size
+        values = {
+            "architecture": f"vit_{size}_patch{config.patch_size}{registers}_{kind}",
+            "num_classes": 0,
+            "num_features": config.hidden_size,
+            "pretrained_cfg": {
+                "input_size": [3, side, side],
+                "mean": list(config.image_mean),
+                "std": list(config.image_std),
+            },
+        }
+        write_json(folder / name / "config.json", values)
+        params = without_class_position(config, pipe.params[name])
+        write_params(folder / name / "model.safetensors", TIMM, params, dtype)

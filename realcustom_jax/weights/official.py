@@ -1,0 +1,69 @@
+"""The published RealCustom++ checkpoint, and any other file of what RealCustom adds to a UNet."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.config import RealCustomConfig, from_mapping
+from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.components import find_weights, read_config
+from realcustom_jax.weights.tensors import Tensors, open_tensors
+
+_PROJECTION = "encoder_hidden_states_vision_projection"
+# States after SigLIP-so400m's blocks 7, 13, 19 and DINOv2-L's 4, 10, 16 (from 0), and the last but one.
+_SHALLOW_LAYERS = ((8, 14, 20, -2), (5, 11, 17, -2))
+
+
+def open_added(path: Path, base_keys: Iterable[str]) -> tuple[RealCustomConfig, Tensors]:
+    """What RealCustom adds, from a `realcustom/` folder or from a checkpoint file.
+
+    A file may hold the base UNet too, as the published one does: its weights are left out, so that it can be
+    laid over any base of the same shape.
+
+    Args:
+      path: a folder with `config.json`, or a file, whose config is read off the shapes.
+      base_keys: names of the base UNet's tensors.
+
+    Raises:
+      UserError: when it is neither.
+    """
+    if path.is_dir():
+        return from_mapping(RealCustomConfig, read_config(path)), open_tensors(find_weights(path))
+    tensors = open_tensors(path)
+    for prefix in ("module.", "unet."):  # of distributed training, of a whole pipeline
+        if tensors.shapes and all(key.startswith(prefix) for key in tensors.shapes):
+            tensors = tensors.select(prefix)
+    base_keys = set(base_keys)
+    shapes = {key: shape for key, shape in tensors.shapes.items() if key not in base_keys}
+    if not any(re.search(ADDED, key.replace(".", "/")) for key in shapes):
+        raise UserError(f"{path} holds nothing that RealCustom adds to a UNet, such as to_k_vision")
+    tensors = dataclasses.replace(tensors, shapes=shapes)
+    return guess_config(tensors), tensors
+
+
+def guess_config(tensors: Tensors) -> RealCustomConfig:
+    """The config of a checkpoint file, from its shapes; heads are of 64 channels, as published.
+
+    Raises:
+      UserError: when there is no projector that we know.
+    """
+    shapes = {
+        key.removeprefix(f"{_PROJECTION}."): shape
+        for key, shape in tensors.shapes.items()
+        if key.startswith(_PROJECTION)
+    }
+    score = tensors.shapes.get("scoring.text_score.linear_1.weight")
+    scoring = {"scoring": score is not None, **({"scoring_dim": score[0]} if score else {})}
+    if "proj.weight" in shapes:
+        return RealCustomConfig(token_dim=shapes["proj.weight"][0], projector="plain", **scoring)
+    if "projector_base.weight" not in shapes:
+        raise UserError(f"{tensors.source} has no projector of a known kind among {_PROJECTION}.…")
+    shallow = "min_attention2.to_q.weight" in shapes
+    return RealCustomConfig(
+        token_dim=shapes["projector_base.weight"][0],
+        projector="shallow" if shallow else "deep",
+        feature_layers=_SHALLOW_LAYERS if shallow else ((-2,), (-2,)),
+        **scoring,
+    )
