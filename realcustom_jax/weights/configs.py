@@ -213,8 +213,7 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
         hidden_size=hidden,
         intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
         num_hidden_layers=sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)) for key in shapes),
-        # Heads of 64 channels, but for the "shape-optimised" SigLIP with its 16 heads of 72.
-        num_attention_heads=16 if "so400m" in name else hidden // 64,
+        num_attention_heads=timm_heads(name, hidden),
         hidden_act="gelu_pytorch_tanh" if "siglip2" in name else "gelu",
         layer_norm_eps=1e-6,
         projection_dim=None,
@@ -227,6 +226,11 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
         image_mean=tuple(pretrained.get("mean", normalisation[0])),
         image_std=tuple(pretrained.get("std", normalisation[1])),
     )
+
+
+def timm_heads(architecture: str, hidden: int) -> int:
+    """Heads of 64 channels, but for the "shape-optimised" SigLIP with its 16 heads of 72."""
+    return 16 if "so400m" in architecture else hidden // 64
 
 
 def read_tower_folder(folder: Path, values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:

@@ -6,6 +6,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import IMAGE
 from realcustom_jax.pipeline import Pipeline, component_json, split_added
 from realcustom_jax.weights.components import check_dtype, write_json, write_params
+from realcustom_jax.weights.configs import timm_heads
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
 from realcustom_jax.weights.towers import without_class_position
@@ -51,7 +52,7 @@ def export_timm(pipe: Pipeline, folder: Path, dtype: str) -> None:
     """The SigLIP and DINOv2 towers as timm's folders.
 
     Raises:
-      UserError: for a CLIP tower, or without towers.
+      UserError: for a CLIP tower, one whose number of heads timm's files cannot tell, or without towers.
     """
     check_dtype(dtype)
     if not pipe.models.image_configs:
@@ -61,7 +62,9 @@ def export_timm(pipe: Pipeline, folder: Path, dtype: str) -> None:
             raise UserError(f"{name} is a CLIP tower; only SigLIP and DINOv2 are exported to timm's layout")
         kind = "dinov2" if config.class_token else "siglip"
         # timm tells the number of heads by the architecture's name; only this one's differs from C / 64.
-        size = "so400m" if config.hidden_size // config.num_attention_heads == 72 else "custom"
+        size = "so400m" if config.hidden_size == 16 * 72 else "custom"
+        if config.num_attention_heads != timm_heads(size, config.hidden_size):
+            raise UserError(f"{name} has {config.num_attention_heads} heads, which timm's files cannot tell")
         registers = f"_reg{config.registers}" if config.registers else ""
         side = config.image_size
         values = {
