@@ -11,30 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.data.target_words import target_token_mask
+from realcustom_jax.data.target_words import words_mask
 from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import ImageLike, center_crop_resize, load_image, to_float
+from realcustom_jax.data.transforms import center_crop_resize, load_image, to_float
+from realcustom_jax.data.user_masks import load_mask, resize_area
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import Rule, SamplingOptions, is_list
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.subjects import Subject
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What must appear.
-
-    Attributes:
-      image: the reference image: a PIL image, an array (H, W, 3), a path, or encoded bytes.
-      words: the target words, a word or phrase of the prompt that the subject narrows.
-    """
-
-    image: ImageLike
-    words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +137,8 @@ def make_conditioning(
     ids = tokenize(pipe.tokenizer, [*prompts, *negative_prompts])
     text, negative_text = jnp.split(_encode_text(pipe.models, pipe.params["text_encoder"], ids), 2)
 
-    words = np.zeros((batch, slots, ids.shape[1]), np.float32)
-    flags = np.zeros((batch, slots), np.float32)
-    for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
-        for r, subject in enumerate(own):
-            words[i, r] = target_token_mask(pipe.tokenizer, prompt, subject.words)
-            flags[i, r] = 1.0
+    words = _words(pipe, prompts, subjects, slots)
+    flags, strengths, user_masks, instead = _wishes(subjects, slots, *mask_grid(pipe.models, options))
     features = negative = ()
     if slots:
         images, shown = _different_images(subjects, slots, pipe.models.image_config.image_size)
@@ -163,8 +148,44 @@ def make_conditioning(
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     return Conditioning(
-        text, negative_text, features, negative, jnp.asarray(words), jnp.asarray(flags), settings
+        text, negative_text, features, negative, words, flags, strengths, user_masks, instead, settings
     )
+
+
+def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
+    """Height and width of the masks."""
+    config = options.sampler_config(*latent_size(models, options.height, options.width))
+    return config.mask_height, config.mask_width
+
+
+def _words(
+    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]], slots: int
+) -> Array:
+    """The target tokens of every subject, (B, R, n_t)."""
+    words = np.zeros((len(prompts), slots, pipe.tokenizer.model_max_length), np.float32)
+    for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
+        for r, subject in enumerate(own):
+            words[i, r] = words_mask(
+                [pipe.tokenizer], prompt, subject.words,
+                plurals=subject.plurals, match_case=subject.match_case,
+            )  # fmt: skip
+    return jnp.asarray(words)
+
+
+def _wishes(
+    subjects: Sequence[Sequence[Subject]], slots: int, height: int, width: int
+) -> tuple[Array, Array, Array, Array]:
+    """`flags`, `strengths`, `user_masks` and `instead` of `Conditioning`, as the subjects say."""
+    flags = np.zeros((len(subjects), slots), np.float32)
+    strengths, instead = np.ones_like(flags), np.zeros_like(flags)
+    masks = np.ones((*flags.shape, height, width), np.float32)
+    for i, own in enumerate(subjects):
+        for r, subject in enumerate(own):
+            flags[i, r], strengths[i, r] = 1.0, subject.strength
+            if subject.mask is not None:
+                masks[i, r] = resize_area(load_mask(subject.mask), height, width)
+                instead[i, r] = subject.mask_mode == "instead"
+    return jnp.asarray(flags), jnp.asarray(strengths), jnp.asarray(masks), jnp.asarray(instead)
 
 
 def _different_images(

@@ -149,9 +149,29 @@ WRONG = {
     "nested too deep": ({"subjects": [[SUBJECT]]}, "a subject must be rc.Subject.*not list"),
     "words None": (
         {"subjects": [rc.Subject(CAT, None)]},
-        "target words of .* must be a string, not NoneType",
+        "target words of .* must be a string or a list of strings, not NoneType",
     ),
     "words empty": ({"subjects": [rc.Subject(CAT, " ")]}, "target words of .* are empty"),
+    "words of bytes": (
+        {"subjects": [rc.Subject(CAT, [b"cat"])]},
+        "or a list of strings, not a list with bytes",
+    ),
+    "second phrase": ({"subjects": [rc.Subject(CAT, ("cat", "dog"))]}, "'dog' are not in the prompt"),
+    "other case": ({"subjects": [rc.Subject(CAT, "Cat", match_case=True)]}, "'Cat' are not in the prompt"),
+    "mask missing": ({"subjects": [rc.Subject(CAT, "cat", "no/mask.png")]}, "'no/mask.png' does not exist"),
+    "mask unreadable": ({"subjects": [rc.Subject(CAT, "cat", b"no")]}, "the mask cannot be decoded"),
+    "mask too large": (
+        {"subjects": [rc.Subject(CAT, "cat", np.full((4, 4), 2.0))]},
+        r"the mask .* outside \[0, 1\]",
+    ),
+    "mask of integers": (
+        {"subjects": [rc.Subject(CAT, "cat", np.ones((4, 4), np.int64))]},
+        "the mask array must be uint8 or floating point, but it is int64",
+    ),
+    "mask without pixels": (
+        {"subjects": [rc.Subject(CAT, "cat", np.ones((0, 4)))]},
+        "the mask array must have",
+    ),
     "image None": ({"subjects": [rc.Subject(None, "cat")]}, "an image must be a path.*not NoneType"),
     "image of a list": ({"subjects": [rc.Subject([CAT], "cat")]}, "an image must be a path.*not list"),
     "seed None": ({"seed": None}, "seed must be a whole number, not None"),
@@ -175,6 +195,47 @@ def test_wrong_input_gets_one_sentence(micro_pipe, case):
     with pytest.raises(rc.UserError, match=f"(?s){sentence}") as error:
         rc.sample(micro_pipe, **{"prompt": "a cat on the beach", **FEW, **request})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mask_mode": "both"}, "mask_mode 'both' is unknown; known: instead, intersect"),
+        ({"mask_mode": None}, "mask_mode None is unknown"),
+        ({"strength": -0.5}, "strength must be 0 or more, not -0.5"),
+        ({"strength": float("nan")}, "strength must be finite in float32, not nan"),
+        ({"strength": "1"}, "strength must be a number, not '1'"),
+        ({"strength": [1.0]}, r"strength must be a number, not \[1.0\]"),
+        ({"plurals": 1}, "plurals must be True or False, not 1"),
+        ({"match_case": None}, "match_case must be True or False, not None"),
+    ],
+)
+def test_a_subject_that_cannot_be_gets_one_sentence(changes, sentence):
+    with pytest.raises(rc.UserError, match=f"^{sentence}"):
+        rc.Subject(CAT, "cat", **changes)
+
+
+def test_wishes_reach_the_conditioning(micro_pipe):
+    """Words, masks (averaged down to the mask grid), modes and strengths, slot by slot."""
+    mask = np.zeros((32, 16), np.uint8)
+    mask[:16, :8] = 255
+    mask[4:8, 2] = 0  # half of one pixel of the 8×8 grid
+    subjects = [
+        [rc.Subject(CAT, ["cats", "cat"], mask, plurals=True), rc.Subject(CAT, "dog", strength=2)],
+        [],
+        [rc.Subject(CAT, "dog", mask > 0, "intersect", 0.5)],
+    ]
+    made = rc.make_conditioning(micro_pipe, ["a dog and a cat"] * 3, subjects, [""] * 3, micro_pipe.defaults)
+    expected = np.zeros((8, 8), np.float32)
+    expected[:4, :4], expected[1, 1] = 1.0, 0.5
+    assert made.user_masks.shape == (3, 2, 8, 8)
+    np.testing.assert_allclose(made.user_masks[0, 0], expected, atol=1e-7)
+    np.testing.assert_allclose(made.user_masks[2, 0], expected, atol=1e-7)
+    assert (np.asarray(made.user_masks)[[0, 1, 1, 2], [1, 0, 1, 1]] == 1).all()
+    np.testing.assert_array_equal(made.instead, [[1, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(made.strengths, [[1, 2], [1, 1], [0.5, 1]])
+    np.testing.assert_array_equal(made.flags, [[1, 1], [0, 0], [1, 0]])
+    assert [np.flatnonzero(w).tolist() for w in made.words[0]] == [[5], [2]]
 
 
 def test_a_base_without_realcustom_takes_no_subjects(micro_pipe):

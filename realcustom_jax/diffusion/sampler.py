@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.diffusion.guidance import MODES, direct_guidance, paper_guidance
-from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS, aggregate, influence_scope
+from realcustom_jax.diffusion.masks import (
+    KINDS,
+    NORMALISATIONS,
+    OVERLAPS,
+    aggregate,
+    influence_scope,
+    with_user_masks,
+)
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
@@ -106,6 +113,9 @@ class Conditioning:
         the references and of a black image.
       words: (B, R, n_t) 0/1 target tokens of each subject.
       flags: (B, R) 1 for a subject, 0 for an empty slot.
+      strengths: (B, R) factor on what each subject adds, 0 or more; at 0 it counts as an empty slot.
+      user_masks: (B, R, h', w') in [0, 1], where users want their subjects to act; 1 everywhere for any.
+      instead: (B, R) 1 where the user's mask stands for the guided one; elsewhere they are multiplied.
       settings: see `Settings`.
       pooled, negative_pooled: (B, C) and
       time_ids: (B, 6), for SDXL only.
@@ -117,10 +127,18 @@ class Conditioning:
     negative_features: tuple[Array, ...]
     words: Array
     flags: Array
+    strengths: Array
+    user_masks: Array
+    instead: Array
     settings: Settings
     pooled: Array | None = None
     negative_pooled: Array | None = None
     time_ids: Array | None = None
+
+    @property
+    def present(self) -> Array:
+        """(B, R) 1 for a subject that acts, 0 for an empty slot or one of strength 0."""
+        return self.flags * (self.strengths > 0)
 
 
 @flax.struct.dataclass
@@ -166,9 +184,10 @@ class Denoiser:
         c = conditioning
         encode = functools.partial(self.unet.apply, {"params": params}, method=UNet.encode_context)
         subjects = c.flags.shape[1] > 0
-        subject = encode(c.text, c.features if subjects else None, c.flags, c.pooled, c.time_ids)
-        negative_features = c.negative_features if subjects else None
-        negative = encode(c.negative_text, negative_features, c.flags, c.negative_pooled, c.time_ids)
+        features, negative_features = (c.features, c.negative_features) if subjects else (None, None)
+        shared = (c.present, c.strengths)
+        subject = encode(c.text, features, *shared, c.pooled, c.time_ids)
+        negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids)
         if self.config.guidance == "paper":
             return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
         return Contexts(subject.text_only(), _stack(negative, subject))
@@ -248,13 +267,13 @@ def predict_paper(
         return paper_guidance(empty, text, text, s.text_weight, s.image_weight), state.masks
     masks = state.masks
     if guided:
-        masks = make_masks(denoiser.config, [m[len(m) // 2 :] for m in aux.word_maps], s.gamma_scope, c.flags)
+        masks = make_masks(denoiser.config, [m[len(m) // 2 :] for m in aux.word_maps], c)
     subject, _ = denoiser(
         params, state.x, _times(solver.t, len(state.x)), contexts.subject,
         masks=masks, quantity=denoiser.quantity(c, solver.alpha),
     )  # fmt: skip
     # Where no subject acts, ε_TI is ε_T but for rounding, which ω_i would multiply.
-    acts = (masks * c.flags[..., None, None]).max(axis=(1, 2, 3), keepdims=False)[:, None, None, None] > 0
+    acts = masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
     subject = jnp.where(acts, subject, text)
     return paper_guidance(empty, text, subject, s.text_weight, s.image_weight), masks
 
@@ -275,7 +294,7 @@ def predict_direct(
     if guided and subjects:
         t = _times(solver.t, len(state.x))
         _, aux = denoiser(params, state.x, t, contexts.text_only, words=c.words)
-        masks = make_masks(denoiser.config, aux.word_maps, s.gamma_scope, c.flags)
+        masks = make_masks(denoiser.config, aux.word_maps, c)
     quantity = denoiser.quantity(c, solver.alpha)
     pair, _ = denoiser(
         params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.subject,
@@ -285,8 +304,9 @@ def predict_direct(
     return direct_guidance(negative, subject, s.text_weight, s.rescale), masks
 
 
-def make_masks(config: SamplerConfig, word_maps: Any, gamma_scope: Array, flags: Array) -> Array:
-    """Influence scopes (B, R, h', w') from a pass's word maps; those of empty slots are 0."""
+def make_masks(config: SamplerConfig, word_maps: Any, conditioning: Conditioning) -> Array:
+    """Influence scopes (B, R, h', w') from a pass's word maps; those of subjects that are not present are 0."""
+    c = conditioning
     layers = range(len(word_maps)) if config.mask_layers is None else config.mask_layers
     if max(layers) >= len(word_maps):
         raise UserError(
@@ -294,8 +314,12 @@ def make_masks(config: SamplerConfig, word_maps: Any, gamma_scope: Array, flags:
         )
     chosen = [word_maps[layer] for layer in layers]
     maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
-    maps = maps * flags[..., None, None]
-    return influence_scope(maps, gamma_scope, config.mask_kind, config.mask_overlap) * flags[..., None, None]
+    # Who has a mask instead does not compete for pixels by its word map.
+    guided = c.present * (1.0 - c.instead)
+    masks = influence_scope(
+        maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap, present=guided
+    )
+    return with_user_masks(masks, c.user_masks, c.present * c.instead, config.mask_overlap)
 
 
 def sample_latents(

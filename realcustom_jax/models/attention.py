@@ -31,7 +31,7 @@ class VisualControl:
     """Where and how much each subject acts in one pass, at one resolution.
 
     Attributes:
-      strength: (B, R, h·w), the influence scope M̂ (already times the subject's 0/1 flag).
+      strength: (B, R, h·w), the influence scope M̂, already times the subject's 0/1 flag and its strength.
       scale: (B, R, N), the factor 1 + S on each visual token (eq. 9), or None for 1.
       bias: (B, R, N), 0 for a token that is kept and −inf for one that is not, or None to keep all.
     """

@@ -40,6 +40,7 @@ class Context:
       added: (B, C_emb) SDXL's embedding of pooled text and sizes, or None.
       visual: (B, R, N, C_i) visual tokens f_i, the projector's output, or None in a text-only context.
       flags: (B, R) float, 1 for a subject, 0 for an empty slot; None in a text-only context.
+      strengths: (B, R) float, factor on what each subject adds; None in a text-only context.
     """
 
     layers: tuple[tuple[LayerContext, ...], ...]
@@ -47,6 +48,7 @@ class Context:
     added: Array | None = None
     visual: Array | None = None
     flags: Array | None = None
+    strengths: Array | None = None
 
     def text_only(self) -> "Context":
         """The same without subjects, for the guidance branch."""
@@ -55,7 +57,7 @@ class Context:
             self.layers,
             is_leaf=lambda x: isinstance(x, LayerContext),
         )
-        return self.replace(layers=layers, visual=None, flags=None)
+        return self.replace(layers=layers, visual=None, flags=None, strengths=None)
 
 
 @flax.struct.dataclass
@@ -181,6 +183,7 @@ class UNet(nn.Module):
         text: Array,
         features: tuple[Array, ...] | None = None,
         flags: Array | None = None,
+        strengths: Array | None = None,
         pooled: Array | None = None,
         time_ids: Array | None = None,
     ) -> Context:
@@ -190,6 +193,7 @@ class UNet(nn.Module):
           text: (B, n_t, C_t) text encoder output.
           features: image encoder outputs as the projector takes them, each (B, R, N, C); None for text only.
           flags: (B, R) 1 for a subject, 0 for an empty slot; default all 1.
+          strengths: (B, R) factor on what each subject adds, 0 or more; default all 1.
           pooled: (B, C) pooled text and
           time_ids: (B, 6) original size, crop, target size; both for SDXL only.
         """
@@ -198,7 +202,9 @@ class UNet(nn.Module):
             if self.realcustom is None:
                 raise UserError("this UNet has no visual cross-attention, so it can take no subjects")
             visual = self.encoder_hidden_states_vision_projection(features)
-            flags = jnp.ones(visual.shape[:2], jnp.float32) if flags is None else flags
+            ones = jnp.ones(visual.shape[:2], jnp.float32)
+            flags = ones if flags is None else flags
+            strengths = ones if strengths is None else strengths
         added = None
         if self.config.addition_embed_type == "text_time":
             if pooled is None or time_ids is None:
@@ -210,7 +216,9 @@ class UNet(nn.Module):
             sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
             added = self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
-        return Context(layers, text, added, visual, flags if features is not None else None)
+        if visual is None:
+            return Context(layers, text, added)
+        return Context(layers, text, added, visual, flags, strengths)
 
     def __call__(
         self,
@@ -272,11 +280,13 @@ class UNet(nn.Module):
         scores = scale = bias = None
         if quantity is not None and self.realcustom.scoring:
             scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
-        strengths = (
-            resize_mask(scope, h >> level, w >> level).reshape(b, r, -1)
+        # The strength scales what a subject adds, not which latents judge its tokens.
+        strength = scope * context.strengths[..., None, None]
+        levels = (
+            resize_mask(strength, h >> level, w >> level).reshape(b, r, -1)
             for level in range(len(self.config.block_out_channels))
         )
-        return scores, [VisualControl(strength, scale, bias) for strength in strengths]
+        return scores, [VisualControl(level, scale, bias) for level in levels]
 
     def _score(
         self, latents: Array, context: Context, scope: Array, quantity: InfluenceQuantity
