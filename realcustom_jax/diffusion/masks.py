@@ -28,14 +28,19 @@ def aggregate(maps: Sequence[Array], height: int, width: int, normalisation: str
       (B, R, height, width).
     """
     resized = jnp.stack([resize_mask(word_map, height, width) for word_map in maps])
-    if normalisation == "max_norm":
-        mean = resized.mean(axis=0)
-        return mean / (mean.max(axis=(-2, -1), keepdims=True) + _EPS)
-    if normalisation == "min_max_norm":
-        return _to_unit(resized.mean(axis=0))
     if normalisation == "min_max_per_channel":
-        return _to_unit(_to_unit(resized).mean(axis=0))
-    raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+        resized = _to_unit(resized)
+    return normalise(resized.mean(axis=0), normalisation)
+
+
+def normalise(maps: Array, normalisation: str) -> Array:
+    """The last part of each strategy of `aggregate`: maps (…, h, w) of one grid to at most 1."""
+    if normalisation not in NORMALISATIONS:
+        known = ", ".join(NORMALISATIONS)
+        raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {known}")
+    if normalisation == "max_norm":
+        return maps / (maps.max(axis=(-2, -1), keepdims=True) + _EPS)
+    return _to_unit(maps)
 
 
 def _to_unit(x: Array) -> Array:

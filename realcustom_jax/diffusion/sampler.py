@@ -23,11 +23,12 @@ from realcustom_jax.diffusion.masks import (
     influence_scope,
     with_user_masks,
 )
+from realcustom_jax.diffusion.refinement import REFINEMENTS, refine, refinement_level
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
-from realcustom_jax.models.unet import Context, UNet
+from realcustom_jax.models.unet import Aux, Context, UNet
 
 SCORINGS = ("fused", "text", "visual", "mean", "none")
 
@@ -47,6 +48,8 @@ class SamplerConfig:
       mask_height, mask_width: of the mask grid.
       mask_normalisation, mask_kind, mask_overlap: see `masks`.
       mask_layers: which cross-attentions the word maps come from, in running order; None for all.
+      mask_refine: "self_attention" multiplies the word map by the guidance branch's self-attention before its
+        top share is kept (RealCustom++), "none" does not.
       scoring: "fused" by time (eq. 8), the ablations "text", "visual" and "mean", or "none" for all tokens as
         they are.
     """
@@ -65,6 +68,7 @@ class SamplerConfig:
     mask_kind: str = "soft"
     mask_overlap: str = "strongest"
     mask_layers: tuple[int, ...] | None = None
+    mask_refine: str = "none"
     scoring: str = "fused"
 
     def __post_init__(self):
@@ -73,6 +77,7 @@ class SamplerConfig:
             ("mask_normalisation", NORMALISATIONS),
             ("mask_kind", KINDS),
             ("mask_overlap", OVERLAPS),
+            ("mask_refine", REFINEMENTS),
             ("scoring", SCORINGS),
         ):
             if getattr(self, name) not in known:
@@ -195,6 +200,14 @@ class Denoiser:
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         return self.unet.apply({"params": params}, *args, **kwargs)
 
+    @property
+    def refinement_level(self) -> int | None:
+        """The UNet level whose self-attention refines the masks; None without refinement."""
+        c = self.config
+        if c.mask_refine == "none":
+            return None
+        return refinement_level(self.unet.config, (c.height, c.width), (c.mask_height, c.mask_width))
+
     def quantity(self, conditioning: Conditioning, alpha: Array) -> InfluenceQuantity | None:
         """Settings of the scoring at √ᾱ_t = alpha (), for a batch of B."""
         gamma = conditioning.settings.gamma_num
@@ -258,16 +271,19 @@ def predict_paper(
     """eq. 13. ε_T is part of it, so both phases need the guidance branch's pass; the second not its maps."""
     c, s = conditioning, conditioning.settings
     subjects = c.flags.shape[1] > 0
-    words = jnp.concatenate([c.words, c.words]) if guided and subjects else None
+    make = guided and subjects
     pair, aux = denoiser(
-        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.text_only, words=words
-    )
+        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.text_only,
+        words=_twice(c.words) if make else None,
+        self_attention_level=denoiser.refinement_level if make else None,
+    )  # fmt: skip
     empty, text = jnp.split(pair, 2)
     if not subjects:
         return paper_guidance(empty, text, text, s.text_weight, s.image_weight), state.masks
     masks = state.masks
     if guided:
-        masks = make_masks(denoiser.config, [m[len(m) // 2 :] for m in aux.word_maps], c)
+        of_text = jax.tree.map(lambda x: x[len(state.x) :], aux)
+        masks = make_masks(denoiser, of_text, c)
     subject, _ = denoiser(
         params, state.x, _times(solver.t, len(state.x)), contexts.subject,
         masks=masks, quantity=denoiser.quantity(c, solver.alpha),
@@ -293,8 +309,11 @@ def predict_direct(
     subjects = c.flags.shape[1] > 0
     if guided and subjects:
         t = _times(solver.t, len(state.x))
-        _, aux = denoiser(params, state.x, t, contexts.text_only, words=c.words)
-        masks = make_masks(denoiser.config, aux.word_maps, c)
+        _, aux = denoiser(
+            params, state.x, t, contexts.text_only,
+            words=c.words, self_attention_level=denoiser.refinement_level,
+        )  # fmt: skip
+        masks = make_masks(denoiser, aux, c)
     quantity = denoiser.quantity(c, solver.alpha)
     pair, _ = denoiser(
         params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.subject,
@@ -304,16 +323,19 @@ def predict_direct(
     return direct_guidance(negative, subject, s.text_weight, s.rescale), masks
 
 
-def make_masks(config: SamplerConfig, word_maps: Any, conditioning: Conditioning) -> Array:
-    """Influence scopes (B, R, h', w') from a pass's word maps; those of subjects that are not present are 0."""
-    c = conditioning
-    layers = range(len(word_maps)) if config.mask_layers is None else config.mask_layers
-    if max(layers) >= len(word_maps):
+def make_masks(denoiser: Denoiser, aux: Aux, conditioning: Conditioning) -> Array:
+    """Influence scopes (B, R, h', w') from the guidance branch's pass; 0 for subjects not present."""
+    c, config = conditioning, denoiser.config
+    layers = range(len(aux.word_maps)) if config.mask_layers is None else config.mask_layers
+    if max(layers) >= len(aux.word_maps):
         raise UserError(
-            f"mask_layers {tuple(layers)}: this UNet has {len(word_maps)} cross-attentions, from 0"
+            f"mask_layers {tuple(layers)}: this UNet has {len(aux.word_maps)} cross-attentions, from 0"
         )
-    chosen = [word_maps[layer] for layer in layers]
+    chosen = [aux.word_maps[layer] for layer in layers]
     maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
+    if (level := denoiser.refinement_level) is not None:
+        latents = (config.height, config.width)
+        maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
     # Who has a mask instead does not compete for pixels by its word map.
     guided = c.present * (1.0 - c.instead)
     masks = influence_scope(

@@ -67,10 +67,13 @@ class Aux:
     Attributes:
       word_maps: one (B, R, h, w) for each cross-attention in running order; empty unless asked for.
       scores: (B, R, N), S of eq. 8, or None without scoring.
+      self_attention: (B, h·w, h·w) self-attention probabilities of one level, from pixel to pixel, averaged
+        over its heads and layers; None unless asked for.
     """
 
     word_maps: tuple[Array, ...] = ()
     scores: Array | None = None
+    self_attention: Array | None = None
 
 
 class _Stage(nn.Module):
@@ -122,14 +125,15 @@ class _Stage(nn.Module):
         contexts: Iterator[tuple[LayerContext, ...]],
         control: VisualControl | None,
         words: Array | None,
-    ) -> tuple[Array, list[Array]]:
-        """x: (B, h, w, C) → the next stage's input and the word maps; takes from or adds to `skips`."""
-        maps = []
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """x: (B, h, w, C) → the next stage's input, word maps, self-attentions; uses or adds to `skips`."""
+        maps, self_attentions = [], []
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x, emb)
             if i < len(self.attentions):
-                x, new_maps = self.attentions[i](x, next(contexts), control, words)
+                x, new_maps, new_attentions = self.attentions[i](x, next(contexts), control, words)
                 maps += new_maps
+                self_attentions += new_attentions
             if self.kind == "down":
                 skips.append(x)
         if self.kind == "down" and self.level < len(self.config.block_out_channels) - 1:
@@ -137,7 +141,7 @@ class _Stage(nn.Module):
             skips.append(x)
         if self.kind == "up" and self.level > 0:
             x = self.upsamplers[0](x)
-        return x, maps
+        return x, maps, self_attentions
 
 
 class UNet(nn.Module):
@@ -229,6 +233,7 @@ class UNet(nn.Module):
         masks: Array | None = None,
         words: Array | None = None,
         quantity: InfluenceQuantity | None = None,
+        self_attention_level: int | None = None,
     ) -> tuple[Array, Aux]:
         """One denoising pass: with the context's subjects if it has any, else text only.
 
@@ -238,6 +243,7 @@ class UNet(nn.Module):
           masks: (B, R, h', w') influence scopes M̂ in [0, 1] of any size; None for 1 everywhere.
           words: (B, R, n_t) 0/1 target tokens; word maps are computed only where given.
           quantity: settings of adaptive scoring; None keeps all tokens as they are.
+          self_attention_level: the level, from 0, whose self-attention to return; it must have some.
 
         Returns:
           the prediction (B, h, w, C) in float32 and `Aux`.
@@ -259,11 +265,17 @@ class UNet(nn.Module):
         scores, controls = self._controls(latents, context, masks, quantity)
         x = self.conv_in(latents.astype(self.dtype))
         skips, maps, contexts = [x], [], iter(context.layers)
+        self_attentions = []
         for stage in self._stages:
-            x, new_maps = stage(x, skips, emb, contexts, controls and controls[stage.level], words)
+            control = controls and controls[stage.level]
+            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words)
             maps += new_maps
+            if stage.level == self_attention_level:
+                self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
-        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores)
+        # Added one by one: a level's maps are large, and stacked they would all be kept at once.
+        mean = sum(self_attentions) / len(self_attentions) if self_attentions else None
+        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 
     def _controls(
         self, latents: Array, context: Context, masks: Array | None, quantity: InfluenceQuantity | None
