@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.data.target_words import words_mask
+from realcustom_jax.data.target_words import phrases_of, words_mask
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import center_crop_resize, load_image, to_float
 from realcustom_jax.data.user_masks import load_mask, resize_area
@@ -20,8 +20,9 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import Rule, SamplingOptions, is_list
+from realcustom_jax.own_pair import OwnPair
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.subjects import Subject
+from realcustom_jax.subjects import AUTO, Subject, with_words
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
 
@@ -34,10 +35,12 @@ class Samples:
       images: (B, H, W, 3) uint8.
       masks: (B, steps, R, h, w) float32, the influence scope of each subject at each step; R is the largest
         number of subjects of a request, and may be 0.
+      words: for each request, the words that each of its subjects narrowed.
     """
 
     images: np.ndarray
     masks: np.ndarray
+    words: list[list[tuple[str, ...]]]
 
 
 def sample(
@@ -77,12 +80,17 @@ def sample(
     chosen = pipe.defaults.changed(options)
     height, width = latent_size(pipe.models, chosen.height, chosen.width)
     config = chosen.sampler_config(height, width)
+    nested = choose_words(pipe, prompts, nested)
     conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
     latents, masks = _sample_latents(
         pipe.params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
     )
     images = _decode(pipe.models, pipe.params["vae"], latents)
-    return Samples(np.asarray(images), np.asarray(masks))
+    words = [
+        [phrases_of(prompt, subject.words) for subject in own]
+        for prompt, own in zip(prompts, nested, strict=True)
+    ]
+    return Samples(np.asarray(images), np.asarray(masks), words)
 
 
 def request_keys(seeds: Sequence[int]) -> Array:
@@ -130,7 +138,7 @@ def make_conditioning(
     Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
     with a list of prompts, and its errors.
     """
-    subjects = _nested(subjects, len(prompts), single=False)
+    subjects = choose_words(pipe, prompts, _nested(subjects, len(prompts), single=False))
     batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
@@ -150,6 +158,21 @@ def make_conditioning(
     return Conditioning(
         text, negative_text, features, negative, words, flags, strengths, user_masks, instead, settings
     )
+
+
+def choose_words(
+    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
+) -> list[list[Subject]]:
+    """The subjects of every request, with the words that their images show in place of "auto".
+
+    Raises:
+      UserError: for a model that cannot tell, or where no word of a prompt fits an image.
+    """
+    if not any(subject.words == AUTO for own in subjects for subject in own):
+        return [list(own) for own in subjects]
+    matcher = OwnPair(pipe)
+    nouns = matcher.vocabulary()
+    return [with_words(prompt, own, matcher, nouns) for prompt, own in zip(prompts, subjects, strict=True)]
 
 
 def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:

@@ -261,6 +261,57 @@ def test_the_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, 
     assert "image_5.png" in capsys.readouterr().out
 
 
+def test_the_command_reads_subjects(tmp_path, monkeypatch):
+    """Phrases, masks, strengths and switches of two subjects, and one without words."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(CAT).save("cat.png")
+    Image.fromarray(np.eye(4, dtype=bool)).save("mask.png")
+    command = runpy.run_module("realcustom_jax.sample")
+    line = "--prompt x --subject cat|kitten=cat.png --subject cat.png --subject auto=cat.png --plurals"
+    line += " --mask 2=mask.png --mask-mode intersect --strength 1=0.5 --strength 3=2"
+    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()))
+    assert [s.words for s in (first, second, third)] == [("cat", "kitten"), "auto", "auto"]
+    assert [s.strength for s in (first, second, third)] == [0.5, 1.0, 2.0]
+    assert first.mask is None and third.mask is None and second.mask_mode == "intersect"
+    np.testing.assert_array_equal(second.mask, np.eye(4))
+    assert first.plurals and not first.match_case
+    for subject in (first, second, third):
+        np.testing.assert_array_equal(subject.image, CAT)
+
+
+def paired(pipe):
+    """The pipeline as if its encoders had been trained as a pair."""
+    image_config = dataclasses.replace(pipe.models.image_config, text_paired=True, logit_scale=0.5)
+    return pipe.replace(models=dataclasses.replace(pipe.models, image_config=image_config))
+
+
+def test_auto_takes_the_word_that_fits_best(micro_pipe):
+    """The encoders' own cosine similarity decides; the result says what was taken, and is that request's.
+
+    With random weights every word is as wrong as another, so the scale is small enough to take any.
+    """
+    pipe, prompt = paired(micro_pipe), "a dog and a cat on the beach"
+    # The phrases' similarities, straight from the encoders.
+    ids = sampling.tokenize(pipe.tokenizer, [f"a {w} on a plain background" for w in ("dog", "cat", "beach")])
+    text = pipe.models.text_encoder.apply({"params": pipe.params["text_encoder"]}, ids).pooled
+    image = sampling.to_float(sampling.center_crop_resize(CAT, 16))[None]
+    image = pipe.models.image_encoder.apply({"params": pipe.params["image_encoder"]}, image).pooled
+    cosine = (text @ image[0]) / jnp.linalg.norm(text, axis=-1)
+    best = ("dog", "cat", "beach")[int(jnp.argmax(cosine))]
+    auto = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT)], []], seed=3, **FEW)
+    assert auto.words == [[(best,)], []]
+    given = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT, best)], []], seed=3, **FEW)
+    np.testing.assert_array_equal(auto.images, given.images)
+    np.testing.assert_array_equal(auto.masks, given.masks)
+    both = rc.sample(pipe, prompt, [rc.Subject(CAT), rc.Subject(CAT, ("dog",)), rc.Subject(CAT)], **FEW)
+    assert both.words[0][1] == ("dog",) and {both.words[0][0], both.words[0][2]} == {("cat",), ("beach",)}
+
+
+def test_auto_needs_a_pair_of_encoders(micro_pipe):
+    with pytest.raises(rc.UserError, match='give the words of each subject instead of "auto"'):
+        rc.sample(micro_pipe, "a cat", [rc.Subject(CAT)], **FEW)
+
+
 def test_the_command_has_a_flag_for_every_option():
     """With the option's own type; what is not given is left to the model."""
     # Imported under its name, the module would hide the function `rc.sample`.
@@ -290,7 +341,15 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["--model", "no/such/model"], "no model folder 'no/such/model'"),
-        (["--subject", "cat"], "must be WORDS=IMAGE"),
+        (["--subject", "cat"], "--subject 'cat' must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE"),
+        (["--mask", "mask.png"], "--mask 'mask.png' must be N=VALUE"),
+        (["--mask", "1=mask.png"], "--mask '1=mask.png' is of subject 1, but there are 0"),
+        (["--subject", "cat=CAT", "--mask", "1=no.png"], "the image 'no.png' does not exist"),
+        (["--subject", "cat=CAT", "--strength", "0=1"], "--strength '0=1' is of subject 0, but there are 1"),
+        (["--subject", "cat=CAT", "--strength", "1=1", "--strength", "1=2"], "given twice for subject 1"),
+        (["--subject", "cat=CAT", "--strength", "1=-1"], "--strength 1 must be 0 or more, not -1.0"),
+        (["--subject", "cat=CAT", "--strength", "1=much"], "--strength 1 must be a number, not 'much'"),
+        (["--mask-mode", "both"], "argument --mask-mode: invalid choice: 'both'"),
         (["--steps", "2.5"], "argument --steps: invalid int value: '2.5', see --help"),
         (["--steps", "0"], "--steps must be 1 or more, not 0"),
         (["--gamma-scope", "1.5"], "--gamma-scope must be from 0 to 1, not 1.5"),
@@ -310,6 +369,7 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
 )
 def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments, sentence):
     (tmp_path / "FILE").touch()
+    Image.fromarray(CAT).save(tmp_path / "CAT", "PNG")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         run_sample(monkeypatch, "--prompt", "a cat", *arguments)

@@ -25,6 +25,9 @@ class ViTConfig:
       image_mean, image_std: normalisation of pixels in 0…1.
       feature_layer: which hidden state becomes the visual features: index into [input, layer 1, …], so -2 is
         the output of the last layer but one.
+      text_paired: whether the pooled text of the model's text encoder lies in the same space as the pooled
+        image, because the two were trained as a pair.
+      logit_scale: factor on their cosine similarity (CLIP's: 100).
     """
 
     image_size: int = 224
@@ -45,6 +48,8 @@ class ViTConfig:
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     feature_layer: int = -2
+    text_paired: bool = False
+    logit_scale: float = 100.0
 
     @property
     def prefix(self) -> int:

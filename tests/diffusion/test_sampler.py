@@ -230,32 +230,31 @@ def refined_pass(pipe):
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
 def test_a_subject_of_no_strength_is_not_there(micro_pipe, guidance):
-    """Strength 0 or flag 0 in either slot: the other's masks to the bit, latents to 1e-6 of its own request.
+    """Strength 0 or flag 0 in either slot is the request without it: masks to the bit, latents to 1e-6.
 
-    Without any other it is the text-only image. Values alone change, so nothing is compiled again.
+    Only values change between the two calls, so nothing is compiled again.
     """
     chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "steps": 3, "mask_kind": "binary"})
-    prompts, pair = [PROMPTS[0]] * 2, SUBJECTS[0]
-    make = lambda subjects: rc.make_conditioning(micro_pipe, prompts, subjects, ["", ""], chosen)  # noqa: E731
-    run = lambda made: compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1, 1])  # noqa: E731
-    weak = [dataclasses.replace(subject, strength=0) for subject in pair]
-    first_gone, second_gone = [weak[0], pair[1]], [pair[0], weak[1]]
-    made = make([first_gone, second_gone])
-    latents, masks = map(np.asarray, run(made))
-    flagged = make([pair, pair]).replace(flags=jnp.asarray([[0.0, 1.0], [1.0, 0.0]]))
-    for one, other in zip((latents, masks), run(flagged), strict=True):
-        np.testing.assert_array_equal(one, other)
-    # The request without it, in a batch whose slots are padded; the robot then has the first slot.
-    alone, alone_masks = map(np.asarray, run(make([[pair[1]], [pair[0]]])))
-    for i, (kept, gone) in enumerate([(1, 0), (0, 1)]):
-        np.testing.assert_array_equal(masks[i, :, kept], alone_masks[i, :, 0])
-        assert not masks[i, :, gone].any()
-        assert relative(latents[i], alone[i]) <= 1e-6
-    none = np.asarray(run(make([weak, weak]))[0])
-    empty = np.asarray(run(make([pair, pair]).replace(flags=jnp.zeros((2, 2))))[0])
-    np.testing.assert_array_equal(none, empty)
-    both = np.asarray(run(make([pair, pair]))[0])
-    assert min(relative(both[i], latents[i]) for i in range(2)) > 1e-3 < relative(latents[0], none[0])
+    cat, robot = SUBJECTS[0]
+    no_cat, no_robot = (dataclasses.replace(subject, strength=0) for subject in (cat, robot))
+
+    def run(subjects, flags=None):
+        made = rc.make_conditioning(micro_pipe, PROMPTS[:1] * 6, subjects, [""] * 6, chosen)
+        made = made if flags is None else made.replace(flags=jnp.asarray(flags))
+        return map(np.asarray, compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1] * 6))
+
+    latents, masks = run([[no_cat, robot], [cat, no_robot], [robot], [cat], [no_cat, no_robot], []])
+    for i, alone, kept in ((0, 2, 1), (1, 3, 0), (4, 5, 0)):
+        np.testing.assert_array_equal(masks[i, :, kept], masks[alone, :, 0])
+        assert not masks[i, :, 1 - kept].any()
+        assert relative(latents[i], latents[alone]) <= 1e-6
+    pair = [cat, robot]
+    flags = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    flagged, flagged_masks = run([pair] * 6, flags)
+    for i in (0, 1, 4):
+        np.testing.assert_array_equal(flagged_masks[i], masks[i])
+        assert relative(flagged[i], latents[i]) <= 1e-6
+    assert min(relative(flagged[2], latents[i]) for i in (0, 1)) > 1e-3 < relative(latents[0], latents[4])
 
 
 def test_traces_once_per_static_config(micro_pipe):
