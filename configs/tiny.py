@@ -120,6 +120,8 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "projection_dim": 128,
+        "text_paired": True,  # the clip stage trains it together with the text encoder
+        "logit_scale": 1 / 0.07,  # of its loss
     }
     model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if realcustom:

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from realcustom_jax.errors import UserError
     from realcustom_jax.options import SamplingOptions
     from realcustom_jax.pipeline import Pipeline, load, save
-    from realcustom_jax.sampling import Samples, Subject, make_conditioning, sample
+    from realcustom_jax.sampling import Samples, make_conditioning, sample
+    from realcustom_jax.subjects import Subject
 
 _MODULES = {
     "diffusion.sampler": ("Conditioning", "SamplerConfig", "Settings", "sample_latents"),
     "errors": ("UserError",),
     "options": ("SamplingOptions",),
     "pipeline": ("Pipeline", "load", "save"),
-    "sampling": ("Samples", "Subject", "make_conditioning", "sample"),
+    "sampling": ("Samples", "make_conditioning", "sample"),
+    "subjects": ("Subject",),
 }
 
 __all__ = [

@@ -1,5 +1,6 @@
 """What all commands share: the compilation cache, config flags, one clear sentence for a user's mistake."""
 
+import argparse
 import os
 import re
 import runpy
@@ -7,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -29,6 +31,27 @@ def run_command(main: Callable[[], None]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     with exit_on_user_error():
         main()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Of the commands that are not trainings: the story as it is written, and one sentence for a mistake."""
+
+    def __init__(self, command: str, story: str, usage: str | None = None):
+        super().__init__(
+            prog=f"python -m realcustom_jax.{command}",
+            description=story,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage=usage,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """In place of argparse's usage text: one sentence, as for every other mistake.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(f"{message}, see --help")
 
 
 def parse_flags(help_text: str) -> None:

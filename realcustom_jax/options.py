@@ -14,6 +14,7 @@ import numpy as np
 
 from realcustom_jax.diffusion.guidance import MODES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
+from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler import SCORINGS, SamplerConfig
 from realcustom_jax.errors import UserError
 
@@ -29,6 +30,7 @@ SHARED = (
     "mask_kind",
     "mask_overlap",
     "mask_layers",
+    "mask_refine",
     "scoring",
 )
 SOLVERS = ("ddim", "euler", "dpmpp_2m", "dpmpp_2s")
@@ -173,6 +175,7 @@ class SamplingOptions:
     mask_layers: tuple[int, ...] | None = _option(
         None, "cross-attentions that give word maps, in running order", int, low=0, many=True, none="all"
     )
+    mask_refine: str = _choice("none", "what sharpens the word maps before masks are cut out", REFINEMENTS)
     scoring: str = _choice("fused", "what chooses the visual tokens", SCORINGS)
 
     def __post_init__(self):

@@ -1,31 +1,36 @@
 """Generate images: `python -m realcustom_jax.sample --prompt "a dog on the beach" --subject dog=photo.png`.
 
 Each --subject WORDS=IMAGE says which words of the prompt are narrowed to which reference image; give several
-for several subjects, none for text alone. Several seeds make several images. Images go to --out as
-image_SEED.png, the influence scope of every subject at every step beside them with --masks.
+for several subjects, none for text alone. "dog|puppy" are two words of one subject, and --subject IMAGE takes
+the word that the image shows. --mask and --strength name a subject by its number, from 1: the first is
+  --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
+Several seeds make several images. Images go to --out as image_SEED.png, the influence scope of every subject
+at every step beside them with --masks.
 """
 
 import argparse
 import math
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.data.transforms import load_image
+from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
 from realcustom_jax.options import SDXL, Rule, SamplingOptions
 from realcustom_jax.pipeline import load
-from realcustom_jax.sampling import SEED, Samples, Subject, sample
+from realcustom_jax.sampling import SEED, Samples, sample
+from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 
 
 def main() -> None:
     args = _parser().parse_args()
     options = _options(args)
-    subjects = [_subject(text) for text in args.subject]
+    subjects = _subjects(args)
     for seed in args.seed:
         SEED.check("--seed", seed)
     repeated = [seed for i, seed in enumerate(args.seed) if seed in args.seed[:i]]
@@ -42,6 +47,9 @@ def main() -> None:
         negative_prompt=args.negative_prompt,
         **options,
     )
+    for number, (subject, words) in enumerate(zip(subjects, samples.words[0], strict=True), 1):
+        if subject.words == AUTO:
+            print(f"subject {number} is '{', '.join(words)}'")
     write(samples, args.seed, out, args.masks)
 
 
@@ -75,11 +83,55 @@ def _make_folder(name: str) -> Path:
     return Path(name)
 
 
-def _subject(text: str) -> Subject:
+def _subjects(args: argparse.Namespace) -> list[Subject]:
+    """The subjects with their masks and strengths, all files read."""
+    count = len(args.subject)
+    masks, strengths = _by_number("--mask", args.mask, count), _by_number("--strength", args.strength, count)
+    return [
+        Subject(
+            *_image_and_words(text),
+            mask=load_mask(masks[n]) if n in masks else None,
+            mask_mode=args.mask_mode,
+            strength=_number(f"--strength {n}", strengths.get(n, "1")),
+            plurals=args.plurals,
+            match_case=args.match_case,
+        )
+        for n, text in enumerate(args.subject, 1)
+    ]
+
+
+def _image_and_words(text: str) -> tuple[np.ndarray, str | tuple[str, ...]]:
+    """WORDS=IMAGE, several phrases separated by |, or IMAGE alone."""
     words, equals, image = text.partition("=")
+    if not equals and Path(text).is_file():
+        return load_image(text), AUTO
     if not (equals and words and image):
-        raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png")
-    return Subject(image=load_image(image), words=words)
+        raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE")
+    return load_image(image), AUTO if words == AUTO else tuple(words.split("|"))
+
+
+def _by_number(flag: str, texts: list[str], count: int) -> dict[int, str]:
+    """{number of the subject: value} of N=VALUE."""
+    values = {}
+    for text in texts:
+        number, _, value = text.partition("=")
+        if not (number.isdecimal() and value):
+            raise UserError(f"{flag} {text!r} must be N=VALUE, with the number of a subject from 1")
+        if not 1 <= int(number) <= count:
+            raise UserError(f"{flag} {text!r} is of subject {number}, but there are {count}")
+        if int(number) in values:
+            raise UserError(f"{flag} is given twice for subject {number}")
+        values[int(number)] = value
+    return values
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return STRENGTH.check(name, float(text))
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{name} must be a number, not {text!r}") from None
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,24 +141,23 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """In place of argparse's usage text: one sentence, as for every other mistake."""
-        raise UserError(f"{message}, see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m realcustom_jax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]",
-    )
+    parser = CommandParser("sample", __doc__, "%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image shows")
     parser.add_argument(
         "--subject", action="append", default=[], metavar="WORDS=IMAGE", help="may be given several times"
     )
+    for name, value, text in (
+        ("--mask", "IMAGE", "where subject N may act: white"),
+        ("--strength", "NUMBER", "how much subject N acts (1)"),
+    ):
+        parser.add_argument(name, action="append", default=[], metavar=f"N={value}", help=text)
+    parser.add_argument(
+        "--mask-mode", choices=MASK_MODES, default=MASK_MODES[0],
+        help="given masks stand instead of the guided ones, or intersect with them (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--plurals", action="store_true", help="find dog in dogs, and dogs in dog")
+    parser.add_argument("--match-case", action="store_true", help="Dog is another word than dog")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it should not show")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
     parser.add_argument(

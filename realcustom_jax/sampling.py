@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.data.target_words import target_token_mask
+from realcustom_jax.data.target_words import phrases_of, words_mask
 from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import ImageLike, load_image
+from realcustom_jax.data.transforms import load_image
+from realcustom_jax.data.user_masks import load_mask, resize_area
 from realcustom_jax.data.views import reference_views
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
 from realcustom_jax.errors import UserError
@@ -21,22 +22,11 @@ from realcustom_jax.models.conditioning import encode_reference, encode_text, si
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import Rule, SamplingOptions, is_list
+from realcustom_jax.own_pair import OwnPair
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.subjects import AUTO, Subject, with_words
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What must appear.
-
-    Attributes:
-      image: the reference image: a PIL image, an array (H, W, 3), a path, or encoded bytes.
-      words: the target words, a word or phrase of the prompt that the subject narrows.
-    """
-
-    image: ImageLike
-    words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +37,12 @@ class Samples:
       images: (B, H, W, 3) uint8.
       masks: (B, steps, R, h, w) float32, the influence scope of each subject at each step; R is the largest
         number of subjects of a request, and may be 0.
+      words: for each request, the words that each of its subjects narrowed.
     """
 
     images: np.ndarray
     masks: np.ndarray
+    words: list[list[tuple[str, ...]]]
 
 
 def sample(
@@ -90,12 +82,17 @@ def sample(
     chosen = pipe.defaults.changed(options)
     height, width = latent_size(pipe.models, chosen.height, chosen.width)
     config = chosen.sampler_config(height, width)
+    nested = choose_words(pipe, prompts, nested)
     conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
     latents, masks = _sample_latents(
         pipe.params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
     )
     images = _decode(pipe.models, pipe.params["vae"], latents)
-    return Samples(np.asarray(images), np.asarray(masks))
+    words = [
+        [phrases_of(prompt, subject.words) for subject in own]
+        for prompt, own in zip(prompts, nested, strict=True)
+    ]
+    return Samples(np.asarray(images), np.asarray(masks), words)
 
 
 def request_keys(seeds: Sequence[int]) -> Array:
@@ -150,7 +147,7 @@ def make_conditioning(
     Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
     with a list of prompts, and its errors.
     """
-    subjects = _nested(subjects, len(prompts), single=False)
+    subjects = choose_words(pipe, prompts, _nested(subjects, len(prompts), single=False))
     batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
@@ -160,12 +157,8 @@ def make_conditioning(
     pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
     sizes = None if pooled is None else size_ids(batch, *image_size(pipe.models, options))
 
-    words = np.zeros((batch, slots, ids[0].shape[1]), np.float32)
-    flags = np.zeros((batch, slots), np.float32)
-    for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
-        for r, subject in enumerate(own):
-            words[i, r] = target_token_mask(pipe.tokenizers[0], prompt, subject.words)
-            flags[i, r] = 1.0
+    words = _words(pipe, prompts, subjects, slots)
+    flags, strengths, user_masks, instead = _wishes(subjects, slots, *mask_grid(pipe.models, options))
     features = negative = ()
     if slots:
         views, shown = _different_references(subjects, slots, pipe.models)
@@ -175,9 +168,60 @@ def make_conditioning(
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     return Conditioning(
-        text, negative_text, features, negative, jnp.asarray(words), jnp.asarray(flags), settings,
+        text, negative_text, features, negative, words, flags, strengths, user_masks, instead, settings,
         pooled, negative_pooled, sizes,
     )  # fmt: skip
+
+
+def choose_words(
+    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
+) -> list[list[Subject]]:
+    """The subjects of every request, with the words that their images show in place of "auto".
+
+    Raises:
+      UserError: for a model that cannot tell, or where no word of a prompt fits an image.
+    """
+    if not any(subject.words == AUTO for own in subjects for subject in own):
+        return [list(own) for own in subjects]
+    matcher = OwnPair(pipe)
+    nouns = matcher.vocabulary()
+    return [with_words(prompt, own, matcher, nouns) for prompt, own in zip(prompts, subjects, strict=True)]
+
+
+def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
+    """Height and width of the masks."""
+    config = options.sampler_config(*latent_size(models, options.height, options.width))
+    return config.mask_height, config.mask_width
+
+
+def _words(
+    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]], slots: int
+) -> Array:
+    """The target tokens of every subject, (B, R, n_t)."""
+    words = np.zeros((len(prompts), slots, pipe.tokenizers[0].model_max_length), np.float32)
+    for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
+        for r, subject in enumerate(own):
+            words[i, r] = words_mask(
+                pipe.tokenizers, prompt, subject.words,
+                plurals=subject.plurals, match_case=subject.match_case,
+            )  # fmt: skip
+    return jnp.asarray(words)
+
+
+def _wishes(
+    subjects: Sequence[Sequence[Subject]], slots: int, height: int, width: int
+) -> tuple[Array, Array, Array, Array]:
+    """`flags`, `strengths`, `user_masks` and `instead` of `Conditioning`, as the subjects say."""
+    flags = np.zeros((len(subjects), slots), np.float32)
+    strengths, instead = np.ones_like(flags), np.zeros_like(flags)
+    masks = np.ones((*flags.shape, height, width), np.float32)
+    for i, own in enumerate(subjects):
+        for r, subject in enumerate(own):
+            flags[i, r], strengths[i, r] = 1.0, subject.strength
+            if subject.mask is not None:
+                masks[i, r] = resize_area(load_mask(subject.mask), height, width)
+                instead[i, r] = subject.mask_mode == "instead"
+    return jnp.asarray(flags), jnp.asarray(strengths), jnp.asarray(masks), jnp.asarray(instead)
 
 
 def _of(pipe: Pipeline, components: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ The fixtures, all of one session and read-only:
   no scale is 1, so every part of the model changes its output.
 - `micro_pipe`: a `Pipeline` of these with a v-prediction schedule and a tokenizer of every toybox word.
 - `micro_denoise`: one jitted pass, `micro_denoise(unet_params, latents, t, text, features=None, flags=None,
-  masks=None, words=None, quantity=None) → (prediction, Aux)`; the arguments are those of
+  masks=None, words=None, quantity=None, strengths=None) → (prediction, Aux)`; the arguments are those of
   `UNet.encode_context` and `UNet.__call__`. It compiles once for each combination of shapes.
 """
 
@@ -128,9 +128,12 @@ def micro_denoise(micro_models):
     unet = micro_models.unet
 
     @jax.jit
-    def denoise(params, latents, t, text, features=None, flags=None, masks=None, words=None, quantity=None):
+    def denoise(
+        params, latents, t, text, features=None, flags=None, masks=None, words=None, quantity=None,
+        strengths=None,
+    ):  # fmt: skip
         def run(module):
-            context = module.encode_context(text, features, flags)
+            context = module.encode_context(text, features, flags, strengths)
             return module(latents, t, context, masks=masks, words=words, quantity=quantity)
 
         return unet.apply({"params": params}, method=run)

@@ -54,6 +54,7 @@ WRONG = [
     ({"mask_layers": "01"}, "mask_layers must be a list of one or more whole numbers, not '01'"),
     ({"mask_layers": (0, 1.0)}, "mask_layers must be a whole number, not 1.0"),
     ({"mask_layers": (0, -1)}, "mask_layers must be 0 or more, not -1"),
+    ({"mask_refine": True}, "mask_refine True is unknown; known: none, self_attention"),
     ({"scoring": "best"}, "scoring 'best' is unknown; known: fused"),
     ({"gama_scope": 0.3}, "'gama_scope' is no sampling option; known: text_weight, image_weight"),
 ]
@@ -127,6 +128,7 @@ CHANGES = {
     "mask_kind": "binary",
     "mask_overlap": "shared",
     "mask_layers": (0, 2),
+    "mask_refine": "self_attention",
     "scoring": "mean",
 }
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import realcustom_jax as rc
 from realcustom_jax import sampling
-from realcustom_jax.data.transforms import load_image
+from realcustom_jax.data.transforms import center_crop_resize, load_image, to_float
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT = render_reference(Identity("cat", 9)).image
@@ -149,9 +149,29 @@ WRONG = {
     "nested too deep": ({"subjects": [[SUBJECT]]}, "a subject must be rc.Subject.*not list"),
     "words None": (
         {"subjects": [rc.Subject(CAT, None)]},
-        "target words of .* must be a string, not NoneType",
+        "target words of .* must be a string or a list of strings, not NoneType",
     ),
     "words empty": ({"subjects": [rc.Subject(CAT, " ")]}, "target words of .* are empty"),
+    "words of bytes": (
+        {"subjects": [rc.Subject(CAT, [b"cat"])]},
+        "or a list of strings, not a list with bytes",
+    ),
+    "second phrase": ({"subjects": [rc.Subject(CAT, ("cat", "dog"))]}, "'dog' are not in the prompt"),
+    "other case": ({"subjects": [rc.Subject(CAT, "Cat", match_case=True)]}, "'Cat' are not in the prompt"),
+    "mask missing": ({"subjects": [rc.Subject(CAT, "cat", "no/mask.png")]}, "'no/mask.png' does not exist"),
+    "mask unreadable": ({"subjects": [rc.Subject(CAT, "cat", b"no")]}, "the mask cannot be decoded"),
+    "mask too large": (
+        {"subjects": [rc.Subject(CAT, "cat", np.full((4, 4), 2.0))]},
+        r"the mask .* outside \[0, 1\]",
+    ),
+    "mask of integers": (
+        {"subjects": [rc.Subject(CAT, "cat", np.ones((4, 4), np.int64))]},
+        "the mask array must be uint8 or floating point, but it is int64",
+    ),
+    "mask without pixels": (
+        {"subjects": [rc.Subject(CAT, "cat", np.ones((0, 4)))]},
+        "the mask array must have",
+    ),
     "image None": ({"subjects": [rc.Subject(None, "cat")]}, "an image must be a path.*not NoneType"),
     "image of a list": ({"subjects": [rc.Subject([CAT], "cat")]}, "an image must be a path.*not list"),
     "seed None": ({"seed": None}, "seed must be a whole number, not None"),
@@ -177,6 +197,47 @@ def test_wrong_input_gets_one_sentence(micro_pipe, case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mask_mode": "both"}, "mask_mode 'both' is unknown; known: instead, intersect"),
+        ({"mask_mode": None}, "mask_mode None is unknown"),
+        ({"strength": -0.5}, "strength must be 0 or more, not -0.5"),
+        ({"strength": float("nan")}, "strength must be finite in float32, not nan"),
+        ({"strength": "1"}, "strength must be a number, not '1'"),
+        ({"strength": [1.0]}, r"strength must be a number, not \[1.0\]"),
+        ({"plurals": 1}, "plurals must be True or False, not 1"),
+        ({"match_case": None}, "match_case must be True or False, not None"),
+    ],
+)
+def test_a_subject_that_cannot_be_gets_one_sentence(changes, sentence):
+    with pytest.raises(rc.UserError, match=f"^{sentence}"):
+        rc.Subject(CAT, "cat", **changes)
+
+
+def test_wishes_reach_the_conditioning(micro_pipe):
+    """Words, masks (averaged down to the mask grid), modes and strengths, slot by slot."""
+    mask = np.zeros((32, 16), np.uint8)
+    mask[:16, :8] = 255
+    mask[4:8, 2] = 0  # half of one pixel of the 8×8 grid
+    subjects = [
+        [rc.Subject(CAT, ["cats", "cat"], mask, plurals=True), rc.Subject(CAT, "dog", strength=2)],
+        [],
+        [rc.Subject(CAT, "dog", mask > 0, "intersect", 0.5)],
+    ]
+    made = rc.make_conditioning(micro_pipe, ["a dog and a cat"] * 3, subjects, [""] * 3, micro_pipe.defaults)
+    expected = np.zeros((8, 8), np.float32)
+    expected[:4, :4], expected[1, 1] = 1.0, 0.5
+    assert made.user_masks.shape == (3, 2, 8, 8)
+    np.testing.assert_allclose(made.user_masks[0, 0], expected, atol=1e-7)
+    np.testing.assert_allclose(made.user_masks[2, 0], expected, atol=1e-7)
+    assert (np.asarray(made.user_masks)[[0, 1, 1, 2], [1, 0, 1, 1]] == 1).all()
+    np.testing.assert_array_equal(made.instead, [[1, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(made.strengths, [[1, 2], [1, 1], [0.5, 1]])
+    np.testing.assert_array_equal(made.flags, [[1, 1], [0, 0], [1, 0]])
+    assert [np.flatnonzero(w).tolist() for w in made.words[0]] == [[5], [2]]
+
+
 def test_a_base_without_realcustom_takes_no_subjects(micro_pipe):
     base = micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, realcustom=None))
     with pytest.raises(rc.UserError, match="no realcustom/ weights"):
@@ -198,6 +259,66 @@ def test_the_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, 
     assert_same_picture(np.asarray(Image.open(tmp_path / "out" / "image_5.png")), expected.images[0])
     assert Image.open(tmp_path / "out" / "image_6_mask_0.png").size == (2 * 8, 8)
     assert "image_5.png" in capsys.readouterr().out
+
+
+def test_the_command_reads_subjects(tmp_path, monkeypatch):
+    """Phrases, masks, strengths and switches of two subjects, and one without words."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(CAT).save("cat.png")
+    Image.fromarray(np.eye(4, dtype=bool)).save("mask.png")
+    command = runpy.run_module("realcustom_jax.sample")
+    line = "--prompt x --subject cat|kitten=cat.png --subject cat.png --subject auto=cat.png --plurals"
+    line += " --mask 2=mask.png --mask-mode intersect --strength 1=0.5 --strength 3=2"
+    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()))
+    assert [s.words for s in (first, second, third)] == [("cat", "kitten"), "auto", "auto"]
+    assert [s.strength for s in (first, second, third)] == [0.5, 1.0, 2.0]
+    assert first.mask is None and third.mask is None and second.mask_mode == "intersect"
+    np.testing.assert_array_equal(second.mask, np.eye(4))
+    assert first.plurals and not first.match_case
+    for subject in (first, second, third):
+        np.testing.assert_array_equal(subject.image, CAT)
+
+
+def paired(pipe):
+    """The pipeline as if its encoders had been trained as a pair."""
+    (tower,) = pipe.models.image_configs
+    tower = dataclasses.replace(tower, text_paired=True, logit_scale=0.5)
+    return pipe.replace(models=dataclasses.replace(pipe.models, image_configs=(tower,)))
+
+
+def test_auto_takes_the_word_that_fits_best(micro_pipe):
+    """The encoders' own cosine similarity decides; the result says what was taken, and is that request's.
+
+    With random weights every word is as wrong as another, so the scale is small enough to take any.
+    """
+    pipe, prompt = paired(micro_pipe), "a dog and a cat on the beach"
+    # The phrases' similarities, straight from the encoders.
+    ids = sampling.tokenize(
+        *pipe.tokenizers, [f"a {w} on a plain background" for w in ("dog", "cat", "beach")]
+    )
+    text = (
+        pipe.models.text_encoders["text_encoder"].apply({"params": pipe.params["text_encoder"]}, ids).pooled
+    )
+    image = to_float(center_crop_resize(CAT, 16))[None]
+    image = (
+        pipe.models.image_encoders["image_encoder"]
+        .apply({"params": pipe.params["image_encoder"]}, image)
+        .pooled
+    )
+    cosine = (text @ image[0]) / jnp.linalg.norm(text, axis=-1)
+    best = ("dog", "cat", "beach")[int(jnp.argmax(cosine))]
+    auto = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT)], []], seed=3, **FEW)
+    assert auto.words == [[(best,)], []]
+    given = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT, best)], []], seed=3, **FEW)
+    np.testing.assert_array_equal(auto.images, given.images)
+    np.testing.assert_array_equal(auto.masks, given.masks)
+    both = rc.sample(pipe, prompt, [rc.Subject(CAT), rc.Subject(CAT, ("dog",)), rc.Subject(CAT)], **FEW)
+    assert both.words[0][1] == ("dog",) and {both.words[0][0], both.words[0][2]} == {("cat",), ("beach",)}
+
+
+def test_auto_needs_a_pair_of_encoders(micro_pipe):
+    with pytest.raises(rc.UserError, match='give the words of each subject instead of "auto"'):
+        rc.sample(micro_pipe, "a cat", [rc.Subject(CAT)], **FEW)
 
 
 def test_the_command_has_a_flag_for_every_option():
@@ -229,7 +350,15 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["--model", "no/such/model"], "no model folder 'no/such/model'"),
-        (["--subject", "cat"], "must be WORDS=IMAGE"),
+        (["--subject", "cat"], "--subject 'cat' must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE"),
+        (["--mask", "mask.png"], "--mask 'mask.png' must be N=VALUE"),
+        (["--mask", "1=mask.png"], "--mask '1=mask.png' is of subject 1, but there are 0"),
+        (["--subject", "cat=CAT", "--mask", "1=no.png"], "the image 'no.png' does not exist"),
+        (["--subject", "cat=CAT", "--strength", "0=1"], "--strength '0=1' is of subject 0, but there are 1"),
+        (["--subject", "cat=CAT", "--strength", "1=1", "--strength", "1=2"], "given twice for subject 1"),
+        (["--subject", "cat=CAT", "--strength", "1=-1"], "--strength 1 must be 0 or more, not -1.0"),
+        (["--subject", "cat=CAT", "--strength", "1=much"], "--strength 1 must be a number, not 'much'"),
+        (["--mask-mode", "both"], "argument --mask-mode: invalid choice: 'both'"),
         (["--steps", "2.5"], "argument --steps: invalid int value: '2.5', see --help"),
         (["--steps", "0"], "--steps must be 1 or more, not 0"),
         (["--gamma-scope", "1.5"], "--gamma-scope must be from 0 to 1, not 1.5"),
@@ -249,6 +378,7 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
 )
 def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments, sentence):
     (tmp_path / "FILE").touch()
+    Image.fromarray(CAT).save(tmp_path / "CAT", "PNG")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         run_sample(monkeypatch, "--prompt", "a cat", *arguments)

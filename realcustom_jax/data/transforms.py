@@ -16,15 +16,16 @@ from realcustom_jax.errors import UserError
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-def load_image(image: ImageLike, name: str | None = None) -> np.ndarray:
+def load_image(image: ImageLike, name: str | None = None, background: str = "white") -> np.ndarray:
     """Loads an image as uint8 (H, W, 3).
 
-    The EXIF rotation is applied, transparency is composited on white, grayscale, palette and 16-bit images
-    become RGB. A floating-point array is taken to be in [0, 1].
+    The EXIF rotation is applied, transparency is composited on the background, grayscale, palette and 16-bit
+    images become RGB. A floating-point array is taken to be in [0, 1].
 
     Args:
       image: a path, encoded bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
       name: what to call the image in errors; by default its path or its type.
+      background: colour that shows where the image is transparent.
 
     Raises:
       UserError: the file is missing, or the content is not a whole image or has no pixels; the sentence names
@@ -35,10 +36,10 @@ def load_image(image: ImageLike, name: str | None = None) -> np.ndarray:
         image = _from_array(image, name)
     try:
         if isinstance(image, Image.Image):
-            loaded = _to_rgb(image)  # decodes only now when the picture comes from `Image.open`
+            loaded = _to_rgb(image, background)  # decodes only now when the picture comes from `Image.open`
         else:
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
-                loaded = _to_rgb(opened)
+                loaded = _to_rgb(opened, background)
     except FileNotFoundError:
         raise UserError(f"the image {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -127,14 +128,13 @@ def _zoom_out(image: np.ndarray, side: float, top: float, left: float) -> np.nda
     return np.pad(small, padding, mode="edge")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, background: str) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits, not scale
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return np.array(image.convert("RGB"))
 
 

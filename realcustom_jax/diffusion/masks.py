@@ -28,14 +28,19 @@ def aggregate(maps: Sequence[Array], height: int, width: int, normalisation: str
       (B, R, height, width).
     """
     resized = jnp.stack([resize_mask(word_map, height, width) for word_map in maps])
-    if normalisation == "max_norm":
-        mean = resized.mean(axis=0)
-        return mean / (mean.max(axis=(-2, -1), keepdims=True) + _EPS)
-    if normalisation == "min_max_norm":
-        return _to_unit(resized.mean(axis=0))
     if normalisation == "min_max_per_channel":
-        return _to_unit(_to_unit(resized).mean(axis=0))
-    raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+        resized = _to_unit(resized)
+    return normalise(resized.mean(axis=0), normalisation)
+
+
+def normalise(maps: Array, normalisation: str) -> Array:
+    """The last part of each strategy of `aggregate`: maps (…, h, w) of one grid to at most 1."""
+    if normalisation not in NORMALISATIONS:
+        known = ", ".join(NORMALISATIONS)
+        raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {known}")
+    if normalisation == "max_norm":
+        return maps / (maps.max(axis=(-2, -1), keepdims=True) + _EPS)
+    return _to_unit(maps)
 
 
 def _to_unit(x: Array) -> Array:
@@ -43,7 +48,9 @@ def _to_unit(x: Array) -> Array:
     return (x - low) / (high - low + _EPS)
 
 
-def influence_scope(maps: Array, gamma_scope: Array, kind: str, overlap: str = "shared") -> Array:
+def influence_scope(
+    maps: Array, gamma_scope: Array, kind: str, overlap: str = "shared", present: Array | None = None
+) -> Array:
     """M̂ of every subject from its normalised word map.
 
     Args:
@@ -54,6 +61,7 @@ def influence_scope(maps: Array, gamma_scope: Array, kind: str, overlap: str = "
         "threshold" keeps values of at least 1 − γ_scope, however many, as they are.
       overlap: "strongest" leaves a pixel that several masks claim to the strongest normalised word map,
         "shared" to all.
+      present: (B, R) 1 for slots that get a mask; others get 0 everywhere and claim no pixel. None for all.
 
     Returns:
       (B, R, h, w).
@@ -69,9 +77,32 @@ def influence_scope(maps: Array, gamma_scope: Array, kind: str, overlap: str = "
         flat = maps.reshape(*maps.shape[:2], -1)
         rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
         kept = rank < jnp.floor(gamma * flat.shape[-1] + 1e-4)
+    if present is not None:
+        kept &= present[..., None, None] > 0
     masks = jnp.where(kept, 1.0 if kind == "binary" else maps, 0.0)
     if overlap == "strongest" and maps.shape[1] > 1:
         claims = jnp.where(masks > 0, maps, -1.0)
         winner = jnp.argmax(claims, axis=1)[:, None] == jnp.arange(maps.shape[1])[None, :, None, None]
         masks = jnp.where(winner, masks, 0.0)
     return masks
+
+
+def with_user_masks(masks: Array, user_masks: Array, instead: Array, overlap: str) -> Array:
+    """Guided masks and those that users drew, as the scopes that act.
+
+    Args:
+      masks: (B, R, h, w) from `influence_scope`; those of subjects with a mask instead are not looked at.
+      user_masks: (B, R, h, w) in [0, 1]; 1 everywhere where a subject has none.
+      instead: (B, R) 1 where the user's mask stands for the guided one; elsewhere the two are multiplied.
+      overlap: "strongest" takes the pixels of a mask that stands instead from all others but those of its
+        kind, which act as the user said, also where two of them overlap; "shared" takes none.
+
+    Returns:
+      (B, R, h, w).
+    """
+    instead = instead[..., None, None] > 0
+    guided = masks * user_masks
+    if overlap == "strongest":
+        taken = (instead & (user_masks > 0)).any(axis=1, keepdims=True)
+        guided = jnp.where(taken, 0.0, guided)
+    return jnp.where(instead, user_masks, guided)

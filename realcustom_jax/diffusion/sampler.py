@@ -15,12 +15,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.diffusion.guidance import MODES, direct_guidance, paper_guidance
-from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS, aggregate, influence_scope
+from realcustom_jax.diffusion.masks import (
+    KINDS,
+    NORMALISATIONS,
+    OVERLAPS,
+    aggregate,
+    influence_scope,
+    with_user_masks,
+)
+from realcustom_jax.diffusion.refinement import REFINEMENTS, refine, refinement_level
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
-from realcustom_jax.models.unet import Context, UNet
+from realcustom_jax.models.unet import Aux, Context, UNet
 
 SCORINGS = ("fused", "text", "visual", "mean", "none")
 
@@ -40,6 +48,8 @@ class SamplerConfig:
       mask_height, mask_width: of the mask grid.
       mask_normalisation, mask_kind, mask_overlap: see `masks`.
       mask_layers: which cross-attentions the word maps come from, in running order; None for all.
+      mask_refine: "self_attention" multiplies the word map by the guidance branch's self-attention before its
+        top share is kept (RealCustom++), "none" does not.
       scoring: "fused" by time (eq. 8), the ablations "text", "visual" and "mean", or "none" for all tokens as
         they are.
     """
@@ -58,6 +68,7 @@ class SamplerConfig:
     mask_kind: str = "soft"
     mask_overlap: str = "strongest"
     mask_layers: tuple[int, ...] | None = None
+    mask_refine: str = "none"
     scoring: str = "fused"
 
     def __post_init__(self):
@@ -66,6 +77,7 @@ class SamplerConfig:
             ("mask_normalisation", NORMALISATIONS),
             ("mask_kind", KINDS),
             ("mask_overlap", OVERLAPS),
+            ("mask_refine", REFINEMENTS),
             ("scoring", SCORINGS),
         ):
             if getattr(self, name) not in known:
@@ -106,6 +118,9 @@ class Conditioning:
         the references and of a black image.
       words: (B, R, n_t) 0/1 target tokens of each subject.
       flags: (B, R) 1 for a subject, 0 for an empty slot.
+      strengths: (B, R) factor on what each subject adds, 0 or more; at 0 it counts as an empty slot.
+      user_masks: (B, R, h', w') in [0, 1], where users want their subjects to act; 1 everywhere for any.
+      instead: (B, R) 1 where the user's mask stands for the guided one; elsewhere they are multiplied.
       settings: see `Settings`.
       pooled, negative_pooled: (B, C) and
       time_ids: (B, 6), for SDXL only.
@@ -117,10 +132,18 @@ class Conditioning:
     negative_features: tuple[Array, ...]
     words: Array
     flags: Array
+    strengths: Array
+    user_masks: Array
+    instead: Array
     settings: Settings
     pooled: Array | None = None
     negative_pooled: Array | None = None
     time_ids: Array | None = None
+
+    @property
+    def present(self) -> Array:
+        """(B, R) 1 for a subject that acts, 0 for an empty slot or one of strength 0."""
+        return self.flags * (self.strengths > 0)
 
 
 @flax.struct.dataclass
@@ -166,15 +189,24 @@ class Denoiser:
         c = conditioning
         encode = functools.partial(self.unet.apply, {"params": params}, method=UNet.encode_context)
         subjects = c.flags.shape[1] > 0
-        subject = encode(c.text, c.features if subjects else None, c.flags, c.pooled, c.time_ids)
-        negative_features = c.negative_features if subjects else None
-        negative = encode(c.negative_text, negative_features, c.flags, c.negative_pooled, c.time_ids)
+        features, negative_features = (c.features, c.negative_features) if subjects else (None, None)
+        shared = (c.present, c.strengths)
+        subject = encode(c.text, features, *shared, c.pooled, c.time_ids)
+        negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids)
         if self.config.guidance == "paper":
             return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
         return Contexts(subject.text_only(), _stack(negative, subject))
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         return self.unet.apply({"params": params}, *args, **kwargs)
+
+    @property
+    def refinement_level(self) -> int | None:
+        """The UNet level whose self-attention refines the masks; None without refinement."""
+        c = self.config
+        if c.mask_refine == "none":
+            return None
+        return refinement_level(self.unet.config, (c.height, c.width), (c.mask_height, c.mask_width))
 
     def quantity(self, conditioning: Conditioning, alpha: Array) -> InfluenceQuantity | None:
         """Settings of the scoring at √ᾱ_t = alpha (), for a batch of B."""
@@ -239,22 +271,25 @@ def predict_paper(
     """eq. 13. ε_T is part of it, so both phases need the guidance branch's pass; the second not its maps."""
     c, s = conditioning, conditioning.settings
     subjects = c.flags.shape[1] > 0
-    words = jnp.concatenate([c.words, c.words]) if guided and subjects else None
+    make = guided and subjects
     pair, aux = denoiser(
-        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.text_only, words=words
-    )
+        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.text_only,
+        words=_twice(c.words) if make else None,
+        self_attention_level=denoiser.refinement_level if make else None,
+    )  # fmt: skip
     empty, text = jnp.split(pair, 2)
     if not subjects:
         return paper_guidance(empty, text, text, s.text_weight, s.image_weight), state.masks
     masks = state.masks
     if guided:
-        masks = make_masks(denoiser.config, [m[len(m) // 2 :] for m in aux.word_maps], s.gamma_scope, c.flags)
+        of_text = jax.tree.map(lambda x: x[len(state.x) :], aux)
+        masks = make_masks(denoiser, of_text, c)
     subject, _ = denoiser(
         params, state.x, _times(solver.t, len(state.x)), contexts.subject,
         masks=masks, quantity=denoiser.quantity(c, solver.alpha),
     )  # fmt: skip
     # Where no subject acts, ε_TI is ε_T but for rounding, which ω_i would multiply.
-    acts = (masks * c.flags[..., None, None]).max(axis=(1, 2, 3), keepdims=False)[:, None, None, None] > 0
+    acts = masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
     subject = jnp.where(acts, subject, text)
     return paper_guidance(empty, text, subject, s.text_weight, s.image_weight), masks
 
@@ -274,8 +309,11 @@ def predict_direct(
     subjects = c.flags.shape[1] > 0
     if guided and subjects:
         t = _times(solver.t, len(state.x))
-        _, aux = denoiser(params, state.x, t, contexts.text_only, words=c.words)
-        masks = make_masks(denoiser.config, aux.word_maps, s.gamma_scope, c.flags)
+        _, aux = denoiser(
+            params, state.x, t, contexts.text_only,
+            words=c.words, self_attention_level=denoiser.refinement_level,
+        )  # fmt: skip
+        masks = make_masks(denoiser, aux, c)
     quantity = denoiser.quantity(c, solver.alpha)
     pair, _ = denoiser(
         params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.subject,
@@ -285,17 +323,25 @@ def predict_direct(
     return direct_guidance(negative, subject, s.text_weight, s.rescale), masks
 
 
-def make_masks(config: SamplerConfig, word_maps: Any, gamma_scope: Array, flags: Array) -> Array:
-    """Influence scopes (B, R, h', w') from a pass's word maps; those of empty slots are 0."""
-    layers = range(len(word_maps)) if config.mask_layers is None else config.mask_layers
-    if max(layers) >= len(word_maps):
+def make_masks(denoiser: Denoiser, aux: Aux, conditioning: Conditioning) -> Array:
+    """Influence scopes (B, R, h', w') from the guidance branch's pass; 0 for subjects not present."""
+    c, config = conditioning, denoiser.config
+    layers = range(len(aux.word_maps)) if config.mask_layers is None else config.mask_layers
+    if max(layers) >= len(aux.word_maps):
         raise UserError(
-            f"mask_layers {tuple(layers)}: this UNet has {len(word_maps)} cross-attentions, from 0"
+            f"mask_layers {tuple(layers)}: this UNet has {len(aux.word_maps)} cross-attentions, from 0"
         )
-    chosen = [word_maps[layer] for layer in layers]
+    chosen = [aux.word_maps[layer] for layer in layers]
     maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
-    maps = maps * flags[..., None, None]
-    return influence_scope(maps, gamma_scope, config.mask_kind, config.mask_overlap) * flags[..., None, None]
+    if (level := denoiser.refinement_level) is not None:
+        latents = (config.height, config.width)
+        maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
+    # Who has a mask instead does not compete for pixels by its word map.
+    guided = c.present * (1.0 - c.instead)
+    masks = influence_scope(
+        maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap, present=guided
+    )
+    return with_user_masks(masks, c.user_masks, c.present * c.instead, config.mask_overlap)
 
 
 def sample_latents(

@@ -31,7 +31,7 @@ class VisualControl:
     """Where and how much each subject acts in one pass, at one resolution.
 
     Attributes:
-      strength: (B, R, h·w), the influence scope M̂ (already times the subject's 0/1 flag).
+      strength: (B, R, h·w), the influence scope M̂, already times the subject's 0/1 flag and its strength.
       scale: (B, R, N), the factor 1 + S on each visual token (eq. 9), or None for 1.
       bias: (B, R, N), 0 for a token that is kept and −inf for one that is not, or None to keep all.
     """
@@ -71,15 +71,19 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """(B, h·w, C) → (B, h·w, C)."""
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """(B, h·w, C) → (B, h·w, C), and the probabilities averaged over heads, (B, h·w, h·w) float32.
+
+        The average costs nothing where the caller does not use it: XLA then leaves it out.
+        """
         channels = x.shape[-1]
         q, k, v = (
             split_heads(nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x), self.heads)
             for name in ("to_q", "to_k", "to_v")
         )
-        out = merge_heads(attend(attention_probabilities(q, k), v))
-        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out)
+        probabilities = attention_probabilities(q, k)
+        out = merge_heads(attend(probabilities, v))
+        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out), probabilities.mean(axis=1)
 
 
 class CrossAttention(nn.Module):

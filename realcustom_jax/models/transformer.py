@@ -51,12 +51,15 @@ class TransformerBlock(nn.Module):
 
     def __call__(
         self, x: Array, context: LayerContext, control: VisualControl | None, words: Array | None
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array | None, Array | None]:
+        """x: (B, h·w, C) → the same shape, the word maps, and the self-attention (B, h·w, h·w) or None."""
+        self_attention = None
         if self.self_attention:
-            x = x + self.attn1(self.norm1(x))
+            attended, self_attention = self.attn1(self.norm1(x))
+            x = x + attended
         attended, word_maps = self.attn2(self.norm2(x), context, control, words)
         x = x + attended
-        return x + self.ff(self.norm3(x)), word_maps
+        return x + self.ff(self.norm3(x)), word_maps, self_attention
 
 
 class Transformer2D(nn.Module):
@@ -94,13 +97,16 @@ class Transformer2D(nn.Module):
         contexts: tuple[LayerContext, ...],
         control: VisualControl | None,
         words: Array | None,
-    ) -> tuple[Array, list[Array]]:
-        """x: (B, h, w, C) → the same shape, and one word map (B, R, h, w) a block when `words` are given."""
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """x: (B, h, w, C) → the same shape, and of each block: the word map (B, R, h, w) when `words` are
+        given, and the self-attention (B, h·w, h·w) where it has one."""
         b, h, w, c = x.shape
         y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
-        maps = []
+        maps, self_attentions = [], []
         for block, context in zip(self.transformer_blocks, contexts, strict=True):
-            y, word_maps = block(y, context, control, words)
+            y, word_maps, self_attention = block(y, context, control, words)
             if word_maps is not None:
                 maps.append(word_maps.reshape(b, -1, h, w))
-        return x + self.proj_out(y.reshape(b, h, w, c)), maps
+            if self_attention is not None:
+                self_attentions.append(self_attention)
+        return x + self.proj_out(y.reshape(b, h, w, c)), maps, self_attentions

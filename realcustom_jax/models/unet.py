@@ -40,6 +40,7 @@ class Context:
       added: (B, C_emb) SDXL's embedding of pooled text and sizes, or None.
       visual: (B, R, N, C_i) visual tokens f_i, the projector's output, or None in a text-only context.
       flags: (B, R) float, 1 for a subject, 0 for an empty slot; None in a text-only context.
+      strengths: (B, R) float, factor on what each subject adds; None in a text-only context.
     """
 
     layers: tuple[tuple[LayerContext, ...], ...]
@@ -47,6 +48,7 @@ class Context:
     added: Array | None = None
     visual: Array | None = None
     flags: Array | None = None
+    strengths: Array | None = None
 
     def text_only(self) -> "Context":
         """The same without subjects, for the guidance branch."""
@@ -55,7 +57,7 @@ class Context:
             self.layers,
             is_leaf=lambda x: isinstance(x, LayerContext),
         )
-        return self.replace(layers=layers, visual=None, flags=None)
+        return self.replace(layers=layers, visual=None, flags=None, strengths=None)
 
 
 @flax.struct.dataclass
@@ -65,10 +67,13 @@ class Aux:
     Attributes:
       word_maps: one (B, R, h, w) for each cross-attention in running order; empty unless asked for.
       scores: (B, R, N), S of eq. 8, or None without scoring.
+      self_attention: (B, h·w, h·w) self-attention probabilities of one level, from pixel to pixel, averaged
+        over its heads and layers; None unless asked for.
     """
 
     word_maps: tuple[Array, ...] = ()
     scores: Array | None = None
+    self_attention: Array | None = None
 
 
 class _Stage(nn.Module):
@@ -120,14 +125,15 @@ class _Stage(nn.Module):
         contexts: Iterator[tuple[LayerContext, ...]],
         control: VisualControl | None,
         words: Array | None,
-    ) -> tuple[Array, list[Array]]:
-        """x: (B, h, w, C) → the next stage's input and the word maps; takes from or adds to `skips`."""
-        maps = []
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """x: (B, h, w, C) → the next stage's input, word maps, self-attentions; uses or adds to `skips`."""
+        maps, self_attentions = [], []
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x, emb)
             if i < len(self.attentions):
-                x, new_maps = self.attentions[i](x, next(contexts), control, words)
+                x, new_maps, new_attentions = self.attentions[i](x, next(contexts), control, words)
                 maps += new_maps
+                self_attentions += new_attentions
             if self.kind == "down":
                 skips.append(x)
         if self.kind == "down" and self.level < len(self.config.block_out_channels) - 1:
@@ -135,7 +141,7 @@ class _Stage(nn.Module):
             skips.append(x)
         if self.kind == "up" and self.level > 0:
             x = self.upsamplers[0](x)
-        return x, maps
+        return x, maps, self_attentions
 
 
 class UNet(nn.Module):
@@ -181,6 +187,7 @@ class UNet(nn.Module):
         text: Array,
         features: tuple[Array, ...] | None = None,
         flags: Array | None = None,
+        strengths: Array | None = None,
         pooled: Array | None = None,
         time_ids: Array | None = None,
     ) -> Context:
@@ -190,6 +197,7 @@ class UNet(nn.Module):
           text: (B, n_t, C_t) text encoder output.
           features: image encoder outputs as the projector takes them, each (B, R, N, C); None for text only.
           flags: (B, R) 1 for a subject, 0 for an empty slot; default all 1.
+          strengths: (B, R) factor on what each subject adds, 0 or more; default all 1.
           pooled: (B, C) pooled text and
           time_ids: (B, 6) original size, crop, target size; both for SDXL only.
         """
@@ -198,7 +206,9 @@ class UNet(nn.Module):
             if self.realcustom is None:
                 raise UserError("this UNet has no visual cross-attention, so it can take no subjects")
             visual = self.encoder_hidden_states_vision_projection(features)
-            flags = jnp.ones(visual.shape[:2], jnp.float32) if flags is None else flags
+            ones = jnp.ones(visual.shape[:2], jnp.float32)
+            flags = ones if flags is None else flags
+            strengths = ones if strengths is None else strengths
         added = None
         if self.config.addition_embed_type == "text_time":
             if pooled is None or time_ids is None:
@@ -210,7 +220,9 @@ class UNet(nn.Module):
             sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
             added = self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
-        return Context(layers, text, added, visual, flags if features is not None else None)
+        if visual is None:
+            return Context(layers, text, added)
+        return Context(layers, text, added, visual, flags, strengths)
 
     def __call__(
         self,
@@ -221,6 +233,7 @@ class UNet(nn.Module):
         masks: Array | None = None,
         words: Array | None = None,
         quantity: InfluenceQuantity | None = None,
+        self_attention_level: int | None = None,
     ) -> tuple[Array, Aux]:
         """One denoising pass: with the context's subjects if it has any, else text only.
 
@@ -230,6 +243,7 @@ class UNet(nn.Module):
           masks: (B, R, h', w') influence scopes M̂ in [0, 1] of any size; None for 1 everywhere.
           words: (B, R, n_t) 0/1 target tokens; word maps are computed only where given.
           quantity: settings of adaptive scoring; None keeps all tokens as they are.
+          self_attention_level: the level, from 0, whose self-attention to return; it must have some.
 
         Returns:
           the prediction (B, h, w, C) in float32 and `Aux`.
@@ -251,11 +265,17 @@ class UNet(nn.Module):
         scores, controls = self._controls(latents, context, masks, quantity)
         x = self.conv_in(latents.astype(self.dtype))
         skips, maps, contexts = [x], [], iter(context.layers)
+        self_attentions = []
         for stage in self._stages:
-            x, new_maps = stage(x, skips, emb, contexts, controls and controls[stage.level], words)
+            control = controls and controls[stage.level]
+            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words)
             maps += new_maps
+            if stage.level == self_attention_level:
+                self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
-        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores)
+        # Added one by one: a level's maps are large, and stacked they would all be kept at once.
+        mean = sum(self_attentions) / len(self_attentions) if self_attentions else None
+        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 
     def _controls(
         self, latents: Array, context: Context, masks: Array | None, quantity: InfluenceQuantity | None
@@ -272,11 +292,13 @@ class UNet(nn.Module):
         scores = scale = bias = None
         if quantity is not None and self.realcustom.scoring:
             scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
-        strengths = (
-            resize_mask(scope, h >> level, w >> level).reshape(b, r, -1)
+        # The strength scales what a subject adds, not which latents judge its tokens.
+        strength = scope * context.strengths[..., None, None]
+        levels = (
+            resize_mask(strength, h >> level, w >> level).reshape(b, r, -1)
             for level in range(len(self.config.block_out_channels))
         )
-        return scores, [VisualControl(strength, scale, bias) for strength in strengths]
+        return scores, [VisualControl(level, scale, bias) for level in levels]
 
     def _score(
         self, latents: Array, context: Context, scope: Array, quantity: InfluenceQuantity

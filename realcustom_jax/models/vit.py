@@ -23,6 +23,9 @@ class ViTConfig:
       layer_scale: learned scale of each branch (DINOv2).
       projection_dim: width of the projection of the pooled class token (CLIP), or None.
       image_mean, image_std: normalisation of pixels in 0…1.
+      text_paired: whether the pooled text of the model's text encoder lies in the same space as the pooled
+        image, because the two were trained as a pair.
+      logit_scale: factor on their cosine similarity (CLIP's: 100).
     """
 
     image_size: int = 224
@@ -42,6 +45,8 @@ class ViTConfig:
     layer_scale: bool = False
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    text_paired: bool = False
+    logit_scale: float = 100.0
 
     @property
     def prefix(self) -> int:

@@ -1,7 +1,5 @@
 """The command `python -m realcustom_jax.toybox`."""
 
-import argparse
-
 from realcustom_jax.errors import exit_on_user_error
 
 STORY = """\
@@ -17,23 +15,28 @@ the validation split never appear in the training split. About a minute on a lap
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and writes the data set."""
-    parser = argparse.ArgumentParser(
-        prog="python -m realcustom_jax.toybox",
-        description=STORY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-dir", required=True, metavar="DIR", help="folder to write the data set into")
-    parser.add_argument("--train", type=int, default=20000, metavar="N", help="training scenes (%(default)s)")
-    parser.add_argument(
-        "--validation", type=int, default=500, metavar="M", help="scenes of held-out subjects (%(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another seed, other scenes (%(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    from realcustom_jax.toybox.dataset import write_dataset  # after parsing, so that --help is instant
+    # Here, and not above: every process that draws imports this file, and needs neither JAX nor TFDS.
+    from realcustom_jax.cli import CommandParser
 
     with exit_on_user_error():
+        parser = CommandParser("toybox", STORY)
+        parser.add_argument("--data-dir", required=True, metavar="DIR", help="folder for the data set")
+        parser.add_argument(
+            "--train", type=int, default=20000, metavar="N", help="training scenes (%(default)s)"
+        )
+        parser.add_argument(
+            "--validation",
+            type=int,
+            default=500,
+            metavar="M",
+            help="scenes of held-out subjects (%(default)s)",
+        )
+        parser.add_argument(
+            "--seed", type=int, default=0, metavar="S", help="another seed, other scenes (%(default)s)"
+        )
+        options = parser.parse_args(arguments)
+        from realcustom_jax.toybox.dataset import write_dataset  # after parsing, so that --help is fast
+
         write_dataset(options.data_dir, train=options.train, validation=options.validation, seed=options.seed)
         print(f"wrote {options.train} + {options.validation} scenes to {options.data_dir}")
 

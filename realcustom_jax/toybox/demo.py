@@ -1,6 +1,5 @@
 """The command `python -m realcustom_jax.toybox.demo`: customize held-out subjects and lay the result out."""
 
-import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.cli import run_command
+from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.captions import describe, prompt
 from realcustom_jax.toybox.demo_sheet import Picture, Row, demo_sheet, enlarge, steps_shown
@@ -128,11 +127,7 @@ def _files(rows: Sequence[Row]) -> Iterator[tuple[str, np.ndarray]]:
 
 def main() -> None:
     """Parses the command line, samples and writes the sheet."""
-    parser = argparse.ArgumentParser(
-        prog="python -m realcustom_jax.toybox.demo",
-        description=STORY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser("toybox.demo", STORY)
     parser.add_argument(
         "--model",
         required=True,

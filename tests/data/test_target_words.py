@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.data.target_words import target_token_mask
+from realcustom_jax.data.target_words import target_token_mask, words_mask
 from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.tokenizer import train_tokenizer
@@ -92,3 +92,57 @@ def test_phrase_cut_in_its_middle_and_later_occurrence_cut(tokenizer):
         target_token_mask(tokenizer, "a " * 74 + "alarm clock", "alarm clock")
     with pytest.raises(UserError, match="cut off"):
         target_token_mask(tokenizer, "dog " + "a " * 80 + "dog", "dog")
+
+
+def test_several_phrases_are_one_subject(tokenizer):
+    """The union of all phrases, each of which must be there."""
+    prompt = "a dog and an alarm clock on the beach"
+    mask = target_token_mask(tokenizer, prompt, ["alarm clock", "dog"])
+    assert np.flatnonzero(mask).tolist() == [2, 5, 6]
+    with pytest.raises(UserError, match="'cat' are not in the prompt"):
+        target_token_mask(tokenizer, prompt, ["dog", "cat"])
+    for words in ((), ["dog", " "]):
+        with pytest.raises(UserError, match="are empty"):
+            target_token_mask(tokenizer, prompt, words)
+    for words, found in ((None, "NoneType"), (b"dog", "bytes"), (["dog", 3], "a list with int")):
+        with pytest.raises(UserError, match=f"must be a string or a list of strings, not {found}"):
+            target_token_mask(tokenizer, prompt, words)
+
+
+def test_plurals_only_when_asked_for(tokenizer):
+    dogs = len(tokenizer.tokenize("dogs"))
+    found = target_token_mask(tokenizer, "two dogs and a dog", "dog", plurals=True)
+    start = 1 + len(tokenizer.tokenize("two"))
+    assert np.flatnonzero(found).tolist() == [*range(start, start + dogs), start + dogs + 2]
+    np.testing.assert_array_equal(
+        found, target_token_mask(tokenizer, "two dogs and a dog", "dogs", plurals=True)
+    )
+    clocks = target_token_mask(tokenizer, "alarm clocks", "alarm clock", plurals=True)
+    assert np.flatnonzero(clocks).tolist() == list(range(1, 2 + len(tokenizer.tokenize("clocks"))))
+    with pytest.raises(UserError, match="'alarm clock' are not in the prompt"):
+        target_token_mask(tokenizer, "alarms clock", "alarm clock", plurals=True)
+
+
+def test_case_matters_only_when_asked_to(tokenizer):
+    mask = target_token_mask(tokenizer, "a Dog and a dog", "dog", match_case=True)
+    assert np.flatnonzero(mask).tolist() == [5]
+    with pytest.raises(UserError, match="'DOG' are not in the prompt"):
+        target_token_mask(tokenizer, "a Dog and a dog", "DOG", match_case=True)
+    assert target_token_mask(tokenizer, "Dogs", "Dog", match_case=True, plurals=True).any()
+
+
+def test_several_tokenizers(tokenizer, tmp_path):
+    """What any of them marks; a limit that one of them reaches is an error."""
+    # This one has only single letters, so that positions differ.
+    train_tokenizer(["q"], tmp_path)
+    letters = load_tokenizer(tmp_path)
+    masks = [target_token_mask(t, "a dog on the beach", "dog") for t in (tokenizer, letters)]
+    assert [np.flatnonzero(m).tolist() for m in masks] == [[2], [2, 3, 4]]
+    both = words_mask([tokenizer, letters], "a dog on the beach", "dog")
+    np.testing.assert_array_equal(both, np.maximum(*masks))
+    with pytest.raises(UserError, match="cut off"):
+        words_mask([tokenizer, letters], "alarm " * 20 + "dog", "dog")
+    assert target_token_mask(tokenizer, "alarm " * 20 + "dog", "dog").any()
+    letters.model_max_length = 50
+    with pytest.raises(UserError, match=r"one limit of tokens, not \[77, 50\]"):
+        words_mask([tokenizer, letters], "a dog", "dog")

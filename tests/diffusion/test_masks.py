@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.diffusion.masks import NORMALISATIONS, aggregate, influence_scope
+from realcustom_jax.diffusion.masks import NORMALISATIONS, aggregate, influence_scope, with_user_masks
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
@@ -75,3 +75,47 @@ def test_strongest_map_keeps_the_overlap():
 def test_an_empty_map_stays_empty(normalisation):
     """A slot without target words has maps of 0: its scope is 0, not NaN."""
     assert np.array_equal(aggregate([jnp.zeros((1, 1, 4, 4))], 4, 4, normalisation), np.zeros((1, 1, 4, 4)))
+
+
+def both_halves() -> np.ndarray:
+    """Two word maps over a 2×4 grid that both claim the middle."""
+    maps = np.zeros((1, 2, 2, 4), np.float32)
+    maps[0, 0] = [[0.9, 0.8, 0.3, 0.0], [0.9, 0.2, 0.7, 0.0]]
+    maps[0, 1] = [[0.0, 0.5, 0.6, 0.9], [0.0, 0.5, 0.1, 0.9]]
+    return maps
+
+
+@pytest.mark.parametrize("kind", ["soft", "binary", "threshold"])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_an_absent_subject_claims_nothing(kind, gone):
+    """The other's mask has the very bits that it has alone, also for γ_scope = 1 and pixels of value 0."""
+    maps = jnp.asarray(both_halves())
+    present = jnp.asarray([[1.0, 1.0]]).at[0, gone].set(0.0)
+    for gamma in (0.0, 0.5, 1.0):
+        pair = influence_scope(maps, jnp.array([gamma]), kind, "strongest", present)
+        alone = influence_scope(maps[:, 1 - gone, None], jnp.array([gamma]), kind, "strongest")
+        np.testing.assert_array_equal(pair[:, 1 - gone], alone[:, 0])
+        assert not np.asarray(pair[:, gone]).any()
+
+
+def test_a_users_mask_narrows_or_replaces_the_guided_one():
+    """By hand: intersect multiplies; instead stands as it is and, with "strongest", keeps its pixels."""
+    guided = jnp.asarray(both_halves())
+    user = np.ones((1, 2, 2, 4), np.float32)
+    user[0, 1] = [[0, 0.5, 1, 0], [0, 0, 0, 0.25]]
+    narrowed = with_user_masks(guided, jnp.asarray(user), jnp.zeros((1, 2)), "strongest")
+    np.testing.assert_array_equal(narrowed[0, 0], guided[0, 0])
+    np.testing.assert_array_equal(narrowed[0, 1], guided[0, 1] * user[0, 1])
+    second = jnp.asarray([[0.0, 1.0]])
+    apart = with_user_masks(guided, jnp.asarray(user), second, "strongest")
+    np.testing.assert_array_equal(apart[0, 1], user[0, 1])
+    np.testing.assert_array_equal(apart[0, 0], np.float32([[0.9, 0, 0, 0], [0.9, 0.2, 0.7, 0]]))
+    shared = with_user_masks(guided, jnp.asarray(user), second, "shared")
+    np.testing.assert_array_equal(shared[0, 0], guided[0, 0])
+    np.testing.assert_array_equal(shared[0, 1], user[0, 1])
+
+
+def test_two_masks_instead_may_overlap():
+    user = jnp.asarray(both_halves())
+    result = with_user_masks(jnp.zeros_like(user), user, jnp.ones((1, 2)), "strongest")
+    np.testing.assert_array_equal(result, user)

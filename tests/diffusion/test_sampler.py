@@ -27,6 +27,7 @@ def reference(word: str, seed: int = 9) -> rc.Subject:
 
 
 SUBJECTS = [[reference("cat"), reference("robot", 19)], [reference("dog", 29)]]
+DRAWN = np.arange(64).reshape(8, 8) % 8 < 5  # the left five columns
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +70,8 @@ class Loop:
         time = jnp.asarray([t], jnp.float32)
         text, aux = self.denoise(self.params, x, time, c.text, words=c.words)
         if guided:
-            maps = aggregate(aux.word_maps, config.mask_height, config.mask_width, config.mask_normalisation)
-            maps = maps * c.flags[..., None, None]
-            masks = influence_scope(maps, s.gamma_scope, config.mask_kind, config.mask_overlap)
-        visual = {"flags": c.flags, "masks": masks, "quantity": quantity}
+            masks = self.masks(aux)
+        visual = {"flags": c.flags, "masks": masks, "quantity": quantity, "strengths": c.strengths}
         subject, _ = self.denoise(self.params, x, time, c.text, c.features, **visual)
         if config.guidance == "paper":
             empty, _ = self.denoise(self.params, x, time, c.negative_text, words=c.words)
@@ -80,6 +79,24 @@ class Loop:
             return guided_by_text + s.image_weight * (subject - text), masks
         negative, _ = self.denoise(self.params, x, time, c.negative_text, c.negative_features, **visual)
         return negative + s.text_weight * (subject - negative), masks
+
+    def masks(self, aux):
+        """The scopes of the one request, subject by subject."""
+        c, config = self.c, self.config
+        maps = aggregate(aux.word_maps, config.mask_height, config.mask_width, config.mask_normalisation)
+        if config.mask_refine == "self_attention":  # the micro UNet has it at all levels; the grid is theirs
+            spread = np.einsum("ij,rj->ri", aux.self_attention[0], np.reshape(maps[0], (maps.shape[1], -1)))
+            spread = spread - spread.min(-1, keepdims=True)
+            maps = jnp.asarray(spread / (spread.max(-1, keepdims=True) + 1e-6)).reshape(maps.shape)
+        instead = np.asarray(c.instead[0]) > 0
+        maps = jnp.where(instead[None, :, None, None], 0.0, maps * c.flags[..., None, None])
+        scopes = influence_scope(maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap)
+        masks = np.array(scopes) * np.asarray(c.user_masks)
+        for r in np.flatnonzero(instead):
+            masks[0, :, np.asarray(c.user_masks[0, r]) > 0] = 0
+        for r in np.flatnonzero(instead):
+            masks[0, r] = c.user_masks[0, r]
+        return jnp.asarray(masks)
 
     def run(self, seed):
         key = jax.random.key(seed)
@@ -171,6 +188,75 @@ def test_other_predictions_and_mask_options_equal_the_loop(micro_pipe, micro_den
     assert check_against_loop(pipe, micro_denoise, made, config).shape == (2, STEPS, 2, 4, 4)
 
 
+@pytest.mark.parametrize("guidance", ["paper", "direct"])
+def test_users_masks_strengths_and_refinement_equal_the_loop(micro_pipe, guidance):
+    """One request with a mask instead, one with one that intersects; strengths 0.5 and 1.7. 1e-5, float32.
+
+    Masks 1e-4: refined maps are divided by their small range, which enlarges rounding.
+    """
+    drawn = np.random.default_rng(5).random((8, 8)) * (np.arange(8) < 5)
+    (cat, robot), (dog,) = SUBJECTS
+    subjects = [
+        [dataclasses.replace(cat, mask=drawn, strength=0.5), robot],
+        [dataclasses.replace(dog, mask=drawn, mask_mode="intersect", strength=1.7)],
+    ]
+    options = {"guidance": guidance, "mask_refine": "self_attention", "mask_normalisation": "min_max_norm"}
+    chosen = micro_pipe.defaults.changed({**OPTIONS, **options, "steps": 3, "mask_steps": 2})
+    made = rc.make_conditioning(micro_pipe, PROMPTS, subjects, ["", "a house"], chosen)
+    config = chosen.sampler_config(8, 8)
+    latents, masks = compiled(micro_pipe, made, config, [3, 4])
+    np.testing.assert_allclose(masks[0, :, 0], np.stack([drawn] * 3), atol=1e-6)
+    assert (np.asarray(masks[0, :, 1])[:, drawn > 0] == 0).all() and np.asarray(masks[0, :, 1]).any()
+    for index, seed in enumerate([3, 4]):
+        loop = Loop(micro_pipe, refined_pass(micro_pipe), made, config, index)
+        expected, expected_masks = loop.run(seed)
+        np.testing.assert_allclose(masks[index], expected_masks, atol=1e-4)
+        assert relative(latents[index], expected[0]) <= 1e-5
+
+
+def refined_pass(pipe):
+    """`micro_denoise` that also returns the self-attention of the finest level."""
+
+    @jax.jit
+    def denoise(params, latents, t, text, features=None, flags=None, strengths=None, **options):
+        def run(module):
+            context = module.encode_context(text, features, flags, strengths)
+            return module(latents, t, context, self_attention_level=0, **options)
+
+        return pipe.models.unet.apply({"params": params}, method=run)
+
+    return denoise
+
+
+@pytest.mark.parametrize("guidance", ["paper", "direct"])
+def test_a_subject_of_no_strength_is_not_there(micro_pipe, guidance):
+    """Strength 0 or flag 0 in either slot is the request without it: masks to the bit, latents to 1e-6.
+
+    Only values change between the two calls, so nothing is compiled again.
+    """
+    chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "steps": 3, "mask_kind": "binary"})
+    cat, robot = SUBJECTS[0]
+    no_cat, no_robot = (dataclasses.replace(subject, strength=0) for subject in (cat, robot))
+
+    def run(subjects, flags=None):
+        made = rc.make_conditioning(micro_pipe, PROMPTS[:1] * 6, subjects, [""] * 6, chosen)
+        made = made if flags is None else made.replace(flags=jnp.asarray(flags))
+        return map(np.asarray, compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1] * 6))
+
+    latents, masks = run([[no_cat, robot], [cat, no_robot], [robot], [cat], [no_cat, no_robot], []])
+    for i, alone, kept in ((0, 2, 1), (1, 3, 0), (4, 5, 0)):
+        np.testing.assert_array_equal(masks[i, :, kept], masks[alone, :, 0])
+        assert not masks[i, :, 1 - kept].any()
+        assert relative(latents[i], latents[alone]) <= 1e-6
+    pair = [cat, robot]
+    flags = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    flagged, flagged_masks = run([pair] * 6, flags)
+    for i in (0, 1, 4):
+        np.testing.assert_array_equal(flagged_masks[i], masks[i])
+        assert relative(flagged[i], latents[i]) <= 1e-6
+    assert min(relative(flagged[2], latents[i]) for i in (0, 1)) > 1e-3 < relative(latents[0], latents[4])
+
+
 def test_traces_once_per_static_config(micro_pipe):
     """Weights, γ's, seeds, prompts and images change and nothing is traced; another step count is traced."""
     traces = []
@@ -190,6 +276,9 @@ def test_traces_once_per_static_config(micro_pipe):
             ),
             ask("a photo of a fish in the forest", [reference("fish", 39)], 0),
             ask(PROMPTS[1], SUBJECTS[1], 0, negative_prompt="a house"),
+            ask(PROMPTS[1], [dataclasses.replace(SUBJECTS[1][0], strength=0.2)], 0),
+            ask(PROMPTS[1], [dataclasses.replace(SUBJECTS[1][0], mask=DRAWN)], 0),
+            ask(PROMPTS[1], [dataclasses.replace(SUBJECTS[1][0], mask=DRAWN, mask_mode="intersect")], 0),
         ]
         assert traces == []
         ask(PROMPTS[1], SUBJECTS[1], 0, steps=7)  # no other test takes so many
@@ -204,7 +293,8 @@ def test_traces_once_per_static_config(micro_pipe):
 def test_an_image_depends_on_its_own_request_alone(micro_pipe, guidance):
     """Alone, in a batch of four, and in another place of it; 1e-5 is float32 in batches of any size."""
     prompts = [*PROMPTS, "a house in the city", "a boat on the water"]
-    subjects = [*SUBJECTS, [], [reference("boat")]]
+    boat = dataclasses.replace(reference("boat"), mask=DRAWN, strength=0.7)
+    subjects = [*SUBJECTS, [], [boat]]
 
     def latents(order):
         chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "mask_steps": 3})

@@ -73,15 +73,18 @@ def layer_norm(w, x):
     return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w["weight"] + w["bias"]
 
 
-def attention(w, x, context, heads):
-    """(B, n, C) attends to (B, m, C')."""
+def attention(w, x, context, heads, seen=None):
+    """(B, n, C) attends to (B, m, C'); `seen` gets the probabilities, averaged over heads."""
     q, k, v = linear(w / "to_q", x), linear(w / "to_k", context), linear(w / "to_v", context)
     width = q.shape[-1] // heads
-    parts = []
+    parts, mean = [], 0
     for h in range(heads):
         own = slice(h * width, (h + 1) * width)
         scores = q[..., own] @ k[..., own].swapaxes(1, 2) / math.sqrt(width)
         parts.append(softmax(scores) @ v[..., own])
+        mean = mean + softmax(scores) / heads
+    if seen is not None:
+        seen.append(mean)
     return linear(w / "to_out.0", np.concatenate(parts, -1))
 
 
@@ -105,7 +108,7 @@ def upsample(w, x):
     return conv(w / "conv", x.repeat(2, axis=2).repeat(2, axis=3))
 
 
-def transformer(w, x, text, heads, depth, groups, linear_projection):
+def transformer(w, x, text, heads, depth, groups, linear_projection, seen):
     y = group_norm(w / "norm", x, groups, 1e-6)
     if not linear_projection:
         y = conv(w / "proj_in", y, padding=(0, 0))
@@ -115,7 +118,7 @@ def transformer(w, x, text, heads, depth, groups, linear_projection):
     for d in range(depth):
         block = w / f"transformer_blocks.{d}"
         normed = layer_norm(block / "norm1", y)
-        y = y + attention(block / "attn1", normed, normed, heads)
+        y = y + attention(block / "attn1", normed, normed, heads, seen)
         y = y + attention(block / "attn2", layer_norm(block / "norm2", y), text, heads)
         value, gate = np.split(linear(block / "ff.net.0.proj", layer_norm(block / "norm3", y)), 2, -1)
         y = y + linear(block / "ff.net.2", value * gelu(gate))
@@ -141,8 +144,11 @@ def per_level(value, levels):
     return list(value) if isinstance(value, (list, tuple)) else [value] * levels
 
 
-def unet(config, w, x, t, text, pooled=None, time_ids=None):
-    """UNet2DConditionModel: latents (B, C, h, w), t (B,), text (B, n, C_t), for SDXL pooled and time_ids."""
+def unet(config, w, x, t, text, pooled=None, time_ids=None, seen=None):
+    """UNet2DConditionModel: latents (B, C, h, w), t (B,), text (B, n, C_t), for SDXL pooled and time_ids.
+
+    `seen`, a list for each level, gets the level's self-attention maps.
+    """
     levels, groups, eps = len(config["block_out_channels"]), config["norm_num_groups"], config["norm_eps"]
     heads = per_level(config["attention_head_dim"], levels)
     depths = per_level(config["transformer_layers_per_block"], levels)
@@ -155,7 +161,7 @@ def unet(config, w, x, t, text, pooled=None, time_ids=None):
     def attend(block, j, x, level):
         return transformer(
             block / f"attentions.{j}", x, text, heads[level], depths[level], groups,
-            config["use_linear_projection"],
+            config["use_linear_projection"], None if seen is None else seen[level],
         )  # fmt: skip
 
     x = conv(w / "conv_in", x)

@@ -93,7 +93,10 @@ def relative_error(value, expected) -> float:
 
 @pytest.mark.parametrize("name", UNETS)
 def test_unet_text_only(name):
-    """Latents that are not square, two images at different timesteps; every parameter takes part."""
+    """Latents that are not square, two images at different timesteps; every parameter takes part.
+
+    Also the self-attention of level 1, averaged over its heads and layers.
+    """
     config = UNETS[name]
     rng = np.random.default_rng(1)
     draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
@@ -104,16 +107,22 @@ def test_unet_text_only(name):
     t = np.asarray([981.0, 3.0], np.float32)
 
     def run(module, latents, t, text, added):
-        return module(latents, t, module.encode_context(text, **added))[0]
+        return module(latents, t, module.encode_context(text, **added), self_attention_level=1)
 
     unet = UNet(config)
     shapes = param_shapes(unet.init, latents, t, text, added, method=run)
     params = draw_params(shapes, seed=2, weak=1e-3 if config.norm_eps < 1e-3 else 1.0)
     apply = jax.jit(lambda params, *inputs: unet.apply({"params": params}, *inputs, method=run))
     weights = reference.Weights(torch_state(params))
-    expected = reference.unet(dataclasses.asdict(config), weights, planes(latents), t, text, **added)
+    seen = [[] for _ in config.block_out_channels]
+    expected = reference.unet(
+        dataclasses.asdict(config), weights, planes(latents), t, text, **added, seen=seen
+    )
     assert weights.used == weights.state.keys()
-    assert relative_error(planes(apply(params, latents, t, text, added)), expected) < TOLERANCE
+    prediction, aux = apply(params, latents, t, text, added)
+    assert relative_error(planes(prediction), expected) < TOLERANCE
+    assert len(seen[1]) > 1
+    assert relative_error(aux.self_attention, np.mean(seen[1], axis=0)) < TOLERANCE
 
 
 @pytest.mark.parametrize("layers", [1, 2])
