@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
-from realcustom_jax.data.tokenize import load_tokenizer
+from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import from_mapping
@@ -144,7 +144,7 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     _write_json(folder / "scheduler" / "scheduler_config.json", _to_json("scheduler", pipe.schedule, classes))
     index = {**classes, "safety_checker": (None, None), "feature_extractor": (None, None)}
     _write_json(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **index})
-    pipe.tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(pipe.tokenizer, folder / "tokenizer")
 
 
 def _classes(models: Models) -> dict[str, tuple[str, str]]:
