@@ -171,6 +171,11 @@ def _to_json(name: str, config: Any, classes: Mapping[str, tuple[str, str]]) -> 
         levels = len(config.block_out_channels)
         values["down_block_types"] = ["DownEncoderBlock2D"] * levels
         values["up_block_types"] = ["UpDecoderBlock2D"] * levels
+    if name == "unet" and values["self_attention"] is True:
+        del values["self_attention"]  # diffusers' only form, for which it has no field
+    if name == "scheduler":
+        # diffusers would clip z_0 to [-1, 1], which is right for pixels and wrong for latents.
+        values |= {"clip_sample": False, "set_alpha_to_one": True}
     return values
 
 

@@ -37,10 +37,14 @@ def randomise(module: torch.nn.Module, seed: int, weak: str | None = None) -> to
     return module.eval()
 
 
-def numpy_state(module: torch.nn.Module, unused: str | None = None) -> dict[str, np.ndarray]:
+def state(module: torch.nn.Module, unused: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict without the keys that the regex `unused` finds."""
-    state = module.state_dict().items()
-    return {key: value.numpy() for key, value in state if not (unused and re.search(unused, key))}
+    tensors = module.state_dict().items()
+    return {key: value for key, value in tensors if not (unused and re.search(unused, key))}
+
+
+def numpy_state(module: torch.nn.Module, unused: str | None = None) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in state(module, unused).items()}
 
 
 def our_params(shapes, state: Mapping[str, np.ndarray]):
