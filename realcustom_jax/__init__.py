@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 
-# We need transformers for its tokenizers alone, so its missing PyTorch, which version 5 reports on import, would
-# only hide what a command has to say.
+# We need transformers for its tokenizers alone. Version 5 reports on import that there is no PyTorch, which
+# would only hide what a command has to say.
 logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
 

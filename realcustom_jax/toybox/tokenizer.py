@@ -95,13 +95,10 @@ def _save(vocabulary: dict[str, int], merges: list[tuple[str, str]], folder: Pat
     tokenizer = _pipeline(model)
     tokenizer.add_special_tokens([BEGIN, END])
     # By place: tokenizers 0.23 renamed the begin token's argument.
-    end, begin, trim_offsets, add_prefix_space = (
-        (END, vocabulary[END]),
-        (BEGIN, vocabulary[BEGIN]),
-        False,
-        False,
+    end, begin = (END, vocabulary[END]), (BEGIN, vocabulary[BEGIN])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        end, begin, trim_offsets=False, add_prefix_space=False
     )
-    tokenizer.post_processor = processors.RobertaProcessing(end, begin, trim_offsets, add_prefix_space)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

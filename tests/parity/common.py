@@ -11,7 +11,7 @@ from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_k
 # Relative L2 of float32 networks of some dozen layers, both sides float32: sums in another order leave about
 # 1e-6. A wrong activation, epsilon, order of channels or padding shows as 1e-3 and more.
 TOLERANCE = 1e-4
-# Norms tell their epsilon only where variances are about as small: the layers that feed them are made this weak.
+# Norms tell their epsilon only where variances are about as small: what feeds them is made this weak.
 WEAK = 1e-3
 
 torch.set_num_threads(1)  # the models are tiny, and other test workers want the cores
@@ -88,7 +88,9 @@ _DINO = {
     r"embeddings\.register_tokens": "embeddings.register_tokens",
     r"embeddings\.position_embeddings": "embeddings.position_embedding.weight",
     r"encoder\.layer\.(\d+)\.norm([12])\.(.*)": r"encoder.layers.\1.layer_norm\2.\3",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.(q|k|v)\w+\.(.*)": r"encoder.layers.\1.self_attn.\2_proj.\3",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.([qkv])\w+\.(.*)": (
+        r"encoder.layers.\1.self_attn.\2_proj.\3"
+    ),
     r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)": r"encoder.layers.\1.self_attn.out_proj.\2",
     r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1": r"encoder.layers.\1.layer_scale\2",
     r"encoder\.layer\.(\d+)\.(mlp\.fc[12]\..*)": r"encoder.layers.\1.\2",

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'parity'")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import torch
+import transformers
 
-from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig  # noqa: E402
-from realcustom_jax.models.config import from_mapping  # noqa: E402
-from realcustom_jax.models.init import param_shapes  # noqa: E402
+from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
+from realcustom_jax.models.config import from_mapping
+from realcustom_jax.models.init import param_shapes
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.py"))))
 

@@ -1,7 +1,7 @@
 """The published models' parameter names and shapes, ours against theirs; nothing is allocated.
 
-Their modules are made on PyTorch's meta device, ours by `jax.eval_shape`. The values are those of the published
-config files.
+Their modules are made on PyTorch's meta device, ours by `jax.eval_shape`. The values are those of the
+published config files.
 """
 
 import runpy
@@ -80,7 +80,8 @@ SIGLIP_SO400M = {
     "image_size": 384, "patch_size": 14,
 }  # fmt: skip
 DINOV2_LARGE = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 518, "patch_size": 14,
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 518, "patch_size": 14,
 }  # fmt: skip
 
 
@@ -139,8 +140,8 @@ def test_siglip():
 
 def test_dinov2_with_registers():
     config = ViTConfig(
-        **DINOV2_LARGE, intermediate_size=4096, registers=4, pre_norm=False, patch_bias=True, layer_scale=True,
-        projection_dim=None,
+        **DINOV2_LARGE, intermediate_size=4096, registers=4, pre_norm=False, patch_bias=True,
+        layer_scale=True, projection_dim=None,
     )  # fmt: skip
     ours = our_shapes(param_shapes(ViT(config).init, images(518)))
     settings = transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **DINOV2_LARGE)

@@ -1,4 +1,4 @@
-"""A model folder of ours read by diffusers and transformers, and folders of theirs read by us: the same bits."""
+"""A model folder of ours read by diffusers and transformers, and theirs read by us: the same bits."""
 
 import inspect
 import runpy

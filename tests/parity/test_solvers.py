@@ -56,10 +56,10 @@ def test_noise_schedule_is_diffusers(beta_schedule):
     np.testing.assert_allclose(ours, theirs, rtol=6e-5)
 
 
-# Spacings and step counts at which both have the same timesteps. They differ elsewhere, where ours are what the
-# papers and the published inference say:
-# - DDIM steps to t − ⌊1000/steps⌋ there, ours to the next timestep of the list; the same where 1000 is a multiple
-#   of the steps, and never with "linspace";
+# Spacings and step counts at which both have the same timesteps. They differ elsewhere, where ours are what
+# the papers and the published inference say:
+# - DDIM steps to t − ⌊1000/steps⌋ there, ours to the next timestep of the list; the same where 1000 is a
+#   multiple of the steps, and never with "linspace";
 # - Euler's "linspace" has fractional timesteps there, with interpolated noise, unless steps − 1 divides 999;
 # - DPM-Solver++'s "leading" and "linspace" space steps + 1 timesteps there and drop the last;
 # - "trailing" rounds before it subtracts 1 there, so halves go the other way (16 steps).

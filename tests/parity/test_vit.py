@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'parity'")
 
-import transformers  # noqa: E402
+import transformers
 
-from realcustom_jax.models.config import from_mapping  # noqa: E402
-from realcustom_jax.models.init import param_shapes  # noqa: E402
-from realcustom_jax.models.vit import ViT, ViTConfig  # noqa: E402
+from realcustom_jax.models.config import from_mapping
+from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.vit import ViT, ViTConfig
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.py"))))
 
@@ -30,7 +30,7 @@ WEAK = (None, "embedding|cls_token|register|out_proj|output.dense|fc2")
 
 
 def run_ours(config: ViTConfig):
-    """A jitted run of the tower and the parameters' shapes; `images` in [-1, 1] with `pixel_values` for them."""
+    """A jitted run of the tower on some images, the parameters' shapes, and the images as `pixel_values`."""
     tower = ViT(config)
     images = np.random.default_rng(6).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     apply = jax.jit(lambda params: tower.apply({"params": params}, images))
