@@ -9,17 +9,26 @@ DEMO_FLAGS ?= --config.fresh= --config.optimizer.learning_rate=2e-4 --config.opt
   --config.curriculum.start=1.0 --config.data.toybox_examples=4000
 PYTEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
+# Whether the tests compare with PyTorch's models. On Linux, PyPI's PyTorch brings gigabytes for CUDA, where a pip
+# that knows of a smaller build takes that: `make test TORCH_FLAGS="--extra-index-url URL"`. `make test PARITY=`
+# leaves PyTorch out and skips the comparisons.
+PARITY ?= yes
+TORCH_FLAGS ?=
 
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 # An install that was cut off leaves this file behind.
 HALF := $(VENV)/.installing
+PARITY_STAMP := $(VENV)/.installed-parity
+# transformers 5 lies beside the environment's transformers 4, and one test puts it first.
+TRANSFORMERS5 := $(VENV)/transformers5
 
 # The stamp counts only where the environment runs and holds this very checkout: a folder that was moved, a
 # Python that was removed, are installed again.
 WORKS := $(shell $(BIN)/python -P -c "import importlib.util as u, os; \
   print(os.path.samefile(u.find_spec('realcustom_jax').origin, 'realcustom_jax/__init__.py'))" 2>/dev/null)
-ifneq ($(WORKS),True)
+ifneq ($(WORKS)$(wildcard $(HALF)),True)
 .PHONY: $(STAMP)
 endif
 
@@ -34,9 +43,22 @@ $(STAMP): requirements.lock setup.py
 	@if [ -e $(HALF) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "making $(VENV) with $(PYTHON)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@touch $(HALF)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@rm $(HALF)
+	@touch $@
+
+# PyTorch comes first, so that nothing else chooses its build.
+$(PARITY_STAMP): requirements-parity.lock $(STAMP)
+	@touch $(HALF)
+	grep '^torch==' $< | xargs $(PIP) install $(TORCH_FLAGS) -c requirements.lock || (rm $(HALF); exit 1)
+	$(PIP) install -c requirements.lock -r $< || (rm $(HALF); exit 1)
+	@rm $(HALF)
+	@touch $@
+
+$(TRANSFORMERS5)/.installed: requirements-transformers5.lock $(STAMP)
+	rm -rf $(TRANSFORMERS5)
+	$(PIP) install --no-deps --target $(TRANSFORMERS5) -r $<
 	@touch $@
 
 demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects into runs/demo/demo.png
@@ -47,7 +69,7 @@ demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects i
 
 # The tests are the same everywhere, so they run on CPU. Files mostly stay with one worker, whose tests share what
 # they compile; a worker without work takes over tests of the other.
-test: $(STAMP) ## run the tests
+test: $(STAMP) $(if $(PARITY),$(PARITY_STAMP)) $(TRANSFORMERS5)/.installed ## run the tests
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style

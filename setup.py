@@ -1,5 +1,5 @@
 """Packaging. Settings of ruff and pytest are in pyproject.toml, the exact versions of a tested install in
-requirements.lock."""
+requirements.lock and, for the extra "parity", requirements-parity.lock."""
 
 from pathlib import Path
 
@@ -35,6 +35,9 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]>=0.10"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
+    # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
+    # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
+    "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
     "test": ["pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
 }
 

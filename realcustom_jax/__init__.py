@@ -5,6 +5,7 @@ Names are imported when first used: loader workers, which need the data modules 
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ __all__ = [
     "sample_latents",
     "save",
 ]
+
+
+# We need transformers for its tokenizers alone. Version 5 reports on import that there is no PyTorch, which
+# would only hide what a command has to say.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
-from realcustom_jax.data.tokenize import load_tokenizer
+from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
@@ -254,13 +254,14 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
         )
     if models.realcustom:
         _save_realcustom(folder / "realcustom", pipe, added, weights_dtype)
+    # diffusers would clip z_0 to [-1, 1], which is right for pixels and wrong for latents.
+    scheduler = {"_class_name": _SCHEDULER, "clip_sample": False, "set_alpha_to_one": True}
     write_json(
-        folder / "scheduler" / "scheduler_config.json",
-        {**dataclasses.asdict(pipe.schedule), "_class_name": _SCHEDULER, "clip_sample": False},
+        folder / "scheduler" / "scheduler_config.json", {**dataclasses.asdict(pipe.schedule), **scheduler}
     )
     write_json(folder / "model_index.json", _index(models))
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
-        tokenizer.save_pretrained(folder / name)
+        save_tokenizer(tokenizer, folder / name)
 
 
 _SCHEDULER = "DDIMScheduler"
@@ -279,6 +280,8 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
         return vision_to_json(config)
     values = dataclasses.asdict(config)
     if name == "unet":
+        if values["self_attention"] is True:
+            del values["self_attention"]  # diffusers' only form, for which it has no field
         return {**values, "_class_name": "UNet2DConditionModel"}
     levels = len(config.block_out_channels)
     return {

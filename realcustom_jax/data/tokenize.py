@@ -29,6 +29,14 @@ def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
+    """Writes a tokenizer folder that `load_tokenizer` reads, and `CLIPTokenizer` of transformers 4 and 5."""
+    tokenizer.save_pretrained(folder)
+    # vocab.json and merges.txt: transformers 5 leaves them out, and 4's CLIPTokenizer, which diffusers loads,
+    # reads nothing else.
+    tokenizer.backend_tokenizer.model.save(os.fspath(folder))
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str]) -> np.ndarray:
     """int32 (B, L) token ids: begin, the prompt's tokens, end, padding; L = `tokenizer.model_max_length`.
 

@@ -94,8 +94,10 @@ def _save(vocabulary: dict[str, int], merges: list[tuple[str, str]], folder: Pat
     model = BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=SUFFIX, unk_token=END)
     tokenizer = _pipeline(model)
     tokenizer.add_special_tokens([BEGIN, END])
+    # By place: tokenizers 0.23 renamed the begin token's argument.
+    end, begin = (END, vocabulary[END]), (BEGIN, vocabulary[BEGIN])
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=(END, vocabulary[END]), cls=(BEGIN, vocabulary[BEGIN]), add_prefix_space=False, trim_offsets=False
+        end, begin, trim_offsets=False, add_prefix_space=False
     )
     tokenizer.save(str(folder / "tokenizer.json"))
 

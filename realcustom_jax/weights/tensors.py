@@ -211,7 +211,7 @@ def _write_pickle(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     torch = _torch(path)
 
     def convert(value: np.ndarray) -> Any:
-        value = np.ascontiguousarray(value)
+        value = np.require(value, requirements="C")
         if value.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
