@@ -1,16 +1,20 @@
 """The published base models' sizes, from shapes alone: nothing is allocated."""
 
 import math
+import runpy
+from pathlib import Path
 
 import jax
 import pytest
 
 from realcustom_jax.models.clip_text import CLIPTextConfig
-from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.weights.keys import flatten, torch_key, torch_shape
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 SDXL = UNetConfig(
     sample_size=128,
@@ -82,6 +86,34 @@ def test_some_names_and_shapes_as_in_the_checkpoints(sd15):
         "text_model.embeddings.position_embedding.weight": (77, 768),
     }
     assert {key: state.get(key) for key in expected} == expected
+
+
+SIGLIP = ViTConfig(
+    image_size=384, hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+    projection_dim=None, class_token=False, pre_norm=False, patch_bias=True,
+)  # fmt: skip
+DINOV2 = ViTConfig(
+    image_size=384, projection_dim=None, registers=4, pre_norm=False, patch_bias=True, layer_scale=True
+)
+
+
+@pytest.mark.parametrize("projector", ["deep", "shallow"])
+def test_what_realcustom_plus_adds_to_sdxl(projector):
+    """configs/sdxl.py: 729 tokens of 1152 + 1024 channels to 2048, and K and V of 70 cross-attentions."""
+    values = runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"](projector).model.realcustom.to_dict()
+    realcustom = from_mapping(RealCustomConfig, values)
+    towers = (SIGLIP, DINOV2)
+    models = Models(SDXL, VAEConfig(), (CLIPTextConfig(), BIG_G), towers, realcustom)
+    assert [tower.tokens for tower in towers] == [729, 729] and models.vision_dim == 2176
+    flat = flatten(models.param_shapes()["unet"])
+    root = "encoder_hidden_states_vision_projection"
+    shapes = {key: leaf.shape for key, leaf in flat.items()}
+    assert shapes[f"{root}/projector_base/kernel"] == (2176, 2048)
+    assert shapes[f"{root}/projector_0/kernel"] == (2176, 8704)
+    assert shapes[f"{root}/min_attention/to_k/kernel"] == (2176, 2176)
+    assert (f"{root}/min_attention2/to_k/kernel" in shapes) == (projector == "shallow")
+    values = [shape for key, shape in shapes.items() if key.endswith("to_v_vision/kernel")]
+    assert len(values) == 70 and {shape[0] for shape in values} == {2048}
 
 
 def test_what_realcustom_adds_to_sd15():

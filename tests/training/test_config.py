@@ -10,13 +10,24 @@ from ml_collections import ConfigDict
 from realcustom_jax.errors import UserError
 from realcustom_jax.training.config import check_config, check_resume
 
-TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TINY = CONFIGS / "tiny.py"
 get_config = runpy.run_path(str(TINY))["get_config"]
 
 
 @pytest.mark.parametrize("stage", ["vae", "clip", "base", "customize"])
 def test_the_shipped_configs_pass(stage):
     check_config(get_config(stage))
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("sd15", ()), ("sdxl", ()), ("sdxl", ("shallow",))])
+def test_the_configs_of_the_published_bases_pass(name, arguments):
+    check_config(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments))
+
+
+def test_an_unknown_projector_is_named():
+    with pytest.raises(UserError, match="knows the projectors deep, shallow, not 'flat'"):
+        runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"]("flat")
 
 
 @pytest.mark.parametrize(

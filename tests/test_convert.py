@@ -1,0 +1,78 @@
+"""`python -m realcustom_jax.convert`: every form reads back to the same bits, and mistakes are named."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from realcustom_jax import convert, pipeline
+from realcustom_jax.errors import UserError
+from realcustom_jax.weights.tensors import open_tensors
+
+
+@pytest.fixture(scope="module")
+def folder(micro_pipe, tmp_path_factory):
+    path = tmp_path_factory.mktemp("convert") / "model"
+    pipeline.save(micro_pipe, path)
+    return path
+
+
+def run(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    convert.main()
+
+
+def assert_same(path, micro_pipe) -> None:
+    loaded = pipeline.load_on_host(path)
+    assert loaded.models == micro_pipe.models
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, micro_pipe.params)
+
+
+def test_a_folder_is_put_together_from_parts(micro_pipe, folder, tmp_path, monkeypatch):
+    """What RealCustom adds goes into one file, and from there over the base: the folder equals the first."""
+    part, out = tmp_path / "added.safetensors", tmp_path / "out"
+    run(monkeypatch, "--model", folder, "--to", "realcustom", "--out", part)
+    assert all("vision" in key or key.startswith("scoring") for key in open_tensors(part).shapes)
+    tower = folder / "image_encoder"
+    run(monkeypatch, "--model", folder, "--realcustom", part, "--image-encoder", tower, "--out", out)
+    assert_same(out, micro_pipe)
+
+
+def test_flax_weights_with_our_part_beside_them_are_the_same_model(micro_pipe, folder, tmp_path, monkeypatch):
+    run(monkeypatch, "--model", folder, "--to", "flax", "--out", tmp_path / "flax")
+    for name in ("tokenizer", "scheduler", "realcustom"):
+        (tmp_path / "flax" / name).symlink_to(folder / name)
+    assert_same(tmp_path / "flax", micro_pipe)
+
+
+def test_one_file_holds_the_whole_unet(micro_pipe, folder, tmp_path, monkeypatch):
+    path = tmp_path / "unet.safetensors"
+    run(monkeypatch, "--model", folder, "--to", "unet", "--out", path, "--dtype", "bfloat16")
+    tensors = open_tensors(path)
+    assert len(tensors.shapes) == len(jax.tree.leaves(micro_pipe.params["unet"]))
+    kernel = micro_pipe.params["unet"]["conv_in"]["kernel"].transpose(3, 2, 0, 1)
+    read = tensors.read("conv_in.weight")
+    np.testing.assert_array_equal(read, kernel.astype(read.dtype))
+    assert read.dtype.name == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "unet", "--out", "folder"), "must end in .safetensors or .pth for --to unet"),
+        (("--out", "file"), "is a file, but --to folder writes a folder"),
+        (("--out", "full"), "is not empty"),
+        (("--to", "timm", "--out", "new"), "image_encoder is a CLIP tower"),
+        (("--out", "new", *("--image-encoder", "a") * 3), "there can be 2 image encoders, not 3"),
+        (("--out", "new", "--realcustom", "absent.pth"), "'absent.pth' does not exist"),
+    ],
+)
+def test_mistakes_are_named(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    with pytest.raises(UserError) as error:
+        run(monkeypatch, "--model", folder, *arguments)
+    assert message in str(error.value)
