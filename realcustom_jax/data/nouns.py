@@ -12,7 +12,7 @@ giraffe girl glass glasses glove goat goldfish goose gorilla grape guitar hambur
 hat headphones hedgehog helicopter helmet hippo horse house husky iguana jacket jar jellyfish kangaroo
 kettle keyboard kitten knife koala ladder ladybug lamp lantern laptop lemon leopard lighthouse lion lizard
 llama lobster man mask mattress microphone microscope mirror monkey moose motorcycle mouse mug mushroom
-necklace notebook octopus orange ostrich otter owl painting pan panda parrot peacock pear pen penguin
+necklace notebook octopus orange ostrich otter owl pan panda parrot peacock pear pen penguin
 perfume phone piano pig pigeon pillow pineapple pizza plate poodle pumpkin puppy purse rabbit raccoon radio
 ram rat rhino ring robot rocket rose rug sandal sandwich saxophone scarf scissors scooter seal shark sheep
 ship shirt shoe skateboard skirt skull skyscraper sloth snail snake sneaker snowman sofa spider spoon
