@@ -11,6 +11,7 @@ import pytest
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import UNet, resize_mask
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
@@ -83,7 +84,8 @@ class Golden:
             def run(module):
                 context = module.encode_context(text, pooled=pooled, time_ids=time_ids)
                 layers = tuple(layer for stage in module._stages for layer in stage.encode(text, tokens))
-                context = context.replace(layers=layers, visual=tokens, flags=jnp.ones(tokens.shape[:2]))
+                ones = jnp.ones(tokens.shape[:2])
+                context = context.replace(layers=layers, visual=tokens, flags=ones, strengths=ones)
                 return module(latents, t, context, masks=mask)[0]
 
             return self.unet.apply({"params": params}, method=run)
@@ -149,6 +151,27 @@ def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, mi
     alone = jax.eval_shape(lambda: unet.apply(variables, text, method="encode_context"))
     assert jax.tree.structure(context.text_only()) == jax.tree.structure(alone)
     np.testing.assert_array_equal(context.text_only().layers[0][0].text_k, context.layers[0][0].text_k)
+
+
+def test_a_strength_scales_the_mask_but_not_the_scores(micro_params, micro_denoise):
+    """Without scoring it is the mask times the strength, with it the scores stay the same; 1e-5, float32."""
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    inputs = (micro_params["unet"], draw(2, 8, 8, 4), jnp.asarray([900.0, 90.0]), draw(2, 77, 16))
+    features, ones = (draw(2, 2, 16, 16),), jnp.ones((2, 2))
+    masks = jnp.asarray(rng.uniform(size=(2, 2, 4, 4)), jnp.float32)
+    strengths = jnp.asarray([[0.3, 1.0], [0.0, 2.5]])
+    scaled = masks * strengths[..., None, None]
+    given, _ = micro_denoise(*inputs, features, masks=masks, strengths=strengths)
+    wanted, _ = micro_denoise(*inputs, features, masks=scaled, strengths=ones)
+    plain, _ = micro_denoise(*inputs, features, masks=masks, strengths=ones)
+    np.testing.assert_allclose(given, wanted, atol=1e-5)
+    assert np.abs(given - plain).max() > 1e-2
+    quantity = InfluenceQuantity(jnp.full(2, 0.5), jnp.full(2, 0.5), jnp.full(2, 0.5))
+    weak, weak_aux = micro_denoise(*inputs, features, masks=masks, strengths=strengths, quantity=quantity)
+    full, full_aux = micro_denoise(*inputs, features, masks=masks, strengths=ones, quantity=quantity)
+    np.testing.assert_array_equal(weak_aux.scores, full_aux.scores)
+    assert np.abs(weak - full).max() > 1e-2
 
 
 def test_latents_that_cannot_be_halved_are_refused_in_one_sentence(micro_denoise, micro_params):
