@@ -30,6 +30,7 @@ def on_transformers5(*arguments: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (FOLDER / "transformers").is_dir(), reason="`make test` installs transformers 5")
 @pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5, reason="needs transformers 4 to compare with"
