@@ -137,7 +137,8 @@ def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place:
     flat = flatten(shapes)
     layout, entries = _fitting(tensors, layouts, flat)
     found = {key: shape for key, shape in tensors.shapes.items() if not re.search(layout.unused, key)}
-    check_keys(tensors.source, {entry.key: entry.shape for entry in entries}, found)
+    source = f"{tensors.source}, named as {layout.name} does,"
+    check_keys(source, {entry.key: entry.shape for entry in entries}, found)
     params = {}
     for entry in entries:
         for path, value in entry.from_file(tensors.read(entry.key)).items():
@@ -178,11 +179,8 @@ def check_dtype(dtype: str) -> None:
 
 def weights_name(component: str) -> str:
     """What diffusers and transformers call the weights file of a component."""
-    return (
-        "model.safetensors"
-        if component.split("_")[0] in ("text", "image", "clip")
-        else ("diffusion_pytorch_model.safetensors")
-    )
+    stem = "model" if component.startswith(("text_", "image_")) else "diffusion_pytorch_model"
+    return f"{stem}.safetensors"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ to the bit. Our modules are named after diffusers' and transformers', so most en
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ class Entry:
       paths: our parameters that it holds, joined along PyTorch's first axis.
       parts: their shapes in PyTorch's layout (in ours where `flax`).
       flax: kernels keep our layout.
-      transposed: a matrix stored the other way round than PyTorch's layers do.
     """
 
     key: str
@@ -35,20 +34,17 @@ class Entry:
     paths: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
     flax: bool = False
-    transposed: bool = False
 
     def to_file(self, values: Iterable[np.ndarray]) -> np.ndarray:
         """Our parameters → the tensor."""
         parts = [v if self.flax else to_torch(p, v) for p, v in zip(self.paths, values, strict=True)]
         tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return np.ascontiguousarray(tensor.T) if self.transposed else tensor.reshape(self.shape)
+        return tensor.reshape(self.shape)
 
     def from_file(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """The tensor → our parameters."""
-        tensor = tensor.T if self.transposed else tensor
-        ends = np.cumsum([shape[0] if shape else 1 for shape in self.parts])[:-1]
-        joined = (sum(shape[0] for shape in self.parts), *self.parts[0][1:]) if len(ends) else self.parts[0]
-        pieces = np.split(tensor.reshape(joined), ends) if len(ends) else [tensor.reshape(joined)]
+        ends = np.cumsum([shape[0] for shape in self.parts])[:-1]
+        pieces = np.split(tensor.reshape(_joined(self.parts)), ends)
         return {
             path: np.ascontiguousarray(piece) if self.flax else from_torch(path, np.ascontiguousarray(piece))
             for path, piece in zip(self.paths, pieces, strict=True)
@@ -60,7 +56,7 @@ class Layout:
     """A way to name tensors.
 
     Attributes:
-      name: for messages.
+      name: what errors call it.
       entries: from the model's parameters as shapes to the file's tensors.
       unused: tensors that files of this layout may hold beyond what the model has, by regex.
     """
@@ -70,13 +66,14 @@ class Layout:
     unused: str = r"(^|\.)position_ids$"
 
 
-def entry(key: str, shapes: Shapes, *paths: str, shape: tuple[int, ...] | None = None, **more: Any) -> Entry:
+def entry(key: str, shapes: Shapes, *paths: str, shape: tuple[int, ...] | None = None) -> Entry:
     """An entry in PyTorch's layout; its shape is that of its parts joined, unless given."""
     parts = tuple(torch_shape(path, shapes[path].shape) for path in paths)
-    joined = (sum(part[0] for part in parts), *parts[0][1:]) if len(parts) > 1 else parts[0]
-    if more.get("transposed"):
-        joined = joined[::-1]
-    return Entry(key, joined if shape is None else shape, paths, parts, **more)
+    return Entry(key, _joined(parts) if shape is None else shape, paths, parts)
+
+
+def _joined(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in parts), *parts[0][1:])
 
 
 def _by_rename(rename: Callable[[str], str]) -> Callable[[Shapes], list[Entry]]:
@@ -102,7 +99,39 @@ OLD_VAE = Layout("diffusers before 0.18", _by_rename(_old_vae))
 _REST_OF_CLIP = r"^(text_model\.|text_projection\.|logit_(scale|bias)$)|^vision_model\.head\.|position_ids$"
 CLIP_VISION = Layout("transformers", DIFFUSERS.entries, _REST_OF_CLIP)
 
-_DINOV2_NAMES = {
+# ---------------------------------------------------------------- towers with names of their own
+
+
+def _tower(
+    shapes: Shapes,
+    embeddings: Mapping[str, tuple[str, tuple[int, ...]]],
+    layer: Callable[[Shapes, str, str, str], list[Entry]],
+    norm: str,
+) -> list[Entry]:
+    """Entries of an image tower.
+
+    Args:
+      shapes: of our parameters.
+      embeddings: {our name: theirs, and the ones that lead their shape}.
+      layer: (shapes, our path, number of the layer, our name within it) → entries, none or one.
+      norm: their name of the norm after the last layer.
+    """
+    entries = []
+    for path, leaf in shapes.items():
+        key = torch_key(path).removeprefix("vision_model.")
+        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", key):
+            entries += layer(shapes, path, match[1], match[2])
+        elif key.startswith("embeddings."):
+            key, ones = embeddings[key.removeprefix("embeddings.")]
+            entries.append(entry(key, shapes, path, shape=ones + torch_shape(path, leaf.shape)))
+        else:
+            entries.append(entry(key.replace("post_layernorm", norm), shapes, path))
+    return entries
+
+
+_DINOV2_LAYER = {
+    "layer_scale1": "layer_scale1.lambda1",
+    "layer_scale2": "layer_scale2.lambda1",
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
     "self_attn.q_proj": "attention.attention.query",
@@ -119,31 +148,9 @@ _DINOV2_EMBEDDINGS = {
     "patch_embedding.weight": ("embeddings.patch_embeddings.projection.weight", ()),
     "patch_embedding.bias": ("embeddings.patch_embeddings.projection.bias", ()),
 }
-
-
-def _dinov2(shapes: Shapes) -> list[Entry]:
-    entries = []
-    for path, leaf in shapes.items():
-        key = torch_key(path).removeprefix("vision_model.")
-        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.layer_scale([12])", key):
-            key = f"encoder.layer.{match[1]}.layer_scale{match[2]}.lambda1"
-            entries.append(entry(key, shapes, path))
-        elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
-            key = f"encoder.layer.{match[1]}.{_DINOV2_NAMES[match[2]]}.{match[3]}"
-            entries.append(entry(key, shapes, path))
-        elif key.startswith("embeddings."):
-            key, ones = _DINOV2_EMBEDDINGS[key.removeprefix("embeddings.")]
-            entries.append(entry(key, shapes, path, shape=ones + torch_shape(path, leaf.shape)))
-        else:
-            entries.append(entry(key.replace("post_layernorm", "layernorm"), shapes, path))
-    return entries
-
-
-DINOV2 = Layout("transformers' DINOv2", _dinov2, r"^embeddings\.mask_token$")
-
-# ---------------------------------------------------------------- timm
-
-_TIMM_NAMES = {
+_TIMM_LAYER = {
+    "layer_scale1": "ls1.gamma",
+    "layer_scale2": "ls2.gamma",
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
     "self_attn.out_proj": "attn.proj",
@@ -159,27 +166,36 @@ _TIMM_EMBEDDINGS = {
 }
 
 
-def _timm(shapes: Shapes) -> list[Entry]:
-    entries = []
-    for path, leaf in shapes.items():
-        key = torch_key(path).removeprefix("vision_model.")
-        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.layer_scale([12])", key):
-            entries.append(entry(f"blocks.{match[1]}.ls{match[2]}.gamma", shapes, path))
-        elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", key):
-            if match[2] == "q":
-                paths = (path.replace("/q_proj/", f"/{name}_proj/") for name in "qkv")
-                entries.append(entry(f"blocks.{match[1]}.attn.qkv.{match[3]}", shapes, *paths))
-        elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key):
-            entries.append(entry(f"blocks.{match[1]}.{_TIMM_NAMES[match[2]]}.{match[3]}", shapes, path))
-        elif key.startswith("embeddings."):
-            key, ones = _TIMM_EMBEDDINGS[key.removeprefix("embeddings.")]
-            entries.append(entry(key, shapes, path, shape=ones + torch_shape(path, leaf.shape)))
-        else:
-            entries.append(entry(key.replace("post_layernorm", "norm"), shapes, path))
-    return entries
+def _renamed(names: Mapping[str, str], name: str) -> str:
+    """A name within a layer: the module's is looked up, `weight` and `bias` stay."""
+    match = re.fullmatch(r"(.+?)(\.(?:weight|bias))?", name)
+    return names[match[1]] + (match[2] or "")
 
 
-TIMM = Layout("timm", _timm, r"^(attn_pool|head|fc_norm)\.")
+def _dinov2_layer(shapes: Shapes, path: str, number: str, name: str) -> list[Entry]:
+    return [entry(f"encoder.layer.{number}.{_renamed(_DINOV2_LAYER, name)}", shapes, path)]
+
+
+def _timm_layer(shapes: Shapes, path: str, number: str, name: str) -> list[Entry]:
+    """Queries, keys and values are one tensor, which the queries' entry holds."""
+    if match := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", name):
+        if match[1] != "q":
+            return []
+        paths = (path.replace("/q_proj/", f"/{letter}_proj/") for letter in "qkv")
+        return [entry(f"blocks.{number}.attn.qkv.{match[2]}", shapes, *paths)]
+    return [entry(f"blocks.{number}.{_renamed(_TIMM_LAYER, name)}", shapes, path)]
+
+
+DINOV2 = Layout(
+    "transformers' DINOv2",
+    lambda shapes: _tower(shapes, _DINOV2_EMBEDDINGS, _dinov2_layer, "layernorm"),
+    r"^embeddings\.mask_token$",
+)
+TIMM = Layout(
+    "timm",
+    lambda shapes: _tower(shapes, _TIMM_EMBEDDINGS, _timm_layer, "norm"),
+    r"^(attn_pool|head|fc_norm)\.",
+)
 
 # ---------------------------------------------------------------- Flax
 

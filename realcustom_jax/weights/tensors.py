@@ -33,14 +33,12 @@ class Tensors:
     Attributes:
       source: where they come from, for messages.
       shapes: of all of them.
-      flax: whether arrays are laid out as Flax does (kernels in×out), not as PyTorch does.
       read: one tensor as numpy, in the file's dtype.
     """
 
     source: str
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
-    flax: bool = False
 
     def select(self, prefix: str) -> "Tensors":
         """Those whose name begins with `prefix`, without it."""
@@ -116,7 +114,7 @@ def _open_msgpack(path: Path) -> Tensors:
         count = int(np.prod(shape, dtype=np.int64))
         return np.fromfile(path, dtype, count, offset=offset).reshape(shape)
 
-    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read, flax=True)
+    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read)
 
 
 def _array_header(code: int, data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:

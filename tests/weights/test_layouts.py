@@ -55,8 +55,7 @@ def test_a_component_comes_back_to_the_bit(micro_models, tmp_path, layout, compo
     params = random_params(shapes)
     path, again = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
     write_params(path, layout, params, dtype)
-    kind = LAYOUTS[component] if layout is not DIFFUSERS or component != "unet" else (DIFFUSERS, FLAX)
-    read = read_params(open_tensors(path), kind, shapes, on_host(np.float32))
+    read = read_params(open_tensors(path), LAYOUTS[component], shapes, on_host(np.float32))
     if dtype == "float32":
         jax.tree.map(np.testing.assert_array_equal, read, params)
     write_params(again, layout, read, dtype)
