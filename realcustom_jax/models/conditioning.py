@@ -10,6 +10,11 @@ from realcustom_jax.models.family import Models
 from realcustom_jax.models.vit import ViT
 
 
+def to_signed(images: Array) -> Array:
+    """uint8 (…, 3) → float32 in [-1, 1], what the VAE and the image towers take."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
 def encode_text(
     models: Models, params: Mapping[str, Any], ids: Sequence[Array]
 ) -> tuple[Array, Array | None]:
@@ -52,7 +57,7 @@ def encode_reference(models: Models, params: Mapping[str, Any], views: Array) ->
       RealCustom++ then one (B, 4N, C) of the four others, those of each global patch next to each other.
     """
     layers = models.realcustom.feature_layers
-    signed = views.astype(jnp.float32) / 127.5 - 1.0
+    signed = to_signed(views)
 
     def encode(images: Array, layers: Sequence[tuple[int, ...]]) -> list[Array]:
         towers = [

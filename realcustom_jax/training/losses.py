@@ -9,7 +9,7 @@ from jax import Array
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
+from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids, to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.vae import VAE
@@ -26,11 +26,6 @@ STAGES = {
     "base": ("min_snr_gamma",),
     "customize": ("min_snr_gamma", "gamma_num_min", "gamma_num_max"),
 }
-
-
-def to_signed(images: Array) -> Array:
-    """uint8 (…, 3) → float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Mapping[str, Any]) -> Loss:

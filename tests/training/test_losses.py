@@ -10,8 +10,9 @@ import pytest
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
-from realcustom_jax.training.losses import make_loss, to_signed
+from realcustom_jax.training.losses import make_loss
 
 COUNT = 64
 OPTIONS = {
