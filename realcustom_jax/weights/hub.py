@@ -52,9 +52,9 @@ def _files(name: str, revision: str | None) -> list[str] | None:
         return None
     try:
         return huggingface_hub.list_repo_files(name, revision=revision)
-    except (ConnectionError, OSError) as error:
-        if isinstance(error, HfHubHTTPError):
-            raise
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # no connection: of which kind depends on the client's version
         return None
 
 
