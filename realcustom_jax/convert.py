@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from realcustom_jax import pipeline
-from realcustom_jax.cli import run_command
+from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.errors import UserError
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import export_added, export_flax, export_timm, export_unet
@@ -46,12 +46,7 @@ def _check_out(to: str, out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m realcustom_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("convert", __doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder, hub id, or toybox")
     parser.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
     parser.add_argument(

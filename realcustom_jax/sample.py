@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it should not show")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
     parser.add_argument(
-        "--model", default="toybox", metavar="FOLDER", help="model folder, or toybox (default)"
+        "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
     )
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write the masks")

@@ -60,6 +60,7 @@ def test_one_file_holds_the_whole_unet(micro_pipe, folder, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--to", "unet"), "the following arguments are required: --out, see --help"),
         (("--to", "unet", "--out", "folder"), "must end in .safetensors or .pth for --to unet"),
         (("--out", "file"), "is a file, but --to folder writes a folder"),
         (("--out", "full"), "is not empty"),
