@@ -48,7 +48,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = {
         "path": "data/train",  # a data set written by image_text.write
         "split": "train",
-        "toybox_examples": 1,  # of "toybox" as path only
         "workers": 8,  # processes that load
         "prefetch": 4,  # batches
         "drop_text": 0.05,  # empty caption

@@ -57,7 +57,6 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     config.data = {
         "path": "data/train",  # a data set written by image_text.write
         "split": "train",
-        "toybox_examples": 1,  # of "toybox" as path only
         "workers": 8,  # processes that load
         "prefetch": 4,  # batches
         "drop_text": 0.05,  # empty caption

@@ -91,7 +91,8 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
     _check_keys(values, stage)
     for key, rule in _KEYS.items():
-        _check_value(key, values[key], *rule)
+        if key in values:
+            _check_value(key, values[key], *rule)
     for name in STAGES[stage]:
         _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
     if values["export_dtype"] not in WEIGHT_DTYPES:
@@ -109,6 +110,8 @@ def _check_keys(values: Mapping[str, Any], stage: str) -> None:
     given = values.keys()
     wanted = {*_KEYS, *(f"loss.{name}" for name in STAGES[stage])}
     missing = wanted - given
+    if values.get("data.path") != "toybox":
+        missing -= {"data.toybox_examples"}
     if not values.get("init_from"):  # a fresh model: all its parts must have a shape
         parts = {f"model.{part}" for part in _MODEL if part != "realcustom" and not part.endswith("_2")}
         missing |= {part for part in parts if not any(key.startswith(f"{part}.") for key in given)}

@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
     first = checkpoints.latest_step() or 0
     if first:
         _announce(workdir, first, check_resume(config, checkpoints.config(first), first))
-    data = open_data(config.data.path, config.data.split, config.data.toybox_examples, cache)
+    data = open_data(config.data, cache)
     pipe = starting_pipeline(config, data)
     loader = _make_loader(config, pipe, data)
 

@@ -48,17 +48,17 @@ def make_folder(path: Path, name: str) -> None:
         raise UserError(f"the {name} {str(path)!r} cannot be written to: {error.strerror}") from None
 
 
-def open_data(path: str, split: str, toybox_examples: int, cache: Path) -> Split:
-    """The training split; "toybox" is drawn into `cache` when first needed, by one process."""
-    if path != "toybox":
-        return open_split(path, split)
+def open_data(options: ConfigDict, cache: Path) -> Split:
+    """The training split of the config's `data`; "toybox" is drawn into `cache` once, by one process."""
+    if options.path != "toybox":
+        return open_split(options.path, options.split)
     make_folder(cache, "cache folder")
-    folder = cache / f"toybox-v{WORLD_VERSION}-{toybox_examples}"
+    folder = cache / f"toybox-v{WORLD_VERSION}-{options.toybox_examples}"
     with filelock.FileLock(f"{folder}.lock"):
         if not is_written(folder):
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted drawing left
-            write_dataset(folder, train=toybox_examples)
-    return open_split(folder, split)
+            write_dataset(folder, train=options.toybox_examples)
+    return open_split(folder, options.split)
 
 
 def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:

@@ -25,6 +25,15 @@ def test_the_configs_of_the_published_bases_pass(name, arguments):
     check_config(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments))
 
 
+def test_only_the_drawn_toybox_needs_to_know_how_many_examples():
+    config = get_config("customize")
+    del config.data.toybox_examples
+    with pytest.raises(UserError, match=r"the config lacks data\.toybox_examples"):
+        check_config(config)
+    config.data.path = "data/train"
+    check_config(config)
+
+
 def test_an_unknown_projector_is_named():
     with pytest.raises(UserError, match="knows the projectors deep, shallow, not 'flat'"):
         runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"]("flat")

@@ -18,6 +18,8 @@ from realcustom_jax.training import start
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
 
+DATA = ConfigDict({"path": "toybox", "split": "train", "toybox_examples": 3})
+
 
 @pytest.fixture
 def drawings(monkeypatch) -> list[Path]:
@@ -34,7 +36,7 @@ def drawings(monkeypatch) -> list[Path]:
 
 def test_the_toybox_is_drawn_once(drawings, tmp_path):
     for _ in range(2):
-        assert len(start.open_data("toybox", "train", 3, tmp_path)) == 3
+        assert len(start.open_data(DATA, tmp_path)) == 3
     assert drawings == [tmp_path / f"toybox-v{WORLD_VERSION}-3"]
 
 
@@ -43,14 +45,14 @@ def test_an_interrupted_drawing_is_drawn_again(drawings, tmp_path):
     half = tmp_path / f"toybox-v{WORLD_VERSION}-3" / "image_text" / "1.0.0.incompleteABC"
     half.mkdir(parents=True)
     (half / "image_text-train.array_record").write_text("half of it")
-    assert len(start.open_data("toybox", "train", 3, tmp_path)) == 3
+    assert len(start.open_data(DATA, tmp_path)) == 3
     assert not half.exists()
 
 
 def test_another_world_is_another_data_set(drawings, tmp_path, monkeypatch):
-    start.open_data("toybox", "train", 3, tmp_path)
+    start.open_data(DATA, tmp_path)
     monkeypatch.setattr(start, "WORLD_VERSION", WORLD_VERSION + 1)
-    start.open_data("toybox", "train", 3, tmp_path)
+    start.open_data(DATA, tmp_path)
     assert len(set(drawings)) == 2
 
 
