@@ -28,8 +28,8 @@ class OwnPair:
 
     Attributes:
       pipe: the pipeline.
-      template: the sentence around a phrase. Bare words are rare in captions, so it says what a reference is:
-        on the shipped toybox that tells the right one of two words in 75 % of cases, "a {}" in 71 %.
+      template: the sentence around a phrase. Bare words are rare in captions, so it says what a reference
+        is; `benchmarks/auto_words.py` compares it with others.
 
     Raises:
       UserError: for a pipeline whose encoders are no pair.
