@@ -132,7 +132,10 @@ class Loop:
             return alpha_n * z0 + math.sqrt(sigma_n**2 - s**2) * epsilon + s * noise
         if self.config.solver == "euler":  # in the variance-exploding form
             return alpha_n * (x / alpha + (sigma_n / alpha_n - sigma / alpha) * epsilon)
-        lam = lambda b: math.inf if b == 1 else math.log(math.sqrt(b / (1 - b)))  # noqa: E731
+
+        def lam(b):
+            return math.inf if b == 1 else math.log(math.sqrt(b / (1 - b)))
+
         h = lam(next_bar) - lam(bar)
         if i > 0:
             last_bar = self.bars[steps[i - 1]]
@@ -265,7 +268,9 @@ def test_traces_once_per_static_config(micro_pipe):
         if event == "/jax/core/compile/jaxpr_trace_duration":
             traces.append(event)
 
-    ask = lambda *request, **options: rc.sample(micro_pipe, *request, **{**OPTIONS, **options})  # noqa: E731
+    def ask(*request, **options):
+        return rc.sample(micro_pipe, *request, **{**OPTIONS, **options})
+
     first = ask(PROMPTS[1], SUBJECTS[1], 0)
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
@@ -365,7 +370,9 @@ def test_can_be_put_inside_other_transformations(micro_pipe, conditioning):
 
     @jax.jit
     def both(params, made, keys):
-        run = lambda k: sample_latents(params, made, k, unet=unet, schedule=schedule, config=config)[0]  # noqa: E731
+        def run(k):
+            return sample_latents(params, made, k, unet=unet, schedule=schedule, config=config)[0]
+
         return jax.vmap(run)(keys)
 
     result = both(micro_pipe.params["unet"], made, keys)

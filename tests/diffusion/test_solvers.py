@@ -64,7 +64,10 @@ def test_solves_the_gaussian_flow(solver):
     def error(name, steps):
         result = run(make_table(name, steps, SCHEDULE, "trailing"), x, gaussian_denoiser(std))[0]
         end = bars[0] if name == "dpmpp_2s" else 1.0  # where the solver stops
-        scale = lambda bar: math.sqrt(bar * std**2 + 1.0 - bar)  # noqa: E731
+
+        def scale(bar):
+            return math.sqrt(bar * std**2 + 1.0 - bar)
+
         exact = x * scale(end) / scale(bars[-1])
         return np.abs(result / exact - 1.0).max()
 

@@ -42,7 +42,10 @@ MODULE = CrossAttention(FEATURES, HEADS, visual=True)
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape)  # noqa: E731
+
+    def draw(*shape):
+        return rng.standard_normal(shape)
+
     sizes = {"to_q": FEATURES, "to_k": 7, "to_v": 7, "to_k_vision": 5, "to_v_vision": 5, "to_out_0": FEATURES}
     params = {name: {"kernel": 0.5 * draw(size, FEATURES)} for name, size in sizes.items()}
     params["to_out_0"]["bias"] = draw(FEATURES)
@@ -131,7 +134,10 @@ def test_an_empty_slot_removes_a_subject_exactly(micro_denoise, micro_params):
     An empty slot adds 0 · attention: 1e-5 for another order of float32 sums in another compiled program.
     """
     rng = np.random.default_rng(3)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     unet, latents, t, text = (
         micro_params["unet"],
         draw(2, 8, 8, 4),
@@ -158,7 +164,10 @@ def test_an_empty_slot_removes_a_subject_exactly(micro_denoise, micro_params):
 
 def test_no_mask_is_a_mask_of_ones_in_the_unet(micro_denoise, micro_params):
     rng = np.random.default_rng(4)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     args = (
         draw(2, 8, 8, 4),
         jnp.asarray([500.0, 9.0]),

@@ -35,11 +35,16 @@ def numpy_scores(p: dict, visual, text, latents, text_weight, visual_weight) -> 
 @pytest.fixture(scope="module")
 def case():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape)  # noqa: E731
-    score = lambda context: {  # noqa: E731
-        "linear_1": {"kernel": draw(C_VISUAL + context, HIDDEN), "bias": draw(HIDDEN)},
-        "linear_2": {"kernel": draw(HIDDEN, 1), "bias": draw(1)},
-    }
+
+    def draw(*shape):
+        return rng.standard_normal(shape)
+
+    def score(context):
+        return {
+            "linear_1": {"kernel": draw(C_VISUAL + context, HIDDEN), "bias": draw(HIDDEN)},
+            "linear_2": {"kernel": draw(HIDDEN, 1), "bias": draw(1)},
+        }
+
     params = {
         "text_attention": {"kernel": draw(C_TEXT, 1)},
         "visual_attention": {"kernel": draw(C_LATENT, 1)},
@@ -84,7 +89,10 @@ def test_a_bias_of_minus_infinity_is_a_gather():
     """Attention with the bias over all tokens against attention over the kept tokens alone (float32 sums of
     a dozen terms in another order: 1e-5)."""
     rng = np.random.default_rng(2)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     module = CrossAttention(features=8, heads=2, visual=True)
     x, text, visual = draw(1, 9, 8), draw(1, 3, 5), draw(1, 1, 10, 6)
     params = module.init(jax.random.key(0), text, visual, method="encode")
@@ -107,7 +115,10 @@ def test_a_bias_of_minus_infinity_is_a_gather():
 def inputs():
     """Arguments of `micro_denoise` up to the features: two samples, one subject each."""
     rng = np.random.default_rng(3)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     return draw(2, 8, 8, 4), jnp.asarray([700.0, 200.0]), draw(2, 77, 16), (draw(2, 1, 16, 16),)
 
 

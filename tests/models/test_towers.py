@@ -170,7 +170,9 @@ def test_image_tower_is_the_transcription(config):
 
     @jax.jit
     def apply(params, images):
-        run = lambda module: (module(images), module.features(images, (0, -2)))  # noqa: E731
+        def run(module):
+            return (module(images), module.features(images, (0, -2)))
+
         return tower.apply({"params": params}, method=run)
 
     out, features = apply(params, images)

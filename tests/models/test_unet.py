@@ -136,7 +136,10 @@ def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, mi
     compiled programs: 1e-5)."""
     unet, variables = micro_models.unet, {"params": micro_params["unet"]}
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     latents, text, features = draw(2, 8, 8, 4), draw(2, 77, 16), (draw(2, 1, 16, 16),)
     masks = jnp.asarray(rng.uniform(size=(2, 1, 4, 4)), jnp.float32)
     context = jax.jit(lambda: unet.apply(variables, text, features, method="encode_context"))()
@@ -156,7 +159,10 @@ def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, mi
 def test_a_strength_scales_the_mask_but_not_the_scores(micro_params, micro_denoise):
     """Without scoring it is the mask times the strength, with it the scores stay the same; 1e-5, float32."""
     rng = np.random.default_rng(1)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     inputs = (micro_params["unet"], draw(2, 8, 8, 4), jnp.asarray([900.0, 90.0]), draw(2, 77, 16))
     features, ones = (draw(2, 2, 16, 16),), jnp.ones((2, 2))
     masks = jnp.asarray(rng.uniform(size=(2, 2, 4, 4)), jnp.float32)

@@ -99,7 +99,10 @@ def test_unet_text_only(name):
     """
     config = UNETS[name]
     rng = np.random.default_rng(1)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
     added = {}
     if config.addition_embed_type:
         added = {"pooled": draw(2, 10), "time_ids": rng.integers(0, 1024, (2, 6)).astype(np.float32)}

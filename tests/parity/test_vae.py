@@ -37,7 +37,9 @@ def test_vae_is_diffusers():
 
     @jax.jit
     def run(params, images, latents):
-        both = lambda module: (*module.moments(images), module.decode(latents))  # noqa: E731
+        def both(module):
+            return (*module.moments(images), module.decode(latents))
+
         return vae.apply({"params": params}, method=both)
 
     for weak in (None, "conv_in|conv2|conv_shortcut|to_out"):
