@@ -84,8 +84,8 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     model.unet = {
         "sample_size": 16,
-        "in_channels": 4,
-        "out_channels": 4,
+        "in_channels": 8,
+        "out_channels": 8,
         "block_out_channels": (64, 128, 160),
         "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3,
@@ -98,7 +98,7 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "self_attention": (False, True, True),
     }
     model.vae = {
-        "latent_channels": 4,
+        "latent_channels": 8,
         "block_out_channels": (16, 32, 64),
         "layers_per_block": 1,
         "norm_num_groups": 8,

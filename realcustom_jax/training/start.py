@@ -30,6 +30,8 @@ _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
 _TOKENIZER_CAPTIONS = 5000
 # What a run itself determines: by its captions, and by measuring.
 _DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
+# What `fresh` can change of a folder's shapes: the latents, where VAE and UNet meet. Everything between stays.
+_LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 
 
 def make_folder(path: Path, name: str) -> None:
@@ -65,8 +67,8 @@ def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
     """The model that a run begins with, its parameters on the host.
 
     From `config.init_from` where given, with `config.model.realcustom` added if it has none and parameters
-    that `config.fresh` finds initialised again; else fresh, of the shapes in `config.model`, with a tokenizer
-    learned from the captions.
+    that `config.fresh` finds initialised again, for latents of another width too where they do not fit the
+    folder's; else fresh, of the shapes in `config.model`, with a tokenizer learned from the captions.
 
     Raises:
       UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
@@ -88,7 +90,7 @@ def _from_folder(config: ConfigDict) -> Pipeline:
     pipe = pipeline.load_on_host(config.init_from)
     given = config.get("model", ConfigDict()).to_dict()
     _check_same_model(config.init_from, pipe, given)
-    models = pipe.models
+    models = _with_latents(pipe.models, given)
     if "realcustom" in given:
         models = dataclasses.replace(models, realcustom=from_mapping(RealCustomConfig, given["realcustom"]))
 
@@ -107,10 +109,20 @@ def _from_folder(config: ConfigDict) -> Pipeline:
     return pipe.replace(models=models, params=unflatten(params))
 
 
+def _with_latents(models: Models, given: Mapping[str, Mapping[str, Any]]) -> Models:
+    """The modules with the latents' width that a config's `model` asks for."""
+    changes: dict[str, dict[str, int]] = {"unet": {}, "vae": {}}
+    for part, name in (key.split(".") for key in _LATENTS):
+        if name in given.get(part, {}):
+            changes[part][name] = given[part][name]
+    unet, vae = (dataclasses.replace(models.configs[part], **changes[part]) for part in ("unet", "vae"))
+    return dataclasses.replace(models, unet_config=unet, vae_config=vae)
+
+
 def _check_same_model(folder: str, pipe: Pipeline, given: Mapping[str, Mapping[str, Any]]) -> None:
     """A folder's shapes cannot be changed: a config that asks for others must not be ignored.
 
-    `realcustom` may differ, where the parameters that it adds are fresh.
+    `realcustom` and the latents' width may differ, where the parameters of another shape are fresh.
     """
     parts = {
         **pipe.models.configs,
@@ -122,7 +134,7 @@ def _check_same_model(folder: str, pipe: Pipeline, given: Mapping[str, Mapping[s
         for name, value in given.get(part, {}).items():
             has = getattr(own, name)
             value = tuple(value) if isinstance(value, list) else value
-            if f"{part}.{name}" not in _DETERMINED and value != has:
+            if f"{part}.{name}" not in (*_DETERMINED, *_LATENTS) and value != has:
                 raise UserError(
                     f"config.model.{part}.{name} is {value}, but the model in {folder!r} has {has}, "
                     "which training from it cannot change"
