@@ -12,11 +12,11 @@ import numpy as np
 
 import realcustom_jax as rc
 from realcustom_jax.cli import run_command
-from realcustom_jax.own_pair import OwnPair
+from realcustom_jax.encoder_pair import OWN_TEMPLATE, own_pair
 from realcustom_jax.sampling import choose_words
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt, random_identity, render_reference
 
-TEMPLATES = (OwnPair.template, "a {}", "a photo of a {}", "a photo of a {} on a plain background")
+TEMPLATES = (OWN_TEMPLATE, "a {}", "a photo of a {}", "a photo of a {} on a plain background")
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     without = chosen(list(zip(others, absent, strict=True)))
     print(f"two other words: {np.mean([not word for word in without]):.0%} refused")
     for template in TEMPLATES:
-        logits = OwnPair(pipe, template).logits(images, WORDS)
+        logits = own_pair(pipe.models, pipe.params, pipe.tokenizers, template).logits(images, WORDS)
         own, other = (
             [row[WORDS.index(word)] for row, word in zip(logits, of, strict=True)] for of in (words, others)
         )

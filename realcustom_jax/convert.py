@@ -1,14 +1,16 @@
 """Put models together, write them for others: `python -m realcustom_jax.convert --model BASE --out FOLDER`.
 
-Takes a base model (a diffusers folder or hub id), optionally another RealCustom part (--realcustom: a
-`realcustom/` folder or a checkpoint file such as the published one) and other image towers (--image-encoder,
-once or twice: folders or hub ids of transformers or timm), and writes one of
+Takes a base model (a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL),
+optionally another RealCustom part (--realcustom: a `realcustom/` folder or a checkpoint file such as the
+published one) and other image towers (--image-encoder, once or twice: folders or hub ids of transformers or
+timm), and writes one of
 
   folder     a model folder: what rc.load, diffusers and transformers read (default)
   flax       the base and the towers as diffusers' and transformers' Flax models read them (.msgpack)
   timm       the image towers (SigLIP, DINOv2) in timm's layout
   unet       one file, .safetensors or .pth, of the UNet and what RealCustom adds, as the published one is
   realcustom one such file of what RealCustom adds alone
+  original   one file of the base model, as SD1.5 and SDXL were first published
 """
 
 import argparse
@@ -18,9 +20,15 @@ from realcustom_jax import pipeline
 from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.errors import UserError
 from realcustom_jax.weights.components import WEIGHT_DTYPES
-from realcustom_jax.weights.exports import export_added, export_flax, export_timm, export_unet
+from realcustom_jax.weights.exports import (
+    export_added,
+    export_flax,
+    export_original,
+    export_timm,
+    export_unet,
+)
 
-_FILES = {"unet": export_unet, "realcustom": export_added}
+_FILES = {"unet": export_unet, "realcustom": export_added, "original": export_original}
 _FOLDERS = {"folder": pipeline.save, "flax": export_flax, "timm": export_timm}
 
 
@@ -29,7 +37,12 @@ def main() -> None:
     out = Path(args.out)
     _check_out(args.to, out)
     print(f"reading {args.model}", flush=True)
-    pipe = pipeline.load_on_host(args.model, realcustom=args.realcustom, image_encoders=args.image_encoder)
+    pipe = pipeline.load_on_host(
+        args.model,
+        realcustom=args.realcustom,
+        image_encoders=args.image_encoder,
+        tokenizers=args.tokenizer,
+    )
     write = (_FILES | _FOLDERS)[args.to]
     write(pipe, out, args.dtype)
     print(f"wrote {out}")
@@ -47,7 +60,9 @@ def _check_out(to: str, out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("convert", __doc__)
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder, hub id, or toybox")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="model folder or file, hub id, or toybox"
+    )
     parser.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
     parser.add_argument(
         "--image-encoder",
@@ -55,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FOLDER",
         help="image tower; may be given twice",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="of a one-file checkpoint, for each text encoder; default those on the hub",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
     parser.add_argument("--to", choices=[*_FOLDERS, *_FILES], default="folder", help="(%(default)s)")

@@ -12,16 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.errors import UserError
+from realcustom_jax.matching import Matcher
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base
 from realcustom_jax.weights.components import (
     LAYOUTS,
     Place,
     check_dtype,
-    load_params,
     on_device,
     on_host,
     read_config,
@@ -30,24 +32,17 @@ from realcustom_jax.weights.components import (
     write_json,
     write_params,
 )
-from realcustom_jax.weights.configs import (
-    read_schedule,
-    read_text,
-    read_unet,
-    read_vae,
-    text_to_json,
-    vision_to_json,
-)
+from realcustom_jax.weights.configs import text_to_json, vision_to_json
 from realcustom_jax.weights.hub import find_folder
 from realcustom_jax.weights.keys import flatten, torch_key, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
 from realcustom_jax.weights.official import open_added
-from realcustom_jax.weights.tensors import Tensors
+from realcustom_jax.weights.original import default_tokenizers, is_original, original_base
+from realcustom_jax.weights.tensors import Tensors, open_tensors
 from realcustom_jax.weights.towers import load_tower, read_tower
 
 TOYBOX = Path(__file__).parent / "toybox" / "model"
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
 
 
@@ -61,6 +56,7 @@ class Pipeline:
       params: {component: `params` tree}; see `Models`.
       tokenizers: one for each text encoder.
       defaults: of the sampling options.
+      matcher: what finds the words of a subject whose words are "auto", or None.
     """
 
     models: Models
@@ -68,6 +64,7 @@ class Pipeline:
     params: Mapping[str, Any]
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
     defaults: SamplingOptions = SamplingOptions()
+    matcher: Matcher | None = None
 
     def replace(self, **changes: Any) -> "Pipeline":
         return dataclasses.replace(self, **changes)
@@ -84,13 +81,16 @@ def load(
     *,
     realcustom: str | Path | None = None,
     image_encoders: Sequence[str | Path] = (),
+    matcher: str | Path | None = None,
+    tokenizers: Sequence[str | Path] = (),
     revision: str | None = None,
 ) -> Pipeline:
     """Load a model: every tensor goes from disk straight to its dtype and its devices.
 
     Args:
       path: a folder in the diffusers layout, with `image_encoder/` and `realcustom/` for subjects; the hub id
-        of one; or "toybox", the model that ships with the package.
+        of one; an original one-file checkpoint of SD1.5 or SDXL; or "toybox", the model that ships with the
+        package.
       dtype: of computation.
       param_dtype: of the parameters; default float32.
       sharding: where parameters go: a `jax.sharding.Sharding` for all, a function of a parameter's path
@@ -99,13 +99,18 @@ def load(
         file such as the published RealCustom++ one, laid over any base of the same shape.
       image_encoders: image towers instead of the folder's own, one or two folders or hub ids, of transformers
         or timm. All run at the image size of the first.
+      matcher: a whole CLIP model, a folder or hub id of transformers, that finds the words of subjects whose
+        words are "auto". Default the model's own encoders, where they are a pair.
+      tokenizers: of a one-file checkpoint, which has none: a folder or hub id for each text encoder. Default
+        those of SD1.5 and SDXL on the hub.
       revision: of a hub repository at `path`.
 
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
-    parts = find_parts(path, realcustom, image_encoders, revision)
-    return load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype)
+    parts = find_parts(path, realcustom, image_encoders, tokenizers, revision)
+    pipe = load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype)
+    return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
 
 
 def load_on_host(
@@ -114,62 +119,88 @@ def load_on_host(
     *,
     realcustom: str | Path | None = None,
     image_encoders: Sequence[str | Path] = (),
+    tokenizers: Sequence[str | Path] = (),
 ) -> Pipeline:
     """As `load`, but with numpy float32 parameters: training places them itself, straight into shards."""
-    return load_parts(find_parts(path, realcustom, image_encoders), on_host(jnp.float32), dtype)
+    parts = find_parts(path, realcustom, image_encoders, tokenizers)
+    return load_parts(parts, on_host(jnp.float32), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Where a model's parts are.
+
+    Attributes:
+      base: the text-to-image model.
+      towers: folders of none, one or two image towers.
+      realcustom: folder or file of what RealCustom adds, or None.
+    """
+
+    base: Base
+    towers: tuple[Path, ...]
+    realcustom: Path | None
 
 
 def find_parts(
     path: str | Path,
     realcustom: str | Path | None = None,
     image_encoders: Sequence[str | Path] = (),
+    tokenizers: Sequence[str | Path] = (),
     revision: str | None = None,
-) -> dict[str, Path]:
-    """{component: where it is}, with tokenizers and scheduler; see `load`.
+) -> Parts:
+    """The parts of a model, their configs read; see `load`.
 
     Raises:
-      UserError: for a path that is not there, or more image towers than two.
+      UserError: for a path that is not there, a config that is missing or none of ours, or more image towers
+        than two.
     """
-    folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
-    if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is a file, not a model folder")
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
+    towers = tuple(find_folder(one) for one in image_encoders)
+    added = None if realcustom is None else Path(realcustom)
+    folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
+    if folder.is_file():
+        return Parts(_one_file(folder, tokenizers), towers, added)
+    if tokenizers:
+        raise UserError(f"{str(folder)!r} has its own tokenizers; others go only with a one-file checkpoint")
     optional = {
         name for name in (*IMAGE, TEXT[1], TOKENIZERS[1], "realcustom") if not (folder / name).is_dir()
     }
     names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
-    parts = {name: folder / name for name in names}
-    if image_encoders:
-        parts = {name: part for name, part in parts.items() if name not in IMAGE}
-        parts |= {name: find_folder(one) for name, one in zip(IMAGE, image_encoders, strict=False)}
-    if realcustom is not None:
-        parts["realcustom"] = Path(realcustom)
-    return parts
+    found = {name: folder / name for name in names}
+    own = tuple(found[name] for name in IMAGE if name in found)
+    return Parts(folder_base(found), towers or own, added or found.get("realcustom"))
 
 
-def load_parts(parts: Mapping[str, Path], place: Place, dtype: Any = jnp.float32) -> Pipeline:
+def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
+    tensors = open_tensors(path)
+    if not is_original(tensors):
+        raise UserError(
+            f"{str(path)!r} is neither a model folder nor an original checkpoint of SD1.5 or SDXL"
+        )
+    names = tokenizers or default_tokenizers(tensors)
+    return original_base(tensors, [find_folder(name, ()) for name in names])
+
+
+def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline:
     """As `load`, with parameters put where `place` says; paths begin with their component."""
     models, added_tensors = _read_models(parts, dtype)
     shapes = models.param_shapes()
     base, added = split_added(shapes["unet"])
+    folders = dict(zip(IMAGE, parts.towers, strict=False))
     params = {}
     for name, config in models.configs.items():
         placed = functools.partial(_place_in, place, name)
         if name in IMAGE:
-            _, params[name] = load_tower(parts[name], placed, config.image_size)
+            _, params[name] = load_tower(folders[name], placed, config.image_size)
         else:
-            wanted = base if name == "unet" else shapes[name]
-            kind = re.sub(r"_2$", "", name)
-            params[name] = load_params(parts[name], kind, wanted, placed)
+            params[name] = parts.base.load(name, base if name == "unet" else shapes[name], placed)
     if added_tensors:
         placed = functools.partial(_place_in, place, "unet")
         extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)
         params["unet"] = join_added(params["unet"], extra)
-    tokenizers = tuple(load_tokenizer(parts[name]) for name in TOKENIZERS[: len(models.text_configs)])
-    return Pipeline(
-        models, load_schedule(parts["scheduler"]), params, tokenizers, load_defaults(parts, models)
-    )
+    tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers))
+    return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models))
 
 
 def _place_in(place: Place, component: str, path: str, value: Any) -> Any:
@@ -185,24 +216,15 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
     return _read_models(find_parts(path), dtype)[0]
 
 
-def _read_models(parts: Mapping[str, Path], dtype: Any) -> tuple[Models, Tensors | None]:
-    unet = read_unet(read_config(parts["unet"]), str(parts["unet"]))
-    towers = [
-        dataclasses.replace(read_tower(parts[name]), position_prefix=True) for name in IMAGE if name in parts
-    ]
+def _read_models(parts: Parts, dtype: Any) -> tuple[Models, Tensors | None]:
+    towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]
     # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
     towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
-    added, tensors = None, None
-    if "realcustom" in parts:
-        base_keys = map(torch_key, flatten(unet_shapes(UNet(unet), 1, 0, 0)))
-        added, tensors = open_added(parts["realcustom"], base_keys)
-    texts = tuple(read_text(read_config(parts[name]), str(parts[name])) for name in TEXT if name in parts)
-    vae = read_vae(read_config(parts["vae"]), str(parts["vae"]))
-    return Models(unet, vae, texts, tuple(towers), added, dtype), tensors
-
-
-def load_schedule(folder: Path) -> ScheduleConfig:
-    return read_schedule(read_config(folder, "scheduler_config.json"), str(folder))
+    base, added, tensors = parts.base, None, None
+    if parts.realcustom:
+        base_keys = map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))
+        added, tensors = open_added(parts.realcustom, base_keys)
+    return Models(base.unet, base.vae, base.texts, tuple(towers), added, dtype), tensors
 
 
 def base_defaults(models: Models) -> SamplingOptions:
@@ -210,9 +232,9 @@ def base_defaults(models: Models) -> SamplingOptions:
     return SDXL if models.unet_config.addition_embed_type == "text_time" else SamplingOptions()
 
 
-def load_defaults(parts: Mapping[str, Path], models: Models) -> SamplingOptions:
+def _load_defaults(parts: Parts, models: Models) -> SamplingOptions:
     """The base's defaults, changed by `realcustom/sampling.json` where there is one."""
-    path = parts["realcustom"] / "sampling.json" if "realcustom" in parts else None
+    path = parts.realcustom and parts.realcustom / "sampling.json"
     if path is None or not path.is_file():
         return base_defaults(models)
     try:

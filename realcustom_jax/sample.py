@@ -2,7 +2,8 @@
 
 Each --subject WORDS=IMAGE says which words of the prompt are narrowed to which reference image; give several
 for several subjects, none for text alone. "dog|puppy" are two words of one subject, and --subject IMAGE takes
-the word that the image shows. --mask and --strength name a subject by its number, from 1: the first is
+the word that the image shows (SD1.5 and SDXL need a CLIP that tells it: --matcher). --mask and --strength
+name a subject by its number, from 1: the first is
   --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
 Several seeds make several images. Images go to --out as image_SEED.png, the influence scope of every subject
 at every step beside them with --masks.
@@ -38,7 +39,7 @@ def main() -> None:
         raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
     # Loading a large model takes minutes, so what can fail before should.
     out = _make_folder(args.out)
-    pipe = load(args.model)
+    pipe = load(args.model, matcher=args.matcher, tokenizers=args.tokenizer)
     samples = sample(
         pipe,
         [args.prompt] * len(args.seed),
@@ -161,8 +162,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it should not show")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
     parser.add_argument(
-        "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
+        "--model", default="toybox", metavar="MODEL", help="model folder or file, hub id, or toybox (default)"
     )
+    parser.add_argument(
+        "--matcher", metavar="FOLDER", help="whole CLIP that finds the word of --subject IMAGE; or hub id"
+    )
+    parser.add_argument(
+        "--tokenizer", action="append", default=[], metavar="FOLDER",
+        help="of a one-file checkpoint, for each text encoder; default those on the hub",
+    )  # fmt: skip
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write the masks")
     group = parser.add_argument_group(

@@ -17,12 +17,12 @@ from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask, resize_area
 from realcustom_jax.data.views import reference_views
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
+from realcustom_jax.encoder_pair import own_pair
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import Rule, SamplingOptions, is_list
-from realcustom_jax.own_pair import OwnPair
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.subjects import AUTO, Subject, with_words
 
@@ -183,7 +183,7 @@ def choose_words(
     """
     if not any(subject.words == AUTO for own in subjects for subject in own):
         return [list(own) for own in subjects]
-    matcher = OwnPair(pipe)
+    matcher = pipe.matcher or own_pair(pipe.models, pipe.params, pipe.tokenizers)
     nouns = matcher.vocabulary()
     return [with_words(prompt, own, matcher, nouns) for prompt, own in zip(prompts, subjects, strict=True)]
 

@@ -161,14 +161,16 @@ def write_params(path: Path, layout: Layout, params: Any, dtype: str) -> None:
       params: nested dict of arrays on the host.
       dtype: one of `WEIGHT_DTYPES`.
     """
+    write_tensors(path, to_tensors(layout, params, dtype))
+
+
+def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """What `write_params` writes, every name after the prefix."""
     flat = flatten(params)
-    write_tensors(
-        path,
-        {
-            entry.key: entry.to_file(np.asarray(flat[p]) for p in entry.paths).astype(WEIGHT_DTYPES[dtype])
-            for entry in layout.entries(flat)
-        },
-    )
+    return {
+        prefix + e.key: e.to_file(np.asarray(flat[path]) for path in e.paths).astype(WEIGHT_DTYPES[dtype])
+        for e in layout.entries(flat)
+    }
 
 
 def check_dtype(dtype: str) -> None:

@@ -1,14 +1,18 @@
 """A pipeline's weights in the forms that others read, beside the model folder that `pipeline.save` writes."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.family import IMAGE
+from realcustom_jax.models.family import IMAGE, TEXT
 from realcustom_jax.pipeline import Pipeline, component_json, split_added
-from realcustom_jax.weights.components import check_dtype, write_json, write_params
+from realcustom_jax.weights.components import check_dtype, to_tensors, write_json, write_params
 from realcustom_jax.weights.configs import timm_heads
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
+from realcustom_jax.weights.original import original_base, original_layouts
+from realcustom_jax.weights.tensors import Tensors, write_tensors
 from realcustom_jax.weights.towers import without_class_position
 
 
@@ -35,6 +39,53 @@ def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
     if not flatten(added):
         raise UserError("this model has nothing that RealCustom adds")
     write_params(path, DIFFUSERS, added, dtype)
+
+
+def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:
+    """The base model as an original one-file checkpoint of SD1.5 or SDXL.
+
+    Args:
+      pipe: the model; its image towers and what RealCustom adds are left out.
+      path: as in `export_unet`.
+      dtype: one of `WEIGHT_DTYPES`.
+
+    Raises:
+      UserError: when such a file, which has no config, would be read as another model.
+    """
+    check_dtype(dtype)
+    base, _ = split_added(pipe.params["unet"])
+    tensors = {}
+    for name, (prefix, layout) in original_layouts(len(pipe.models.text_configs)).items():
+        params = base if name == "unet" else pipe.params[name]
+        tensors |= to_tensors(layout, params, dtype, prefix)
+    shapes = Tensors(str(path), {key: value.shape for key, value in tensors.items()}, tensors.__getitem__)
+    read = original_base(shapes, [Path()] * len(pipe.models.text_configs))
+    told = dict(zip(TEXT, read.texts, strict=False)) | {"unet": read.unet, "vae": read.vae}
+    for name, config in told.items():
+        _check_told(name, pipe.models.configs[name], config)
+    _check_told("scheduler", pipe.schedule, read.schedule)
+    write_tensors(path, tensors)
+
+
+# Defaults of sampling, which change nothing of what a pass computes.
+_UNTOLD = ("sample_size", "timestep_spacing", "steps_offset")
+# Fields that have one value or one a level → their values by level.
+_BY_LEVEL = {
+    "attention_head_dim": "heads",
+    "transformer_layers_per_block": "depths",
+    "self_attention": "self_attentions",
+}
+
+
+def _check_told(name: str, ours: Any, told: Any) -> None:
+    """Raises `UserError` for a field that differs from what a reader of the file would take it for."""
+    for field in dataclasses.fields(ours):
+        attribute = _BY_LEVEL.get(field.name, field.name)
+        has, seen = getattr(ours, attribute), getattr(told, attribute)
+        if has != seen and field.name not in _UNTOLD:
+            raise UserError(
+                f"an original checkpoint cannot tell that {name}.{field.name} is {has}: it is read as {seen}"
+            )
 
 
 def export_flax(pipe: Pipeline, folder: Path, dtype: str) -> None:

@@ -98,6 +98,10 @@ OLD_VAE = Layout("diffusers before 0.18", _by_rename(_old_vae))
 # Image towers of whole CLIP and SigLIP models, and SigLIP's pooling head, which comes after visual features.
 _REST_OF_CLIP = r"^(text_model\.|text_projection\.|logit_(scale|bias)$)|^vision_model\.head\.|position_ids$"
 CLIP_VISION = Layout("transformers", DIFFUSERS.entries, _REST_OF_CLIP)
+# And the text tower of a whole CLIP.
+CLIP_TEXT = Layout(
+    "transformers", DIFFUSERS.entries, r"^(vision_model\.|visual_projection\.|logit_scale$)|position_ids$"
+)
 
 # ---------------------------------------------------------------- towers with names of their own
 

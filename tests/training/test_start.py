@@ -117,7 +117,7 @@ def make_config(micro_configs, monkeypatch, load_once):
     ("part", "name", "value"),
     [
         ("unet", "block_out_channels", (16, 48)),
-        ("vae", "latent_channels", 8),
+        ("vae", "block_out_channels", (8, 32)),
         ("text_encoder", "hidden_size", 32),
         ("image_encoder", "patch_size", 8),
         ("scheduler", "prediction_type", "epsilon"),
@@ -174,6 +174,28 @@ def test_only_what_is_fresh_or_missing_is_initialised(
         assert type(value) is np.ndarray
         assert path in added or np.array_equal(value, loaded[path])
     assert flatten(pipe.models.param_shapes()).keys() == params.keys()
+
+
+WIDER = {"unet__in_channels": 6, "unet__out_channels": 6, "vae__latent_channels": 6}
+JOINTS = (
+    r"^vae/(encoder/conv_out|quant_conv|post_quant_conv|decoder/conv_in)/|^unet/(conv_in|conv_out|scoring)/"
+)
+
+
+def test_latents_of_another_width_need_fresh_joints(folder, make_config):
+    with pytest.raises(UserError) as error:
+        start.starting_pipeline(make_config(folder, **WIDER), None)
+    for path in ("unet/conv_in/kernel", "vae/decoder/conv_in/kernel", "unet/scoring/visual_attention/kernel"):
+        assert f"{path} (model (" in str(error.value)
+
+
+def test_all_but_the_joints_is_kept_with_latents_of_another_width(folder, make_config, micro_pipe):
+    pipe = start.starting_pipeline(make_config(folder, JOINTS, **WIDER), None)
+    assert (pipe.models.unet_config.in_channels, pipe.models.vae_config.latent_channels) == (6, 6)
+    ours, loaded = flatten(pipe.params), flatten(micro_pipe.params)
+    assert ours["unet/conv_in/kernel"].shape[2] == ours["vae/post_quant_conv/kernel"].shape[3] == 6
+    for path, value in ours.items():
+        assert bool(re.search(JOINTS, path)) != np.array_equal(value, loaded[path]), path
 
 
 def test_a_misspelt_fresh_is_an_error(folder, make_config):

@@ -1,0 +1,123 @@
+"""Original one-file checkpoints: diffusers' own conversion of what we write gives diffusers' tensors."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
+diffusers = pytest.importorskip("diffusers", reason="needs the extra 'parity'")
+
+from diffusers.loaders import single_file_utils as theirs  # noqa: E402
+
+from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig  # noqa: E402
+from realcustom_jax.models.config import UNetConfig, from_mapping  # noqa: E402
+from realcustom_jax.models.family import unet_shapes  # noqa: E402
+from realcustom_jax.models.init import param_shapes  # noqa: E402
+from realcustom_jax.models.unet import UNet  # noqa: E402
+from realcustom_jax.models.vae import VAE, VAEConfig  # noqa: E402
+from realcustom_jax.pipeline import component_json  # noqa: E402
+from realcustom_jax.weights.components import to_tensors  # noqa: E402
+from realcustom_jax.weights.keys import flatten  # noqa: E402
+from realcustom_jax.weights.layouts import DIFFUSERS  # noqa: E402
+from realcustom_jax.weights.original import original_base, original_layouts  # noqa: E402
+from realcustom_jax.weights.tensors import Tensors  # noqa: E402
+
+common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.py"))))
+published = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("published.py"))))
+make = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "original_models.py"))["make"]
+
+
+@pytest.fixture(scope="module")
+def pipes(micro_tokenizer):
+    return {kind: make(kind, micro_tokenizer) for kind in ("sd15", "sdxl")}
+
+
+def tensors(pipe, part: str, original: bool) -> dict[str, torch.Tensor]:
+    prefix, layout = original_layouts(len(pipe.models.text_configs))[part]
+    prefix, layout = (prefix, layout) if original else ("", DIFFUSERS)
+    written = to_tensors(layout, pipe.params[part], "float32", prefix)
+    return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in written.items()}
+
+
+def converted(pipe, part: str) -> dict[str, torch.Tensor]:
+    """What diffusers makes of our original tensors."""
+    ours, config = tensors(pipe, part, original=True), component_json(part, pipe.models.configs[part])
+    if part == "unet":
+        return theirs.convert_ldm_unet_checkpoint(ours, config)
+    if part == "vae":
+        return theirs.convert_ldm_vae_checkpoint(ours, config)
+    if part == "text_encoder":
+        return theirs.convert_ldm_clip_checkpoint(ours, original_layouts(2)["text_encoder"][0])
+    # It splits queries, keys and values by the projection's first axis, the encoder's width.
+    return theirs.convert_open_clip_checkpoint(None, ours, original_layouts(2)["text_encoder_2"][0])
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_they_convert_what_we_write(pipes, kind, part):
+    _compare(pipes[kind], part)
+
+
+def test_they_convert_sdxl_s_second_text_encoder(pipes):
+    _compare(pipes["sdxl"], "text_encoder_2")
+
+
+def _compare(pipe, part: str) -> None:
+    expected, got = tensors(pipe, part, original=False), converted(pipe, part)
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        # VAE attention: theirs may stay 1×1 convolutions
+        np.testing.assert_array_equal(got[key].reshape(value.shape), value, err_msg=key)
+
+
+def _full_shapes(name: str) -> tuple[dict, UNetConfig]:
+    """Shapes of all tensors of the real file, and its UNet's config."""
+    config = from_mapping(UNetConfig, published.UNETS[name])
+    texts = [
+        from_mapping(CLIPTextConfig, values | {"with_projection": projects})
+        for projects, values in published.TEXTS.values()
+    ]
+    pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    shapes = {
+        "unet": unet_shapes(UNet(config), text_tokens=77, visual_tokens=4, vision_dim=8),
+        "vae": param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)).init, pixels),
+    }
+    ids = jax.ShapeDtypeStruct((1, 77), np.int32)
+    texts = texts[: 2 if config.addition_embed_type else 1]
+    shapes |= {
+        key: param_shapes(CLIPText(text).init, ids)
+        for key, text in zip(("text_encoder", "text_encoder_2"), texts, strict=False)
+    }
+    layouts = original_layouts(len(texts))
+    return {
+        prefix + entry.key: entry.shape
+        for part, (prefix, layout) in layouts.items()
+        for entry in layout.entries(flatten(shapes[part]))
+    }, config
+
+
+@pytest.mark.parametrize("name", published.UNETS)
+def test_the_real_files_shapes_tell_the_published_configs(name):
+    shapes, expected = _full_shapes(name)
+    # names of the published files, seen there: the last blocks of both paths and what lies between
+    last = "11.1.proj_out" if name.endswith("1.5") else "8.0.skip_connection"
+    assert {
+        f"model.diffusion_model.output_blocks.{last}.weight",
+        "first_stage_model.quant_conv.bias",
+    } <= shapes.keys()
+    texts = sum(key.endswith("token_embedding.weight") for key in shapes)
+    base = original_base(Tensors("it", shapes, None), [Path()] * texts)
+    for field in (
+        "heads", "depths", "block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
+        "cross_attention_dim", "use_linear_projection", "addition_embed_type", "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim", "sample_size",
+    ):  # fmt: skip
+        assert getattr(base.unet, field) == getattr(expected, field), field
+    for read, (projects, values) in zip(base.texts, published.TEXTS.values(), strict=False):
+        assert read.with_projection == projects
+        assert all(getattr(read, key) == value for key, value in values.items())
+    assert base.vae.block_out_channels == (128, 256, 512, 512) and base.vae.layers_per_block == 2

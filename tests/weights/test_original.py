@@ -1,0 +1,146 @@
+"""Original one-file checkpoints: written and read to the bit, with the right shapes; mistakes are named.
+
+That the names are those of the real files is compared with diffusers in tests/parity/test_original.py.
+"""
+
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from realcustom_jax import convert, pipeline
+from realcustom_jax.data.tokenize import save_tokenizer
+from realcustom_jax.errors import UserError
+from realcustom_jax.weights.exports import export_original
+from realcustom_jax.weights.keys import flatten
+
+make = runpy.run_path(str(Path(__file__).with_name("original_models.py")))["make"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(micro_tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(micro_tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def pipe(request, micro_tokenizer):
+    return make(request.param, micro_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def file(pipe, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.safetensors"
+    export_original(pipe, path, "float32")
+    return path
+
+
+def changed(file: Path, path: Path, change) -> Path:
+    """The file after `change(tensors)`."""
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+def assert_same(loaded, expected) -> None:
+    for name, config in expected.models.configs.items():
+        read = loaded.models.configs[name]
+        if name == "unet":  # its values by level may be written once for all
+            assert (read.heads, read.depths) == (config.heads, config.depths)
+            same = {"attention_head_dim": 0, "transformer_layers_per_block": 0}
+            read, config = (dataclasses.replace(c, **same) for c in (read, config))
+        assert read == config
+    assert (loaded.schedule, loaded.defaults) == (expected.schedule, expected.defaults)
+    ours, theirs = flatten(loaded.params), flatten(expected.params)
+    assert ours.keys() == theirs.keys()
+    for path, value in theirs.items():
+        np.testing.assert_array_equal(ours[path], value, err_msg=path)
+
+
+def test_a_file_gives_back_the_same_model_to_the_bit(pipe, file, tokenizer):
+    count = len(pipe.models.text_configs)
+    assert_same(pipeline.load(file, tokenizers=[tokenizer] * count), pipe)
+
+
+def test_what_training_left_in_a_file_is_passed_over(pipe, file, tokenizer, tmp_path):
+    """Averages and tables of the noise schedule are; a tensor of no known part is an error."""
+    left = ("model_ema.decay", "betas", "sqrt_alphas_cumprod", "posterior_variance", "denoiser.sigmas")
+    path = changed(
+        file, tmp_path / "a.safetensors", lambda t: t.update({name: np.ones(2, np.float32) for name in left})
+    )
+    tokenizers = [tokenizer] * len(pipe.models.text_configs)
+    assert_same(pipeline.load_on_host(path, tokenizers=tokenizers), pipe)
+    path = changed(file, tmp_path / "b.safetensors", lambda t: t.update(control_model=np.ones(2)))
+    with pytest.raises(UserError, match=r"b\.safetensors has tensors of no known part: control_model"):
+        pipeline.load_on_host(path, tokenizers=tokenizers)
+
+
+def test_a_missing_tensor_is_named_as_the_file_has_it(pipe, file, tokenizer, tmp_path):
+    name = "input_blocks.1.0.in_layers.2.weight"
+    path = changed(file, tmp_path / "x.safetensors", lambda t: t.pop(f"model.diffusion_model.{name}"))
+    with pytest.raises(UserError, match=f"named as the original UNet does.*1 missing: {name}"):
+        pipeline.load_on_host(path, tokenizers=[tokenizer] * len(pipe.models.text_configs))
+
+
+def test_stable_diffusion_2_is_refused(pipe, file, tokenizer, tmp_path):
+    def change(tensors):
+        for key in [k for k in tensors if k.startswith(("cond_stage_model.", "conditioner."))]:
+            tensors["cond_stage_model.model." + key] = tensors.pop(key)
+
+    path = changed(file, tmp_path / "v2.safetensors", change)
+    with pytest.raises(UserError, match=r"is no original checkpoint of SD1\.5 or SDXL: it holds"):
+        pipeline.load(path, tokenizers=[tokenizer])
+
+
+def test_as_many_tokenizers_as_text_encoders_are_needed(pipe, file, tokenizer):
+    count = len(pipe.models.text_configs)
+    with pytest.raises(UserError, match=f"needs {count} tokenizers, not 3"):
+        pipeline.load(file, tokenizers=[tokenizer] * 3)
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    safetensors.numpy.save_file({"x": np.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="is neither a model folder nor an original checkpoint"):
+        pipeline.load(tmp_path / "x.safetensors")
+
+
+def test_a_folder_has_its_own_tokenizers(tokenizer):
+    with pytest.raises(UserError, match="has its own tokenizers"):
+        pipeline.load("toybox", tokenizers=[tokenizer])
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("unet", {"attention_head_dim": 4}, r"unet\.attention_head_dim is \(4, 4, 4\): it is read as \(8,"),
+        ("unet", {"norm_num_groups": 16}, r"unet\.norm_num_groups is 16: it is read as 32"),
+        ("vae", {"scaling_factor": 0.5}, r"vae\.scaling_factor is 0\.5: it is read as 0\.18215"),
+    ],
+)  # fmt: skip
+def test_what_such_a_file_cannot_tell_is_not_exported(micro_tokenizer, tmp_path, part, change, message):
+    pipe = make("sd15", micro_tokenizer)
+    config = dataclasses.replace(pipe.models.configs[part], **change)
+    pipe = pipe.replace(models=dataclasses.replace(pipe.models, **{f"{part}_config": config}))
+    with pytest.raises(UserError, match=message):
+        export_original(pipe, tmp_path / "x.safetensors", "float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_writes_and_reads_it(micro_tokenizer, tokenizer, tmp_path, monkeypatch):
+    pipe = make("sdxl", micro_tokenizer)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+        convert.main()
+
+    pipeline.save(pipe, tmp_path / "folder")
+    run("--model", tmp_path / "folder", "--to", "original", "--out", tmp_path / "one.safetensors")
+    tokenizers = ["--tokenizer", tokenizer] * len(pipe.models.text_configs)
+    run("--model", tmp_path / "one.safetensors", *tokenizers, "--out", tmp_path / "again")
+    assert_same(pipeline.load_on_host(tmp_path / "again"), pipe)
