@@ -36,18 +36,19 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "vae": ("^vae/",),
         "clip": ("^text_encoder/", "^image_encoder/"),
         "base": ("^unet/",),
-        "customize": (ADDED,),
+        # The base learns on: it is so small and young that what is added to it cannot do all the work alone.
+        "customize": (ADDED, "^unet/"),
     }[stage]
     config.frozen = (".*",)  # all that `trainable` does not match
 
     config.optimizer = {
-        "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 2e-3}[stage],
-        "warmup": {"vae": 50, "clip": 50, "base": 200, "customize": 50}[stage],  # steps
+        "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 1e-3}[stage],
+        "warmup": {"vae": 50, "clip": 50, "base": 200, "customize": 200}[stage],  # steps
         "end_fraction": 0.02,  # of the learning rate, at the last step
         "weight_decay": 0.01,
         "b2": 0.99,
         "max_norm": 1.0,  # of the gradient
-        "ema_decay": {"vae": 0.99, "clip": 0.99, "base": 0.998, "customize": 0.99}[stage],
+        "ema_decay": {"vae": 0.99, "clip": 0.99, "base": 0.998, "customize": 0.998}[stage],
     }
     config.loss = {
         "kl_weight": 1e-4,  # vae
@@ -68,6 +69,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "drop_text": 0.05,  # empty caption
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,
+        "text_only": 0.4,  # no reference at all: there the base learns on
     }
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 400}

@@ -52,6 +52,7 @@ _KEYS: dict[str, tuple] = {
     "data.drop_text": _SHARE,
     "data.drop_image": _SHARE,
     "data.drop_both": _SHARE,
+    "data.text_only": _SHARE,
     "curriculum.start": _SHARE,
     "curriculum.end": _SHARE,
     "curriculum.begin": (_INTEGER,),

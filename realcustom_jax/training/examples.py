@@ -15,7 +15,9 @@ from realcustom_jax.training.curriculum import Curriculum
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample:
-    """{"image", "caption", "index"} → "image" (S, S, 3), "ids" int32 (E, L)[, "reference" (V, S', S', 3)].
+    """{"image", "caption", "index"} → "image" (S, S, 3), "ids" int32 (E, L)[, "reference" (V, S', S', 3) …].
+
+    The flag, one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
 
     Attributes:
       tokenizers: for the captions, one for each of E text encoders.
@@ -25,6 +27,7 @@ class MakeExample:
       batch_size: to know the step, which the curriculum needs.
       curriculum: augmentation of the reference by step.
       drop_text, drop_image, drop_both: shares of examples with an empty caption, a black reference, or both.
+      text_only: share of examples, drawn independently, whose flag is 0.
     """
 
     tokenizers: Sequence[PreTrainedTokenizerBase]
@@ -36,6 +39,7 @@ class MakeExample:
     drop_text: float
     drop_image: float
     drop_both: float
+    text_only: float
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         draw = rng.random()
@@ -53,4 +57,5 @@ class MakeExample:
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         reference = augment_reference(image, rng, strength)
         reference = reference_views(reference, self.reference_size, self.high_res)
-        return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image)}
+        flag = np.float32(rng.random() >= self.text_only)
+        return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image), "flag": flag}

@@ -118,10 +118,11 @@ def _diffusion_loss(
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
         z = add_noise(z0, noise, signal, sigma)
-        features = quantity = None
+        features = flags = quantity = None
         if gamma_num is not None:
             # one subject
             features = tuple(x[:, None] for x in encode_reference(models, params, batch["reference"]))
+            flags = batch["flag"][:, None]
             # one γ_num a step for the whole batch (eq. 10)
             gamma = jnp.broadcast_to(
                 jax.random.uniform(k_gamma, (), minval=gamma_num[0], maxval=gamma_num[1]), (count,)
@@ -130,7 +131,7 @@ def _diffusion_loss(
             quantity = InfluenceQuantity(gamma, 1.0 - share, share)
 
         def predict(unet: Any) -> Array:
-            context = unet.encode_context(text, features, pooled=pooled, time_ids=sizes)
+            context = unet.encode_context(text, features, flags, pooled=pooled, time_ids=sizes)
             return unet(z, t, context, quantity=quantity)[0]
 
         prediction = models.unet.apply({"params": params["unet"]}, method=predict)

@@ -129,6 +129,7 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         drop_text=options.drop_text if diffusion else 0.0,
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
+        text_only=options.text_only if customize else 0.0,
     )
     return make_loader(
         data,

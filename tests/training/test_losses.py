@@ -46,9 +46,9 @@ class UNetStandIn:
     def apply(self, variables, *, method):
         return method(self)
 
-    def encode_context(self, text, features=None, pooled=None, time_ids=None):
+    def encode_context(self, text, features=None, flags=None, pooled=None, time_ids=None):
         assert pooled is None and time_ids is None  # SD1.5 has neither
-        return text, features
+        return text, features, flags
 
     def __call__(self, z, t, context, quantity=None):
         self.calls.append((np.asarray(z), np.asarray(t), context, quantity))
@@ -71,7 +71,8 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None) -> t
         high_res=False,
     )
     image = jnp.zeros((COUNT, 8, 8, 3), jnp.uint8)
-    batch = {"image": image, "reference": image[:, None], "ids": jnp.zeros((COUNT, 1, 2), jnp.int32)}
+    ids, flag = jnp.zeros((COUNT, 1, 2), jnp.int32), jnp.arange(COUNT) % 2.0
+    batch = {"image": image, "reference": image[:, None], "ids": ids, "flag": flag}
     schedule = ScheduleConfig(prediction_type=prediction_type)
     loss = make_loss(stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma})
     value, metrics = loss(PARAMS, batch, KEY)
@@ -124,12 +125,14 @@ def test_noise_and_timesteps_cover_what_they_should():
 
 def test_base_trains_without_subjects():
     *_, context, quantity, _ = diffusion("base", "v_prediction", 5.0)
-    assert context[1] is None and quantity is None
+    assert context[1] is None and context[2] is None and quantity is None
 
 
 def test_customize_gives_the_reference_and_eq_8_and_10():
-    """One subject; one γ_num in [0.3, 1) for the whole batch; weights 1 − √ᾱ_t and √ᾱ_t (float32: 1e-6)."""
-    _, _, _, t, _, (_, (visual,)), quantity, features = diffusion("customize", "v_prediction", 5.0)
+    """One subject, absent where the flag is 0; one γ_num in [0.3, 1) for the batch; weights 1 − √ᾱ_t and
+    √ᾱ_t (float32: 1e-6)."""
+    _, _, _, t, _, (_, (visual,), flags), quantity, features = diffusion("customize", "v_prediction", 5.0)
+    np.testing.assert_array_equal(flags[:, 0], np.arange(COUNT) % 2)
     np.testing.assert_array_equal(visual[:, 0], features)
     assert visual.shape == (COUNT, 1, 5, 2)
     gamma = np.asarray(quantity.gamma_num)
