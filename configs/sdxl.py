@@ -34,7 +34,8 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     config.batch_size = 64  # over all devices
     config.log_every = 50
     config.checkpoint_every = 1000
-    config.checkpoints_kept = 3
+    config.checkpoints_kept = 3  # the newest
+    config.checkpoints_kept_every = 0  # and those of every so many steps; 0: none
     config.export_dtype = "float16"  # of the weights in WORKDIR/model
 
     config.trainable = (ADDED,)  # visual K and V, projector, scoring
@@ -48,6 +49,7 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
         "b2": 0.999,
         "max_norm": 1.0,  # of the gradient
         "ema_decay": 0.9999,
+        "most_skipped": 10,  # updates in a row whose loss or gradient is not finite
     }
     config.loss = {
         "min_snr_gamma": 0.0,  # eq. 1 itself

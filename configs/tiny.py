@@ -25,7 +25,8 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     config.batch_size = {"vae": 16, "clip": 128, "base": 32, "customize": 32}[stage]  # over all devices
     config.log_every = 20  # steps between lines of metrics.jsonl
     config.checkpoint_every = 200  # steps between checkpoints
-    config.checkpoints_kept = 2
+    config.checkpoints_kept = 2  # the newest
+    config.checkpoints_kept_every = 0  # and those of every so many steps; 0: none
     config.export_dtype = "float16"  # of the weights in WORKDIR/model
 
     # What RealCustom adds starts afresh even where `init_from` has it: this stage trains it from the base.
@@ -49,6 +50,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "b2": 0.99,
         "max_norm": 1.0,  # of the gradient
         "ema_decay": {"vae": 0.99, "clip": 0.99, "base": 0.998, "customize": 0.998}[stage],
+        "most_skipped": 10,  # updates in a row whose loss or gradient is not finite
     }
     config.loss = {
         "kl_weight": 1e-4,  # vae

@@ -2,9 +2,9 @@
 
 Writes DIR/checkpoints (state, place in the data, config), DIR/metrics.jsonl and, at the end, DIR/model, a
 model folder that `realcustom_jax.load` and the next stage read. Run again with the same DIR, it goes on from
-the newest checkpoint. Every option of the config is a flag: --config.steps=100,
---config.optimizer.learning_rate=1e-3. The last line of its output is `sha256` and the hash of the trained
-parameters.
+the newest whole checkpoint; SIGTERM saves one and ends the run with status 0. Every option of the config is a
+flag: --config.steps=100, --config.optimizer.learning_rate=1e-3. The last line of a finished run's output is
+`sha256` and the hash of the trained parameters.
 """
 
 from pathlib import Path
@@ -25,7 +25,8 @@ def main() -> None:
     if not _WORKDIR.value or _CONFIG.value is None:
         raise UserError("train needs --config FILE and --workdir DIR, see --help")
     digest = train(_CONFIG.value, Path(_WORKDIR.value), cache_dir())
-    print(f"sha256 {digest}", flush=True)
+    if digest:
+        print(f"sha256 {digest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
 """Checkpoints of a run: train state, place in the data, config. Orbax, under WORKDIR/checkpoints/."""
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax import Array
+from jax.experimental import multihost_utils
 
+from realcustom_jax.errors import UserError
 from realcustom_jax.weights.keys import check_keys
 
 # Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.
@@ -16,67 +24,151 @@ _HANDLERS = {
 }
 
 
+class Restored(NamedTuple):
+    """What a checkpoint gives: its step, the train state in its shards, and the loader's state."""
+
+    step: int
+    state: Any
+    loader: dict[str, Any]
+
+
 class Checkpoints:
     """Saves asynchronously and restores the newest whole checkpoint.
 
     Orbax writes into a temporary folder and renames it when all is there, so an interrupted save is not taken
-    for a checkpoint. Where a file system does not rename a folder at once, or a copy was cut short, a step's
-    folder can still be torn: it is removed, because Orbax saves no step at or before one that it sees.
+    for a checkpoint. A file system can still tear or spoil one: a checkpoint whose parts are not all there,
+    cannot be read, or give another checksum than they were saved with, is said and set aside as
+    `STEP.corrupt`, and the one before it counts.
     """
 
-    def __init__(self, workdir: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    def __init__(self, workdir: Path, keep: int, keep_every: int = 0):
+        """`keep` the newest ones, and those whose step `keep_every` divides (0: none)."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             item_handlers={name: handler() for name, handler in _HANDLERS.items()},
             options=options,
         )
+        self._corrupt = 0
         for step in self._manager.all_steps():
-            if not self._is_whole(step):
-                if jax.process_index() == 0:
-                    print(f"removing the torn checkpoint {self._manager.directory / str(step)}", flush=True)
-                self._manager.delete(step)
+            if reason := self._torn(step):
+                self._set_aside(step, reason)
 
-    def _is_whole(self, step: int) -> bool:
-        """Whether Orbax finished the checkpoint, and all its items are there."""
-        saved = self._manager.metadata(step)
-        items = saved.item_metadata or {}
-        return saved.commit_timestamp_nsecs is not None and all(name in items for name in _HANDLERS)
+    def _torn(self, step: int) -> str:
+        """What a checkpoint lacks, or "" for one that Orbax finished and whose items are there."""
+        try:
+            saved = self._manager.metadata(step)
+            items = saved.item_metadata or {}
+            missing = [name for name in _HANDLERS if name not in items]
+            if missing:
+                return f"it lacks {', '.join(missing)}"
+            if saved.commit_timestamp_nsecs is None:
+                return "it was never finished"
+            self.config(step)
+        except Exception as error:  # of Orbax and of whatever it reads with, not documented
+            return _one_line(error)
+        return ""
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        self._corrupt += 1
+        folder = Path(self._manager.directory) / str(step)
+        if jax.process_index() == 0:
+            names = itertools.chain([f"{step}.corrupt"], (f"{step}.corrupt{i}" for i in itertools.count(2)))
+            aside = next(path for path in map(folder.with_name, names) if not path.exists())
+            print(f"the checkpoint {folder} is corrupt ({reason}): set aside as {aside.name}", flush=True)
+            folder.rename(aside)
+        multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any]) -> None:
-        """Start writing; `data` is the loader's state and `config` the run's, both JSON-able."""
+    def save(self, step: int, state: Any, loader: dict[str, Any], config: dict[str, Any]) -> None:
+        """Start writing; `loader` is the loader's state and `config` the run's, both JSON-able.
+
+        Raises:
+          UserError: when this or the save before it cannot be written.
+        """
+        data = {"loader": loader, "checksum": int(_checksum(state))}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
-        self._manager.save(step, args=args)
+        with self._writing():
+            self._manager.save(step, args=args)
 
     def config(self, step: int) -> dict[str, Any]:
         """The config that a checkpoint was saved with."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state, straight into the shardings of `like`, and the loader's state.
+    def restore_newest(self, like: Any) -> Restored | None:
+        """The newest checkpoint that can be read whole, straight into the shardings of `like`, if any.
 
         Args:
-          step: which checkpoint.
           like: the state as `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-          UserError: when the checkpoint is of another model; the differing keys are named.
+          UserError: when a checkpoint is of another model (the differing keys are named), or there were
+            several and none of them can be read.
         """
-        saved = self._manager.item_metadata(step)["state"]
-        check_keys(f"checkpoint {step} in {self._manager.directory}", _shapes(like), _shapes(saved))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return restored["state"], restored["data"]
+        while (step := self.latest_step()) is not None:
+            saved = self._manager.item_metadata(step)["state"]
+            check_keys(f"checkpoint {step} in {self._manager.directory}", _shapes(like), _shapes(saved))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+            try:
+                restored = self._manager.restore(step, args=args)
+                if int(_checksum(restored["state"])) == restored["data"]["checksum"]:
+                    return Restored(step, restored["state"], restored["data"]["loader"])
+                reason = "its parameters give another checksum than they were saved with"
+            except Exception as error:  # as in _torn
+                reason = _one_line(error)
+            self._set_aside(step, reason)
+        # Of a run's first checkpoint alone, the one before is the beginning.
+        if self._corrupt > 1:
+            raise UserError(
+                f"none of the {self._corrupt} checkpoints in {self._manager.directory} can be read"
+            )
+        return None
 
     def close(self) -> None:
-        """Wait for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the last save.
+
+        Raises:
+          UserError: when it cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names a save's failure, which Orbax's threads raise as one of several kinds, in one sentence."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            whole = self._manager.latest_step()
+            left = f"the newest whole one is of step {whole}" if whole else "there is no earlier one"
+            raise UserError(
+                f"a checkpoint cannot be written to {self._manager.directory}: {_one_line(error)}; {left}"
+            ) from error
+
+
+@jax.jit
+def _checksum(tree: Any) -> Array:
+    """A uint32 that any changed bit changes: sums of all arrays' words, each array with its own odd factor.
+
+    Integers, so it is the same on any mesh.
+    """
+    total = jnp.zeros((), jnp.uint32)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        total += jnp.uint32(2 * i + 1) * bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+    return total
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -36,6 +36,7 @@ _KEYS: dict[str, tuple] = {
     "log_every": (_INTEGER, 1),
     "checkpoint_every": (_INTEGER, 1),
     "checkpoints_kept": (_INTEGER, 1),
+    "checkpoints_kept_every": (_INTEGER, 0),
     "export_dtype": (_TEXT,),
     "optimizer.learning_rate": (_NUMBER, 0),
     "optimizer.warmup": (_INTEGER, 0),
@@ -44,6 +45,7 @@ _KEYS: dict[str, tuple] = {
     "optimizer.b2": _SHARE,
     "optimizer.max_norm": (_NUMBER, 0),
     "optimizer.ema_decay": _SHARE,
+    "optimizer.most_skipped": (_INTEGER, 1),
     "data.path": (_TEXT,),
     "data.split": (_TEXT,),
     "data.toybox_examples": (_INTEGER, 1),
@@ -76,7 +78,7 @@ _MODEL = {
 _FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
 # These change nothing of what is learned.
 _FREE = re.compile(
-    r"(log_every|checkpoint_every|checkpoints_kept|export_dtype|data\.workers|data\.prefetch|mesh|sharding)(\.|$)"
+    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|mesh|sharding)(\.|$)"
 )
 
 

@@ -21,14 +21,16 @@ from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import check_config, check_resume
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
+from realcustom_jax.training.finite import FiniteWatch
 from realcustom_jax.training.logs import Logger, params_sha256
 from realcustom_jax.training.losses import make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
+from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState, create_state, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
+def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
     """Run a stage to its last step, from the newest checkpoint in `workdir` where there is one.
 
     Args:
@@ -37,19 +39,20 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
       cache: where the toybox is drawn, if the config asks for it.
 
     Returns:
-      the sha256 of the trained parameters (not of their average, which is what model/ holds).
+      the sha256 of the trained parameters (not of their average, which is what model/ holds); None when
+      SIGTERM ended the run before its last step, with a checkpoint of where it was.
 
     Raises:
-      UserError: for a mistake in the config, or a workdir that is another run's.
+      UserError: for a mistake in the config, a workdir that is another run's or cannot be written to, or
+        too many updates in a row that are not finite.
     """
     # ---------------------------------------------------------------- config, data and model
     check_config(config)
     mesh = _make_mesh(config)
     make_folder(workdir, "workdir")
-    checkpoints = Checkpoints(workdir, config.checkpoints_kept)
-    first = checkpoints.latest_step() or 0
-    if first:
-        _announce(workdir, first, check_resume(config, checkpoints.config(first), first))
+    checkpoints = Checkpoints(workdir, config.checkpoints_kept, config.checkpoints_kept_every)
+    newest = checkpoints.latest_step() or 0
+    differences = check_resume(config, checkpoints.config(newest), newest) if newest else ""
     data = open_data(config.data, cache)
     pipe = starting_pipeline(config, data)
     loader = _make_loader(config, pipe, data)
@@ -64,9 +67,11 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
     state_shardings = partition.shardings(shapes, config.sharding, mesh)
     frozen_shardings = partition.shardings(frozen, config.sharding, mesh)
     frozen = partition.place(frozen, frozen_shardings)
-    if first:
-        state, loader_state = checkpoints.restore(first, jax.tree.map(_struct, shapes, state_shardings))
-        loader.set_state(loader_state)
+    first, restored = 0, checkpoints.restore_newest(jax.tree.map(_struct, shapes, state_shardings))
+    if restored:
+        first, state = restored.step, restored.state
+        loader.set_state(restored.loader)
+        _announce(workdir, first, differences)
     else:
         create = jax.jit(lambda params: create_state(params, optimizer), out_shardings=state_shardings)
         state = create(partition.place(trainable, state_shardings.params))
@@ -82,13 +87,24 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
         donate_argnums=0,
     )
     logger = Logger(workdir, first, config.steps, config.batch_size)
-    for step in range(first + 1, config.steps + 1):
-        state, metrics = step_fn(state, frozen, _global_batch(next(loader), batch_sharding))
-        logger.advance()
-        if step % config.log_every == 0 or step == config.steps:
-            logger.report(step, metrics)
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            checkpoints.save(step, state, loader.get_state(), config.to_dict())
+    watch = FiniteWatch(options.most_skipped)
+    with Preemption() as preemption:
+        for step in range(first + 1, config.steps + 1):
+            state, metrics = step_fn(state, frozen, _global_batch(next(loader), batch_sharding))
+            logger.advance()
+            watch.look(step, metrics["skipped_in_a_row"])
+            last, preempted = step == config.steps, preemption.reached(step)
+            if step % config.log_every == 0 or last:
+                logger.report(step, metrics)
+            if step % config.checkpoint_every == 0 or last or preempted:
+                watch.flush()
+                checkpoints.save(step, state, loader.get_state(), config.to_dict())
+            if preempted and not last:
+                checkpoints.close()
+                logger.close()
+                loader.close()
+                _say(f"stopped by SIGTERM after step {step}, which is saved: start again to go on")
+                return None
 
     # ---------------------------------------------------------------- the result
     checkpoints.close()
@@ -109,10 +125,14 @@ def _make_mesh(config: ConfigDict) -> Mesh:
 
 
 def _announce(workdir: Path, step: int, differences: str) -> None:
+    _say(f"resuming from step {step} in {workdir / 'checkpoints'}")
+    if differences:
+        _say(f"the config differs from the checkpoint's: {differences}")
+
+
+def _say(sentence: str) -> None:
     if jax.process_index() == 0:
-        print(f"resuming from step {step} in {workdir / 'checkpoints'}", flush=True)
-        if differences:
-            print(f"the config differs from the checkpoint's: {differences}", flush=True)
+        print(sentence, flush=True)
 
 
 def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from realcustom_jax.training.finite import choose
 from realcustom_jax.training.losses import Batch, Loss, Metrics
 from realcustom_jax.training.partition import merge
 
@@ -22,18 +23,22 @@ class TrainState:
       params: the trainable part of the parameters, as a nested dict.
       opt_state: the optimizer's.
       ema: exponential moving average of `params`.
+      skipped, skipped_in_a_row: () int32, updates that were not finite: of all, and the newest on end.
     """
 
     step: Array
     params: Any
     opt_state: Any
     ema: Any
+    skipped: Array
+    skipped_in_a_row: Array
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state; jit it with `out_shardings` to create it in its shards."""
     copy = jax.tree.map(jnp.copy, params)  # donated buffers must not be shared
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), copy, zero, zero)
 
 
 def make_train_step(
@@ -42,7 +47,8 @@ def make_train_step(
     """The pure step (state, frozen parameters, batch) → (state, metrics).
 
     Random numbers are a function of (seed, step), so a resumed run repeats them, on any number of devices.
-    The average's decay starts low, min(decay, (1+step)/(10+step)): early averages follow quickly.
+    The average's decay starts low, min(decay, (1+step)/(10+step)): early averages follow quickly. Where the
+    loss or the gradient is not finite, nothing changes but the counts.
     """
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
@@ -54,14 +60,23 @@ def make_train_step(
         (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(gradients)
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        params, opt_state, ema = choose(
+            finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = {
             "loss": value,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": norm,
             "learning_rate": schedule(state.step),
+            "skipped": skipped,
+            "skipped_in_a_row": in_a_row,
             **metrics,
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), metrics
 
     return step

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -38,10 +40,10 @@ def workdir(whole, tmp_path) -> Path:
 
 def assert_at(workdir: Path, step: int) -> None:
     checkpoints = Checkpoints(workdir, keep=10)
-    assert checkpoints.latest_step() == step
-    state, data = checkpoints.restore(step, LIKE)
-    np.testing.assert_array_equal(state["a"], np.full(3, float(step)))
-    assert data == {"step": step} and checkpoints.config(step) == {"x": [1, 2], "step": step}
+    restored = checkpoints.restore_newest(LIKE)
+    assert restored.step == step == checkpoints.latest_step()
+    np.testing.assert_array_equal(restored.state["a"], np.full(3, float(step)))
+    assert restored.loader == {"step": step} and checkpoints.config(step) == {"x": [1, 2], "step": step}
     checkpoints.close()
 
 
@@ -78,17 +80,100 @@ def test_a_torn_checkpoint_is_not_taken_and_not_in_the_way(workdir, capsys, tear
     torn = Path(shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "9"))
     tear(torn)
     assert_at(workdir, 2)
-    assert f"removing the torn checkpoint {torn}" in capsys.readouterr().out
+    assert f"the checkpoint {torn} is corrupt (" in capsys.readouterr().out
     save(workdir, 5, 9)
     assert_at(workdir, 9)
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"1", "2", "5", "9"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"1", "2", "5", "9", "9.corrupt"}
+
+
+def data_files(workdir: Path, step: int) -> list[Path]:
+    """Where Orbax keeps the arrays, not their names."""
+    return [path for path in (workdir / "checkpoints" / str(step) / "state").glob("**/d/*") if path.is_file()]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_said_and_the_one_before_taken(workdir, capsys):
+    """Its data are cut short; a second time the name `2.corrupt` is taken."""
+    for aside in ("2.corrupt", "2.corrupt2"):
+        for path in data_files(workdir, 2):
+            path.write_bytes(path.read_bytes()[:-20])
+        assert_at(workdir, 1)
+        assert f"set aside as {aside}" in capsys.readouterr().out
+        save(workdir, 2)
+
+
+def test_a_changed_bit_is_noticed(workdir, monkeypatch, capsys):
+    """What is read differs from what was saved in the lowest bit of one of the numbers."""
+    restore = Checkpoints.__init__.__globals__["ocp"].CheckpointManager.restore
+
+    def flipped(manager, step, args):
+        restored = restore(manager, step, args=args)
+        if step == 2 and "state" in restored:
+            bits = restored["state"]["a"].view(jnp.uint32)
+            restored["state"]["a"] = bits.at[1].set(bits[1] ^ 1).view(jnp.float32)
+        return restored
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", flipped)
+    assert_at(workdir, 1)
+    assert "another checksum than they were saved with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [(1,), (1, 2)])
+def test_none_of_several_that_can_be_read_is_an_error(tmp_path, steps):
+    """Of the first alone it is not: the run begins again."""
+    save(tmp_path, *steps)
+    for step in steps:
+        for path in data_files(tmp_path, step):
+            path.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep=10)
+    if len(steps) == 1:
+        assert checkpoints.restore_newest(LIKE) is None
+    else:
+        with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* can be read"):
+            checkpoints.restore_newest(LIKE)
+    checkpoints.close()
+
+
+def test_the_retention_rule(tmp_path):
+    """The newest two, and every step that 4 divides."""
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)
+    for step in range(1, 11):
+        checkpoints.save(step, {"a": jnp.zeros(3)}, {}, {})
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8", "9", "10"}
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from realcustom_jax.errors import exit_on_user_error
+from realcustom_jax.training.checkpoint import Checkpoints
+
+with exit_on_user_error():
+    checkpoints = Checkpoints(Path(sys.argv[1]), keep=10)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    checkpoints.save(3, {"a": jnp.arange(1e6)}, {}, {})
+    checkpoints.close()
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_sentence_and_keeps_what_is_there(workdir):
+    """Files may have 100 kB, as if the disk were full; the state has 4 MB."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL, str(workdir)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith(f"error: a checkpoint cannot be written to {workdir}/checkpoints: ")
+    assert message.endswith("; the newest whole one is of step 2")
+    assert_at(workdir, 2)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(workdir):
     checkpoints = Checkpoints(workdir, keep=10)
     wider = {"a": jax.ShapeDtypeStruct((5,), jnp.float32, sharding=DEVICE)}
     with pytest.raises(UserError, match=r"checkpoint 2 in .* mis-shaped: a \(model \(5,\), file \(3,\)\)"):
-        checkpoints.restore(2, wider)
+        checkpoints.restore_newest(wider)
     with pytest.raises(UserError, match="1 missing: b; 1 unexpected: a"):
-        checkpoints.restore(2, {"b": LIKE["a"]})
+        checkpoints.restore_newest({"b": LIKE["a"]})
     checkpoints.close()

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -246,6 +247,35 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits(runs, tmp_path, capsys):
         np.testing.assert_array_equal(theirs[path], value)
 
 
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(runs, tmp_path, monkeypatch, capsys):
+    """The signal comes while the loader makes the third batch, of a run that saves every second step."""
+    config, workdir, digest = runs["customize"]
+    load = run.Loader.__next__
+
+    def load_and_signal(loader):
+        if loader.get_state()["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return load(loader)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run.Loader, "__next__", load_and_signal)
+    assert train(config, tmp_path) is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopped by SIGTERM after step 3, which is saved" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train(config, tmp_path) == digest
+    assert "resuming from step 3" in capsys.readouterr().out
+    assert losses(tmp_path) == losses(workdir)
+
+
+def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
+    """A learning rate beyond float32 spoils the second step's parameters, and all losses after."""
+    config = runs["customize"][0].copy_and_resolve_references()
+    config.optimizer.update({"learning_rate": 1e38, "most_skipped": 2, "max_norm": 1e38})
+    with pytest.raises(UserError, match="was not finite in 2 steps in a row, from step 2 to 3; earlier"):
+        train(config, tmp_path)
+
+
 def test_a_finished_run_is_not_trained_again(runs, tmp_path):
     config, workdir, digest = runs["customize"]
     copy = shutil.copytree(workdir, tmp_path / "copy")
@@ -263,11 +293,11 @@ def test_a_run_goes_on_after_a_torn_checkpoint_with_changes_told(runs, tmp_path,
     config.curriculum.finish = 8
     assert train(config, copy) != digest
     out = capsys.readouterr().out
-    assert "removing the torn checkpoint" in out and "resuming from step 2" in out
+    assert "set aside as 4.corrupt" in out and "resuming from step 2" in out
     assert "config differs from the checkpoint's: curriculum.finish (was 4, is now 8)" in out
     records = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 4]  # none twice
-    assert {folder.name for folder in (copy / "checkpoints").iterdir()} == {"2", "4"}
+    assert {folder.name for folder in (copy / "checkpoints").iterdir()} == {"2", "4", "4.corrupt"}
 
 
 @pytest.mark.parametrize(
