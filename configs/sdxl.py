@@ -41,6 +41,11 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     config.trainable = (ADDED,)  # visual K and V, projector, scoring
     config.frozen = (".*",)  # the base and the towers
 
+    config.compute_dtype = "bfloat16"  # bfloat16 on TPU; norms, softmax and scores are float32 always
+    config.frozen_dtype = "bfloat16"  # of parameters that do not train
+    config.remat = "blocks"  # what a step keeps of the forward pass: none (all), dots, blocks (least)
+    config.accumulate = 1  # parts that a batch is worked off in, to fit memory
+
     config.optimizer = {
         "learning_rate": 1e-4,
         "warmup": 500,  # steps

@@ -42,6 +42,11 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     }[stage]
     config.frozen = (".*",)  # all that `trainable` does not match
 
+    config.compute_dtype = "float32"  # bfloat16 on TPU; norms, softmax and scores are float32 always
+    config.frozen_dtype = "float32"  # of parameters that do not train
+    config.remat = "none"  # what a step keeps of the forward pass: none (all), dots, blocks (least)
+    config.accumulate = 1  # parts that a batch is worked off in, to fit memory
+
     config.optimizer = {
         "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 1e-3}[stage],
         "warmup": {"vae": 50, "clip": 50, "base": 200, "customize": 200}[stage],  # steps

@@ -31,6 +31,7 @@ class Models:
       image_configs: none (a base without subjects), one image tower, or two (RealCustom++).
       realcustom: what is added to the base, or None.
       dtype: of computation.
+      remat: of the UNet in training; see `remat.POLICIES`.
     """
 
     unet_config: UNetConfig
@@ -39,6 +40,7 @@ class Models:
     image_configs: tuple[ViTConfig, ...] = ()
     realcustom: RealCustomConfig | None = None
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     def __post_init__(self):
         """Raises `UserError` when parts do not fit each other."""
@@ -70,7 +72,7 @@ class Models:
 
     @property
     def unet(self) -> UNet:
-        return UNet(self.unet_config, self.realcustom, self.dtype)
+        return UNet(self.unet_config, self.realcustom, self.dtype, self.remat)
 
     @property
     def vae(self) -> VAE:

@@ -7,6 +7,7 @@ from jax import Array
 
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
 from realcustom_jax.models.layers import GroupNorm
+from realcustom_jax.models.remat import call
 
 
 class _GEGLU(nn.Module):
@@ -73,6 +74,7 @@ class Transformer2D(nn.Module):
     visual: bool = False
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
@@ -104,7 +106,7 @@ class Transformer2D(nn.Module):
         y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
         maps, self_attentions = [], []
         for block, context in zip(self.transformer_blocks, contexts, strict=True):
-            y, word_maps, self_attention = block(y, context, control, words)
+            y, word_maps, self_attention = call(block, self.remat, y, context, control, words)
             if word_maps is not None:
                 maps.append(word_maps.reshape(b, -1, h, w))
             if self_attention is not None:

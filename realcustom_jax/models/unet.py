@@ -26,6 +26,7 @@ from realcustom_jax.models.layers import (
     sinusoidal_embedding,
 )
 from realcustom_jax.models.projector import make_projector
+from realcustom_jax.models.remat import call
 from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
 
@@ -88,6 +89,7 @@ class _Stage(nn.Module):
     kind: str  # "down", "mid" or "up"
     visual: bool
     dtype: jnp.dtype
+    remat: str
 
     def setup(self):
         c, level, kind = self.config, self.level, self.kind
@@ -107,6 +109,7 @@ class _Stage(nn.Module):
             visual=self.visual,
             groups=c.norm_num_groups,
             dtype=self.dtype,
+            remat=self.remat,
         )
         self.attentions = [transformer() for _ in range(transformers)]
         if kind == "down" and level < len(c.block_out_channels) - 1:
@@ -129,7 +132,8 @@ class _Stage(nn.Module):
         """x: (B, h, w, C) → the next stage's input, word maps, self-attentions; uses or adds to `skips`."""
         maps, self_attentions = [], []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x, emb)
+            x = jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x
+            x = call(resnet, self.remat, x, emb)
             if i < len(self.attentions):
                 x, new_maps, new_attentions = self.attentions[i](x, next(contexts), control, words)
                 maps += new_maps
@@ -151,11 +155,13 @@ class UNet(nn.Module):
       config: the base model's shape.
       realcustom: the added parts' shape, or None for the text-to-image base alone.
       dtype: of computation; norms, softmax and scores are float32 always.
+      remat: what training keeps of a pass; see `remat.POLICIES`.
     """
 
     config: UNetConfig
     realcustom: RealCustomConfig | None = None
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         c, rc = self.config, self.realcustom
@@ -163,7 +169,7 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(emb_dim, self.dtype)
         if c.addition_embed_type == "text_time":
             self.add_embedding = TimeEmbedding(emb_dim, self.dtype)
-        stage = functools.partial(_Stage, c, visual=rc is not None, dtype=self.dtype)
+        stage = functools.partial(_Stage, c, visual=rc is not None, dtype=self.dtype, remat=self.remat)
         levels = range(len(c.block_out_channels))
         self.conv_in = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
         self.down_blocks = [stage(level, "down") for level in levels]

@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.training.losses import STAGES
@@ -38,6 +40,10 @@ _KEYS: dict[str, tuple] = {
     "checkpoints_kept": (_INTEGER, 1),
     "checkpoints_kept_every": (_INTEGER, 0),
     "export_dtype": (_TEXT,),
+    "compute_dtype": (_TEXT,),
+    "frozen_dtype": (_TEXT,),
+    "remat": (_TEXT,),
+    "accumulate": (_INTEGER, 1),
     "optimizer.learning_rate": (_NUMBER, 0),
     "optimizer.warmup": (_INTEGER, 0),
     "optimizer.end_fraction": _SHARE,
@@ -74,11 +80,20 @@ _MODEL = {
     "realcustom": RealCustomConfig,
 }
 
+# Of computation and of frozen parameters.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_CHOICES = {
+    "export_dtype": WEIGHT_DTYPES,
+    "compute_dtype": DTYPES,
+    "frozen_dtype": DTYPES,
+    "remat": POLICIES,
+}
+
 # A resumed run with another value of these would be neither the old run nor a new one.
 _FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
 # These change nothing of what is learned.
 _FREE = re.compile(
-    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|mesh|sharding)(\.|$)"
+    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|mesh|sharding|remat)(\.|$)"
 )
 
 
@@ -98,9 +113,12 @@ def check_config(config: ConfigDict) -> None:
             _check_value(key, values[key], *rule)
     for name in STAGES[stage]:
         _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
-    if values["export_dtype"] not in WEIGHT_DTYPES:
-        known = ", ".join(WEIGHT_DTYPES)
-        raise UserError(f"config.export_dtype {values['export_dtype']!r} is unknown; known: {known}")
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            known = ", ".join(choices)
+            raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
+    if stage == "clip" and values["accumulate"] > 1:
+        raise UserError("config.accumulate must be 1 for clip, whose loss joins all examples of a batch")
     for key in ("trainable", "frozen"):
         for regex in values[key]:
             _check_regex(key, regex)

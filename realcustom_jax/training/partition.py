@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.weights.components import Place
 from realcustom_jax.weights.keys import flatten, unflatten
 
 AXES = ("data", "fsdp", "tensor")
@@ -24,8 +25,11 @@ def make_mesh(
 ) -> Mesh:
     """A mesh of `devices`, all by default; one of the sizes may be -1, for all that the others leave.
 
+    Devices are laid out so that the last axes, which talk most, are next to each other in a TPU's network;
+    several slices, which only the data centre's network joins, divide the "data" axis.
+
     Raises:
-      UserError: when the sizes do not multiply to the number of devices.
+      UserError: when the sizes do not multiply to the number of devices, or the slices do not divide "data".
     """
     sizes = [data, fsdp, tensor]
     devices = jax.devices() if devices is None else devices
@@ -35,42 +39,59 @@ def make_mesh(
     if math.prod(sizes) != count or min(sizes) < 1:
         wanted = dict(zip(AXES, (data, fsdp, tensor), strict=True))
         raise UserError(f"a mesh of {wanted} does not fit {count} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(f"{slices} slices do not divide the mesh's data axis of {sizes[0]}")
+    if slices > 1:
+        within = (sizes[0] // slices, *sizes[1:])
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
-def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
-    """A sharding for every array of a tree, by the first rule whose regex finds its path.
+def sharding(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:
+    """Of an array, by the first rule whose regex finds its path.
 
     A rule names a mesh axis (or None) for each of the *last* dimensions of an array; earlier dimensions, and
     those that the axis does not divide, are not split.
 
     Raises:
-      UserError: when no rule finds a path (end the rules with (".*", ()) to replicate the rest).
+      UserError: when no rule finds the path (end the rules with (".*", ()) to replicate the rest).
     """
+    axes = next((axes for regex, axes in rules if re.search(regex, path)), None)
+    if axes is None:
+        raise UserError(f"no sharding rule matches parameter {path}")
+    axes = tuple(axes)[-len(shape) :] if shape else ()
+    first = len(shape) - len(axes)
+    fitting = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape[first:], strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*[None] * first, *fitting))
 
-    def one(path: Any, leaf: Any) -> NamedSharding:
+
+def with_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Arrays or shapes → `jax.ShapeDtypeStruct`s with the shardings of the rules."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes = next((axes for regex, axes in rules if re.search(regex, name)), None)
-        if axes is None:
-            raise UserError(f"no sharding rule matches parameter {name}")
-        axes = tuple(axes)[-leaf.ndim :] if leaf.ndim else ()
-        sizes = leaf.shape[leaf.ndim - len(axes) :]
-        fitting = [
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, sizes, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - len(axes)), *fitting))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(name, leaf.shape, rules, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Host arrays, the same in every process, as global arrays; a device gets only its own shards."""
-    return jax.tree.map(
-        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
-        tree,
-        shardings,
-    )
+def placer(trainable: Sequence[str], frozen_dtype: Any, rules: Rules, mesh: Mesh) -> Place:
+    """Puts host arrays, the same in every process, into their shards; a device gets only its own.
+
+    Parameters that train are float32, the others of `frozen_dtype`.
+    """
+
+    def place(path: str, value: np.ndarray) -> jax.Array:
+        trains = any(re.search(regex, path) for regex in trainable)
+        value = value.astype(np.float32 if trains else frozen_dtype, copy=False)
+        target = sharding(path, value.shape, rules, mesh)
+        return jax.make_array_from_callback(value.shape, target, lambda index: value[index])
+
+    return place
 
 
 def to_host(tree: Any) -> Any:

@@ -18,16 +18,15 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
 from realcustom_jax.training.checkpoint import Checkpoints
-from realcustom_jax.training.config import check_config, check_resume
+from realcustom_jax.training.config import DTYPES, check_config, check_resume
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
 from realcustom_jax.training.finite import FiniteWatch
 from realcustom_jax.training.logs import Logger, params_sha256
-from realcustom_jax.training.losses import make_loss
-from realcustom_jax.training.optimizer import make_optimizer, make_schedule
+from realcustom_jax.training.plan import make_plan
 from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
-from realcustom_jax.training.state import TrainState, create_state, make_train_step
+from realcustom_jax.training.state import TrainState
 
 
 def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
@@ -54,43 +53,30 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
     newest = checkpoints.latest_step() or 0
     differences = check_resume(config, checkpoints.config(newest), newest) if newest else ""
     data = open_data(config.data, cache)
-    pipe = starting_pipeline(config, data)
+    place = partition.placer(config.trainable, DTYPES[config.frozen_dtype], config.sharding, mesh)
+    pipe = starting_pipeline(config, data, place)
+    models = dataclasses.replace(pipe.models, dtype=DTYPES[config.compute_dtype], remat=config.remat)
     loader = _make_loader(config, pipe, data)
 
     # ---------------------------------------------------------------- state, straight into its shards
-    options = config.optimizer
-    schedule = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
-    optimizer = make_optimizer(schedule, options.weight_decay, options.b2, options.max_norm)
+    plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
     trainable, frozen = partition.split_trainable(pipe.params, config.trainable, config.frozen)
-    pipe = pipe.replace(params={})  # the host's copy goes as soon as the devices have theirs
-    shapes = jax.eval_shape(lambda params: create_state(params, optimizer), trainable)
-    state_shardings = partition.shardings(shapes, config.sharding, mesh)
-    frozen_shardings = partition.shardings(frozen, config.sharding, mesh)
-    frozen = partition.place(frozen, frozen_shardings)
-    first, restored = 0, checkpoints.restore_newest(jax.tree.map(_struct, shapes, state_shardings))
+    pipe = pipe.replace(params={})  # what trains is copied into the state, and then goes
+    first, restored = 0, checkpoints.restore_newest(plan.state)
     if restored:
         first, state = restored.step, restored.state
         loader.set_state(restored.loader)
         _announce(workdir, first, differences)
     else:
-        create = jax.jit(lambda params: create_state(params, optimizer), out_shardings=state_shardings)
-        state = create(partition.place(trainable, state_shardings.params))
+        state = plan.create(trainable)
     del trainable
 
     # ---------------------------------------------------------------- the loop
-    loss = make_loss(config.stage, pipe.models, pipe.schedule, config.loss)
-    batch_sharding = NamedSharding(mesh, partition.BATCH)
-    step_fn = jax.jit(
-        make_train_step(loss, optimizer, schedule, options.ema_decay, config.seed),
-        in_shardings=(state_shardings, frozen_shardings, batch_sharding),
-        out_shardings=(state_shardings, None),
-        donate_argnums=0,
-    )
     logger = Logger(workdir, first, config.steps, config.batch_size)
-    watch = FiniteWatch(options.most_skipped)
+    watch = FiniteWatch(config.optimizer.most_skipped)
     with Preemption() as preemption:
         for step in range(first + 1, config.steps + 1):
-            state, metrics = step_fn(state, frozen, _global_batch(next(loader), batch_sharding))
+            state, metrics = plan.step(state, frozen, _global_batch(next(loader), plan.batch))
             logger.advance()
             watch.look(step, metrics["skipped_in_a_row"])
             last, preempted = step == config.steps, preemption.reached(step)
@@ -119,8 +105,9 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
 def _make_mesh(config: ConfigDict) -> Mesh:
     mesh = partition.make_mesh(**config.mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shards:
-        raise UserError(f"batch_size {config.batch_size} cannot be divided among {shards} devices")
+    if config.batch_size % (shards * config.accumulate):
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise UserError(f"batch_size {config.batch_size} cannot be divided among {shards} devices{parts}")
     return mesh
 
 
@@ -161,10 +148,6 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         num_workers=options.workers,
         prefetch=options.prefetch,
     )
-
-
-def _struct(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _global_batch(local: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

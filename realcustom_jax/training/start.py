@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
@@ -23,6 +24,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.components import Place, on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
@@ -32,6 +34,9 @@ _TOKENIZER_CAPTIONS = 5000
 _DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
 # What `fresh` can change of a folder's shapes: the latents, where VAE and UNet meet.
 _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
+
+
+_ON_HOST = on_host(np.float32)
 
 
 def make_folder(path: Path, name: str) -> None:
@@ -63,8 +68,8 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
     return open_split(folder, options.split)
 
 
-def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
-    """The model that a run begins with, its parameters on the host.
+def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) -> Pipeline:
+    """The model that a run begins with, its parameters one by one where `place` puts them.
 
     From `config.init_from` where given, with `config.model.realcustom` added if it has none and parameters
     that `config.fresh` finds initialised again, for latents of another width too where they do not fit the
@@ -74,7 +79,7 @@ def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
       UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
     """
     if config.init_from:
-        return _from_folder(config)
+        return _from_folder(config, place)
     with tempfile.TemporaryDirectory() as folder:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))
         train_tokenizer(captions, folder)
@@ -82,12 +87,12 @@ def starting_pipeline(config: ConfigDict, data: Split) -> Pipeline:
     configs = config.model.to_dict()
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     models = Models.from_configs(configs)
-    params = init_params(models.param_shapes(), config.seed, _ZEROS)
+    params = _placed(init_params(models.param_shapes(), config.seed, _ZEROS), place)
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
 
 
-def _from_folder(config: ConfigDict) -> Pipeline:
-    pipe = pipeline.load_on_host(config.init_from)
+def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
+    pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
     given = config.get("model", ConfigDict()).to_dict()
     _check_same_model(config.init_from, pipe, given)
     models = _with_latents(pipe.models, given)
@@ -105,8 +110,12 @@ def _from_folder(config: ConfigDict) -> Pipeline:
     new = {path: leaf for path, leaf in wanted.items() if again(path) or (without and re.search(ADDED, path))}
     rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
-    params = kept | flatten(init_params(unflatten(new), config.seed, _ZEROS))
+    params = kept | flatten(_placed(init_params(unflatten(new), config.seed, _ZEROS), place))
     return pipe.replace(models=models, params=unflatten(params))
+
+
+def _placed(params: Any, place: Place) -> Any:
+    return unflatten({path: place(path, value) for path, value in flatten(params).items()})
 
 
 def _with_latents(models: Models, given: Mapping[str, Mapping[str, Any]]) -> Models:

@@ -1,6 +1,9 @@
 """The mesh, sharding by rules, and the division into trainable and frozen parameters."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -57,7 +60,9 @@ RULES = (
 
 def test_rules_shard_the_last_dimensions_and_the_first_rule_wins():
     mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
-    specs = {path: s.spec for path, s in flatten(partition.shardings(TREE, RULES, mesh)).items()}
+    structs = flatten(partition.with_shardings(TREE, RULES, mesh))
+    assert {path: x.shape for path, x in structs.items()} == {p: x.shape for p, x in flatten(TREE).items()}
+    specs = {path: struct.sharding.spec for path, struct in structs.items()}
     assert specs == {
         "unet/to_q/kernel": P("fsdp", "tensor"),
         "unet/to_q/bias": P("fsdp"),  # of a longer rule the last axes
@@ -66,30 +71,52 @@ def test_rules_shard_the_last_dimensions_and_the_first_rule_wins():
     }
 
 
-def test_arrays_lie_in_their_shards():
-    mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
-    placed = jax.device_put(TREE, partition.shardings(TREE, RULES, mesh))
-    assert {s.data.shape for s in placed["unet"]["to_q"]["kernel"].addressable_shards} == {(4, 16)}
-    assert {s.data.shape for s in placed["unet"]["conv"]["kernel"].addressable_shards} == {(3, 3, 6, 8)}
-
-
-def test_place_puts_host_arrays_into_their_shards_and_to_host_brings_them_back():
+def test_host_arrays_go_into_their_shards_and_dtypes_and_come_back():
+    """What trains is float32, the rest bfloat16, whose 8 bits leave 2⁻⁸ of a value."""
     mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
     rng = np.random.default_rng(0)
-    tree = jax.tree.map(lambda x: rng.standard_normal(x.shape), TREE)
-    shardings = partition.shardings(tree, RULES, mesh)
-    placed = partition.place(tree, shardings)
-    assert jax.tree.map(lambda x: x.sharding, placed) == shardings
-    assert {s.data.shape for s in placed["unet"]["to_q"]["kernel"].addressable_shards} == {(4, 16)}
-    back = partition.to_host(placed)
-    for path, value in flatten(tree).items():
-        assert type(flatten(back)[path]) is np.ndarray
-        np.testing.assert_allclose(flatten(back)[path], value, rtol=1e-6)  # float64 goes in as float32
+    tree = flatten(jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), TREE))
+    place = partition.placer(["to_q/"], jnp.bfloat16, RULES, mesh)
+    placed = {path: place(path, value) for path, value in tree.items()}
+    for path, struct in flatten(partition.with_shardings(TREE, RULES, mesh)).items():
+        assert placed[path].sharding == struct.sharding
+    assert {s.data.shape for s in placed["unet/to_q/kernel"].addressable_shards} == {(4, 16)}
+    assert {s.data.shape for s in placed["unet/conv/kernel"].addressable_shards} == {(3, 3, 6, 8)}
+    for path, value in partition.to_host(placed).items():
+        trains = "to_q" in path
+        assert value.dtype == (np.float32 if trains else jnp.bfloat16)
+        np.testing.assert_allclose(value.astype(np.float32), tree[path], rtol=0 if trains else 2**-8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the mesh's layout asks of a device."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [({"fsdp": 4}, (2, 4, 1)), ({"fsdp": 2, "tensor": 2}, (2, 2, 2))]
+)
+def test_slices_divide_the_data_axis(monkeypatch, sizes, shape):
+    """Two slices of four chips: fsdp and tensor stay within a slice."""
+    monkeypatch.setattr(partition, "Mesh", lambda devices, axes: devices)
+    chips = [Chip(i, slice_index=i % 2, process_index=i // 4) for i in range(8)]
+    devices = partition.make_mesh(**sizes, devices=chips)
+    assert devices.shape == shape and set(devices.flat) == set(chips)
+    per_data = [{chip.slice_index for chip in row.flat} for row in devices]
+    assert per_data == [{0}, {1}]
+    with pytest.raises(UserError, match="2 slices do not divide the mesh's data axis of 1"):
+        partition.make_mesh(data=1, fsdp=8, devices=chips)
 
 
 def test_a_parameter_without_a_rule_is_named():
     with pytest.raises(UserError, match="no sharding rule matches parameter unet/conv/kernel"):
-        partition.shardings(TREE, [("to_q|step", ())], partition.make_mesh())
+        partition.with_shardings(TREE, [("to_q|step", ())], partition.make_mesh())
 
 
 def test_trainable_and_frozen_are_a_partition_that_merge_undoes():

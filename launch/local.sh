@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Train as several hosts would, on this machine's CPU:
+#   launch/local.sh --processes 2 --devices 4 [--dry-run] -- --config configs/tiny.py --workdir runs/two
+# starts so many processes with so many simulated devices each, joined over the loopback interface. What the first
+# one prints is shown, the others' goes to runs/two/process_N.log. When one fails, all end, with its status; SIGTERM
+# goes to all. Run again with the same workdir, it goes on from the newest checkpoint.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+. "$here/common.sh"
+
+processes=2 devices=4
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --processes) value "$@"; processes=$2; shift 2 ;;
+    --devices) value "$@"; devices=$2; shift 2 ;;
+    --dry-run) DRY_RUN=yes; shift ;;
+    --help | -h) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --) shift; break ;;
+    *) fail "unknown option $1; the arguments of the training come after --" ;;
+  esac
+done
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a whole number from 1 on, not $processes"
+[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices must be a whole number from 1 on, not $devices"
+[ $# -gt 0 ] || fail "there are no arguments for the training after --"
+
+# The environment that make installed, else the python on the path.
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  python=$here/../.venv/bin/python
+  [ -x "$python" ] || python=python3
+fi
+"$python" -c 'import realcustom_jax' 2>/dev/null || fail "$python has no realcustom_jax: run make, or set PYTHON"
+
+workdir=""
+for ((i = 1; i <= $#; i++)); do
+  case "${!i}" in
+    --workdir=*) workdir=${!i#*=} ;;
+    --workdir) j=$((i + 1)); workdir=${!j:-} ;;
+  esac
+done
+[ -n "$workdir" ] || fail "the training's arguments have no --workdir"
+
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+export JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes
+# Processes that share cores may wait long for each other.
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices --xla_cpu_collective_timeout_seconds=600"
+echo "$processes processes with $devices devices each, at $JAX_COORDINATOR_ADDRESS" >&2
+[ -n "$DRY_RUN" ] || mkdir -p "$workdir"
+
+pids=() stopping=""
+end_all() { for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done; }
+trap 'stopping=yes; end_all TERM' TERM INT
+for ((i = 0; i < processes; i++)); do
+  printf '+ JAX_PROCESS_ID=%d ' "$i" >&2
+  quoted "$python" -m realcustom_jax.train "$@" >&2
+  echo >&2
+  [ -z "$DRY_RUN" ] || continue
+  if [ "$i" -eq 0 ]; then
+    JAX_PROCESS_ID=0 "$python" -m realcustom_jax.train "$@" &
+  else
+    JAX_PROCESS_ID=$i "$python" -m realcustom_jax.train "$@" >"$workdir/process_$i.log" 2>&1 &
+  fi
+  pids+=($!)
+done
+
+status=0
+while :; do
+  code=0
+  wait -n || code=$?
+  [ "$code" -ne 127 ] || break # none is left
+  # The signal that is passed on interrupts the wait too.
+  if [ "$code" -ne 0 ] && [ "$status" -eq 0 ] && ! { [ -n "$stopping" ] && [ "$code" -eq 143 ]; }; then
+    status=$code
+    echo "error: a process ended with status $code, the others are stopped; see $workdir/process_*.log" >&2
+    end_all KILL
+  fi
+done
+exit "$status"

@@ -1,0 +1,76 @@
+"""A run's training step, from its config and the shapes of its parameters alone: nothing is allocated.
+
+Training runs it; the ahead-of-time compiler compiles it for machines that are not there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.family import Models
+from realcustom_jax.training import partition
+from realcustom_jax.training.losses import make_loss
+from realcustom_jax.training.optimizer import make_optimizer, make_schedule
+from realcustom_jax.training.state import TrainState, create_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+      step: jitted (state, frozen parameters, batch) → (state, metrics); the state is donated.
+      state, frozen: as `jax.ShapeDtypeStruct`s with shardings.
+      batch: the sharding of every array of a batch.
+      optimizer: of the trainable parameters.
+    """
+
+    step: Callable[..., Any]
+    state: TrainState
+    frozen: Any
+    batch: NamedSharding
+    optimizer: optax.GradientTransformation
+
+    def create(self, trainable: Any) -> TrainState:
+        """A fresh state in its shards."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        create = jax.jit(lambda params: create_state(params, self.optimizer), out_shardings=shardings)
+        return create(trainable)
+
+
+def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
+    """The step of a run.
+
+    Args:
+      config: as configs/tiny.py has it.
+      models, schedule: what is trained.
+      params: {component: tree} of arrays or shapes, with the dtypes that the devices hold.
+      mesh: where it runs.
+
+    Raises:
+      UserError: when a regex or a sharding rule of the config does not fit the parameters.
+    """
+    options = config.optimizer
+    rate = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
+    optimizer = make_optimizer(rate, options.weight_decay, options.b2, options.max_norm)
+    trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
+    state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
+    state, frozen = (partition.with_shardings(tree, config.sharding, mesh) for tree in (state, frozen))
+    batch = NamedSharding(mesh, partition.BATCH)
+    loss = make_loss(config.stage, models, schedule, config.loss)
+    step = make_train_step(loss, optimizer, rate, options.ema_decay, config.seed, config.accumulate)
+    shardings = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, frozen))
+    state_shardings, frozen_shardings = shardings
+    jitted = jax.jit(
+        step,
+        in_shardings=(state_shardings, frozen_shardings, batch),
+        out_shardings=(state_shardings, None),
+        donate_argnums=0,
+    )
+    return Plan(jitted, state, frozen, batch, optimizer)
