@@ -23,12 +23,15 @@ value() { # value OPTION ARGUMENTS…: the option has a value
 }
 
 run() { # run COMMAND…: print it, and run it unless this is a dry run
-  printf '+' >&2
-  printf ' %q' "$@" >&2
-  printf '\n' >&2
+  echo "+ $(quoted "$@")" >&2
   [ -n "$DRY_RUN" ] || "$@"
 }
 
-quoted() { # quoted WORD…: as one line for another shell
-  printf '%q ' "$@"
+quoted() { # quoted WORD…: as one line that a shell reads as these words
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
 }

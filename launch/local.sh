@@ -52,9 +52,7 @@ pids=() stopping=""
 end_all() { for pid in "${pids[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done; }
 trap 'stopping=yes; end_all TERM' TERM INT
 for ((i = 0; i < processes; i++)); do
-  printf '+ JAX_PROCESS_ID=%d ' "$i" >&2
-  quoted "$python" -m realcustom_jax.train "$@" >&2
-  echo >&2
+  echo "+ JAX_PROCESS_ID=$i $(quoted "$python" -m realcustom_jax.train "$@")" >&2
   [ -z "$DRY_RUN" ] || continue
   if [ "$i" -eq 0 ]; then
     JAX_PROCESS_ID=0 "$python" -m realcustom_jax.train "$@" &

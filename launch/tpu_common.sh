@@ -1,0 +1,78 @@
+# Read by tpu_vm.sh and tpu_pod.sh: options, copying, installing, training on all hosts of a TPU.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the scripts that read this use what the options set
+
+common=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+. "$common/common.sh"
+
+parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: sets the variables below
+  name="" zone="" type="" bucket="" delete="" project=() spot=() version=""
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --name) value "$@"; name=$2; shift 2 ;;
+      --zone) value "$@"; zone=$2; shift 2 ;;
+      --type) value "$@"; type=$2; shift 2 ;;
+      --version) value "$@"; version=$2; shift 2 ;;
+      --bucket) value "$@"; bucket=${2#gs://}; shift 2 ;;
+      --project) value "$@"; project=(--project "$2"); shift 2 ;;
+      --spot) spot=(--spot); shift ;;
+      --delete) delete=yes; shift ;;
+      --dry-run) DRY_RUN=yes; shift ;;
+      --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+      --) shift; break ;;
+      *) fail "unknown option $1; the arguments of the training come after --" ;;
+    esac
+  done
+  arguments=("$@")
+  if [ -z "$name" ] || [ -z "$zone" ]; then fail "--name and --zone are needed"; fi
+  where=("${project[@]}" --zone "$zone")
+  need gcloud "the Google Cloud CLI makes and reaches TPUs"
+  need git "the checkout is copied as git archives it"
+  [ -z "$delete" ] || return 0
+  [ -n "$type" ] || fail "--type is needed, for example v5litepod-8"
+  [ ${#arguments[@]} -gt 0 ] || fail "there are no arguments for the training after --"
+  if [ -z "$version" ]; then
+    case "$type" in # the runtime that goes with the chip
+      v6e-*) version=v2-alpha-tpuv6e ;;
+      v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+      v5p-*) version=v2-alpha-tpuv5 ;;
+      *) version=tpu-ubuntu2204-base ;;
+    esac
+  fi
+}
+
+exists() { # exists COMMAND…: whether a describing command finds what it asks for
+  [ -z "$DRY_RUN" ] && "$@" >/dev/null 2>&1
+}
+
+on_workers() { # on_workers COMMAND: one line of shell on every host
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"
+}
+
+install_on_workers() { # the committed state of this checkout, into ~/realcustom_jax and ~/venv
+  local archive root
+  root=$(git -C "$common" rev-parse --show-toplevel)
+  [ -z "$(git -C "$root" status --porcelain)" ] || echo "# uncommitted changes are not copied" >&2
+  archive=${TMPDIR:-/tmp}/realcustom_jax.tar.gz
+  run git -C "$root" archive --prefix=realcustom_jax/ --output="$archive" HEAD
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:" "${where[@]}" --worker=all
+  on_workers "rm -rf realcustom_jax && tar xzf realcustom_jax.tar.gz \
+&& { [ -x venv/bin/python ] || python3.11 -m venv venv \
+|| { sudo apt-get update -q && sudo apt-get install -qy python3.11-venv && python3.11 -m venv venv; }; } \
+&& venv/bin/pip install -q -e './realcustom_jax[tpu]'"
+  if [ -n "$bucket" ]; then
+    on_workers "mkdir -p bucket && { mountpoint -q bucket || { command -v gcsfuse >/dev/null \
+|| { sudo apt-get update -q && sudo apt-get install -qy gcsfuse; } ; gcsfuse --implicit-dirs $(quoted "$bucket") bucket; }; }"
+  fi
+}
+
+train_on_workers() { # train_on_workers FLAG: until it ends well, at most 20 times; FLAG may be empty
+  local command=(venv/bin/python -m realcustom_jax.train)
+  [ -z "$1" ] || command+=("$1")
+  # Configs are given by paths of the checkout, workdirs by paths of the home folder. Status 2 is a mistake in the
+  # command, which no restart mends.
+  on_workers "ln -sfn realcustom_jax/configs configs; for i in \$(seq 20); do \
+$(quoted "${command[@]}" "${arguments[@]}") && exit 0; \
+[ \$? -ne 2 ] || exit 2; echo restarting after failure \$i; sleep 15; done; exit 1"
+}
