@@ -66,15 +66,48 @@ def get_config() -> ml_collections.ConfigDict:
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 20_000}
 
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}  # -1: all devices that the others leave
-    config.sharding = ((".*", ()),)  # (regex, axis of each of the last dimensions); () keeps a copy on each
+    # (regex, axis of each of the last dimensions): kernels are divided by their inputs, and by their outputs
+    # where there is a tensor axis; those with few inputs, and embeddings, by their outputs. Biases and scales
+    # are copied to each.
+    config.sharding = (
+        ("(patch_embedding|conv_in)/kernel$", (None, "fsdp")),
+        ("kernel$", ("fsdp", "tensor")),
+        ("embedding$", (None, "fsdp")),
+        (".*", ()),
+    )
 
+    # Shapes of the published base and tower, for the ahead-of-time compiler; another base must have the same.
     config.model = {
+        "unet": {
+            "sample_size": 64,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            "layers_per_block": 2,
+            "cross_attention_dim": 768,
+            "attention_head_dim": 8,
+        },
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4},
+        "text_encoder": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        "image_encoder": {  # CLIP ViT-L/14
+            "image_size": 224,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
         "realcustom": {
             "token_dim": 768,  # channels of the visual tokens
             "projector": "plain",
             "feature_layers": ((-2,),),  # the last layer but one of CLIP
             "scoring": True,
             "scoring_dim": 256,
-        }
+        },
     }
     return config

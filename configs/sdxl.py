@@ -74,10 +74,73 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 20_000}
 
-    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}  # -1: all devices that the others leave
-    config.sharding = ((".*", ()),)  # (regex, axis of each of the last dimensions); () keeps a copy on each
+    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}  # -1: all devices that the others leave
+    # (regex, axis of each of the last dimensions): kernels are divided by their inputs, and by their outputs
+    # where there is a tensor axis; those with few inputs, and embeddings, by their outputs. Biases and scales
+    # are copied to each.
+    config.sharding = (
+        ("(patch_embedding|conv_in)/kernel$", (None, "fsdp")),
+        ("kernel$", ("fsdp", "tensor")),
+        ("embedding$", (None, "fsdp")),
+        (".*", ()),
+    )
 
+    # Shapes of the published base and towers, for the ahead-of-time compiler; other bases must have the same.
+    tower = {"pre_norm": False, "patch_bias": True, "projection_dim": None, "layer_norm_eps": 1e-6}
     config.model = {
+        "unet": {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "layers_per_block": 2,
+            "cross_attention_dim": 2048,
+            "attention_head_dim": (5, 10, 20),
+            "transformer_layers_per_block": (1, 2, 10),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "scaling_factor": 0.13025},
+        "text_encoder": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        "text_encoder_2": {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+            "hidden_act": "gelu",
+            "projection_dim": 1280,
+            "with_projection": True,
+        },
+        "image_encoder": {  # SigLIP-so400m/14 at 384
+            "image_size": 384,
+            "patch_size": 14,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "hidden_act": "gelu_pytorch_tanh",
+            "class_token": False,
+            **tower,
+        },
+        "image_encoder_2": {  # DINOv2-L/14 with registers, run at the same size
+            "image_size": 384,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "hidden_act": "gelu",
+            "registers": 4,
+            "layer_scale": True,
+            **tower,
+        },
         "realcustom": {
             "token_dim": 2048,  # channels of the visual tokens
             "projector": projector,
@@ -85,6 +148,6 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
             "feature_layers": LAYERS[projector],
             "scoring": False,
             "scoring_dim": 256,
-        }
+        },
     }
     return config

@@ -135,7 +135,7 @@ def _unet(tensors: Tensors, sdxl: bool) -> UNetConfig:
         up_block_types=tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)),
         cross_attention_dim=shapes[query][1],
         attention_head_dim=tuple(c // _HEAD_DIM for c in channels) if sdxl else _SD15_HEADS,
-        transformer_layers_per_block=tuple(depths),
+        transformer_layers_per_block=depths[0] if len(set(depths)) == 1 else tuple(depths),
         use_linear_projection=len(shapes[projection]) == 2,
         **added,
     )

@@ -1,0 +1,100 @@
+"""TPU chips and their topologies: what the compiler must be told, and what a chip has.
+
+Figures are those of the public documentation of each generation.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import MutableMapping
+from typing import Any
+
+from realcustom_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A generation of TPU chips.
+
+    Attributes:
+      accelerator: name of a slice in front of its size.
+      per_size: what the size counts of each chip: its cores (2), or itself (1).
+      hbm: bytes of memory.
+      peak: bfloat16 operations a second.
+      dimensions: of a topology.
+    """
+
+    accelerator: str
+    per_size: int
+    hbm: int
+    peak: float
+    dimensions: int
+
+
+CHIPS = {
+    "v4": Chip("v4", 2, 32 * GIB, 275e12, 3),
+    "v5e": Chip("v5litepod", 1, 16 * GIB, 197e12, 2),
+    "v5p": Chip("v5p", 2, 95 * GIB, 459e12, 3),
+    "v6e": Chip("v6e", 1, 32 * GIB, 918e12, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: `name` is what the compiler calls it, such as "v5e:4x4"."""
+
+    name: str
+    chip: Chip
+    chips: int
+
+    @property
+    def accelerator(self) -> str:
+        """As a cloud's order says it: "v5litepod-16"."""
+        return f"{self.chip.accelerator}-{self.chips * self.chip.per_size}"
+
+
+def parse_topology(name: str) -> Topology:
+    """ "v5e:4x4" → 16 chips.
+
+    Raises:
+      UserError: for an unknown generation, or sides of another number.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not match or match[1] not in CHIPS:
+        known = ", ".join(CHIPS)
+        raise UserError(f"--topology {name!r} is not GENERATION:SIDES, as v5e:4x4; generations: {known}")
+    chip, sides = CHIPS[match[1]], [int(side) for side in match[2].split("x")]
+    if len(sides) != chip.dimensions or min(sides) < 1:
+        example = "x".join("2" * chip.dimensions)
+        raise UserError(
+            f"--topology {name!r}: {match[1]} has {chip.dimensions} sides, as {match[1]}:{example}"
+        )
+    return Topology(name, chip, math.prod(sides))
+
+
+def set_environment(topology: Topology, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Before JAX is first used: programs run on CPU, and the TPU's compiler does not look for one."""
+    environment["JAX_PLATFORMS"] = "cpu"
+    environment["TPU_SKIP_MDS_QUERY"] = "1"
+    environment["TPU_WORKER_HOSTNAMES"] = "localhost"
+    environment["TPU_ACCELERATOR_TYPE"] = topology.accelerator
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The chips as JAX's devices, that nothing can run on.
+
+    Raises:
+      UserError: without the TPU's compiler, or for a topology that it does not know.
+    """
+    from jax.experimental import topologies  # after the environment is set
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+    except Exception as error:  # of several kinds, by version
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the TPU compiler does not give {topology.name}: {reason}; it comes with realcustom_jax[tpu]"
+        ) from None

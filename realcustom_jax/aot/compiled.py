@@ -1,0 +1,124 @@
+"""Compiles a program and reads off what the compiler knows of it."""
+
+import collections
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+from jax.errors import JaxRuntimeError
+
+from realcustom_jax.aot.chips import Topology
+from realcustom_jax.aot.programs import Program
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
+          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
+# An operation that starts and one that ends are one collective; the second is not counted.
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a chip needs for a program; None where the compiler does not tell.
+
+    Attributes:
+      hbm_peak_bytes: arguments, results and temporaries at once.
+      temp_bytes: of the temporaries, activations above all.
+      flops, bytes_accessed: of one run.
+      estimated_seconds: of one run, by the compiler's cost model.
+      collectives: {kind: (count, bytes of their results)}, those within loops once.
+      compile_seconds: how long compiling took here.
+      fits: whether the compiler found room.
+    """
+
+    hbm_peak_bytes: int | None
+    temp_bytes: int | None
+    flops: float | None
+    bytes_accessed: float | None
+    estimated_seconds: float | None
+    collectives: dict[str, tuple[int, int]]
+    compile_seconds: float
+    fits: bool
+
+
+def compile_program(program: Program, topology: Topology, effort: float | None) -> Figures:
+    """Compile, and read memory, cost and collectives.
+
+    Args:
+      program: for the devices of `topology`.
+      topology: whose memory it must fit.
+      effort: from -1 (compiles in a fraction of the time, makes slower programs) to 1; None for the
+        compiler's own.
+    """
+    options = {} if effort is None else {"exec_time_optimization_effort": float(effort)}
+    started = time.perf_counter()
+    try:
+        compiled = program.lowered.compile(compiler_options=options)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        took = time.perf_counter() - started
+        return Figures(_wanted(str(error)), None, None, None, None, {}, took, False)
+    took = time.perf_counter() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    peak = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+    )  # fmt: skip
+    return Figures(
+        peak,
+        memory.temp_size_in_bytes,
+        _positive(cost.get("flops")),
+        _positive(cost.get("bytes accessed")),
+        # Negative for large programs at full effort: then it is no estimate.
+        _positive(cost.get("optimal_seconds")),
+        count_collectives(compiled.as_text()),
+        took,
+        peak <= topology.chip.hbm,
+    )
+
+
+def _positive(value: Any) -> float | None:
+    return float(value) if value is not None and value > 0 else None
+
+
+def _wanted(message: str) -> int | None:
+    """The bytes that a program which does not fit would have used, as the compiler's error says."""
+    match = re.search(r"[Uu]sed ([\d.]+)([KMG]) of", message)
+    return int(float(match[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[match[2]]) if match else None
+
+
+def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """{kind: (count, bytes of the results)} of a compiled program's text."""
+    found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    for shapes, kind, started in _COLLECTIVE.findall(hlo):
+        sizes = [
+            math.prod(int(side) for side in sides.split(",") if side) * _BYTES[dtype]
+            for dtype, sides in _SHAPE.findall(shapes)
+            if dtype in _BYTES
+        ]
+        found[kind][0] += 1
+        # What starts one gives its operands and its results.
+        found[kind][1] += max(sizes, default=0) if started else sum(sizes)
+    return {kind: (found[kind][0], found[kind][1]) for kind in COLLECTIVES if kind in found}
+
+
+def largest_batch(tried: list[tuple[int, Figures]], topology: Topology) -> int | None:
+    """The largest batch of a chip, on the line through two that were tried: memory grows with the batch.
+
+    Args:
+      tried: (batch of a chip, its figures), two of different batches.
+
+    Returns:
+      0 when not even one image fits; None when the compiler told no sizes.
+    """
+    (a, first), (b, second) = tried
+    if first.hbm_peak_bytes is None or second.hbm_peak_bytes is None or a == b:
+        return None
+    slope = (second.hbm_peak_bytes - first.hbm_peak_bytes) / (b - a)
+    if slope <= 0:
+        return None
+    return max(0, math.floor(a + (topology.chip.hbm - first.hbm_peak_bytes) / slope))

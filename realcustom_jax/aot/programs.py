@@ -1,0 +1,173 @@
+"""The training step and the sampler on the devices of a topology, from shapes alone."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.config import from_mapping
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.projector import FEATURES, HIGH_RES
+from realcustom_jax.options import SamplingOptions
+from realcustom_jax.pipeline import base_defaults, read_models
+from realcustom_jax.sampling import latent_size, mask_grid
+from realcustom_jax.training import partition
+from realcustom_jax.training.config import DTYPES
+from realcustom_jax.training.plan import make_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something to compile.
+
+    Attributes:
+      lowered: with the shardings of all its arguments.
+      images: that one run makes or trains on, over all chips.
+      held: {what: bytes a chip keeps of it}: parameters, optimizer …
+    """
+
+    lowered: Any
+    images: int
+    held: dict[str, int]
+
+
+def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
+    """The shapes of a run: of the config's `model` where that has all parts, else of the folder `init_from`.
+
+    Raises:
+      UserError: when neither is there.
+    """
+    given = config.get("model", ConfigDict()).to_dict()
+    schedule = from_mapping(ScheduleConfig, given.get("scheduler", {}))
+    dtype = DTYPES[config.compute_dtype]
+    if "unet" in given:
+        if not given["text_encoder"].get("vocab_size", 1):
+            given["text_encoder"]["vocab_size"] = 1024  # of a tokenizer that the run would train
+        models = Models.from_configs(given, dtype)
+    elif config.init_from:
+        models = read_models(config.init_from, dtype)
+    else:
+        raise UserError("the config has neither the shapes of a model (model.unet …) nor an init_from")
+    return dataclasses.replace(models, remat=config.remat), schedule
+
+
+def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) -> Program:
+    """The step of a run.
+
+    Args:
+      config: the run's.
+      chips: devices of a topology.
+      per_chip: images of a step on each; None for the config's batch.
+    """
+    models, schedule = find_models(config)
+    mesh = partition.make_mesh(**config.mesh, devices=chips)
+    # The tensor axis shares its images.
+    images = config.batch_size if per_chip is None else per_chip * len(chips) // mesh.shape["tensor"]
+    params = with_dtypes(models.param_shapes(), config)
+    plan = make_plan(config, models, schedule, params, mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((images, *shape), dtype, sharding=plan.batch)
+        for name, (shape, dtype) in _example(config, models).items()
+    }
+    held = {
+        "frozen parameters": per_chip_bytes(plan.frozen),
+        "trained parameters": per_chip_bytes(plan.state.params),
+        "their average": per_chip_bytes(plan.state.ema),
+        "optimizer": per_chip_bytes(plan.state.opt_state),
+        "batch": per_chip_bytes(batch),
+    }
+    return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held)
+
+
+def _example(config: ConfigDict, models: Models) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """What `MakeExample` gives: {name: (shape, dtype)}."""
+    side = models.vae_config.downscale * models.unet_config.sample_size
+    texts = len(models.text_configs)
+    example = {
+        "image": ((side, side, 3), jnp.uint8),
+        "ids": ((texts, models.text_tokens), jnp.int32),
+    }
+    if config.stage == "customize":
+        size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
+        example |= {"reference": ((views, size, size, 3), jnp.uint8), "flag": ((), jnp.float32)}
+    return example
+
+
+def with_dtypes(params: Any, config: ConfigDict) -> Any:
+    trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
+    dtype = DTYPES[config.frozen_dtype]
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), frozen)
+    return partition.merge(trainable, frozen)
+
+
+def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects: int = 1) -> Program:
+    """The whole sampling loop, with the base's default options.
+
+    Requests are divided among the chips, each of which holds the UNet.
+    """
+    models, schedule = find_models(config)
+    models = dataclasses.replace(models, remat="none")
+    options = base_defaults(models)
+    mesh = Mesh(np.asarray(chips), ("data",))
+    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    dtype = DTYPES[config.compute_dtype]
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=everywhere),
+        models.param_shapes()["unet"],
+    )
+    count = per_chip * len(chips)
+
+    def struct(*shape: int, of: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *shape), of, sharding=divided)
+
+    conditioning = _conditioning(models, options, subjects, struct)
+    sampler = options.sampler_config(*latent_size(models, None, None))
+    run = jax.jit(
+        lambda params, conditioning, keys: sample_latents(
+            params,
+            conditioning,
+            jax.random.wrap_key_data(keys),
+            unet=models.unet,
+            schedule=schedule,
+            config=sampler,
+        )
+    )
+    held = {"parameters": per_chip_bytes(params), "requests": per_chip_bytes(conditioning)}
+    return Program(run.lower(params, conditioning, struct(2, of=jnp.uint32)), count, held)
+
+
+def _conditioning(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:
+    text = struct(models.text_tokens, models.unet_config.cross_attention_dim)
+    features: tuple[Any, ...] = ()
+    if subjects:
+        tower, name = models.image_configs[0], models.realcustom.projector
+        whole = struct(subjects, tower.tokens, models.vision_dim)
+        features = (whole,) * FEATURES[name]
+        if name in HIGH_RES:
+            features = (*features[:-1], struct(subjects, 4 * tower.tokens, models.vision_dim))
+    height, width = mask_grid(models, options)
+    pooled = time_ids = None
+    if models.unet_config.addition_embed_type == "text_time":
+        pooled, time_ids = struct(models.text_configs[-1].projection_dim), struct(6)
+    slots = struct(subjects)
+    settings = Settings(**{field.name: struct() for field in dataclasses.fields(Settings)})
+    return Conditioning(
+        text, text, features, features, struct(subjects, models.text_tokens), slots, slots,
+        struct(subjects, height, width), slots, settings, pooled, pooled, time_ids,
+    )  # fmt: skip
+
+
+def per_chip_bytes(tree: Any) -> int:
+    """What a chip holds of arrays with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,80 @@
+"""What `aot` prints: a table to read, or one JSON object."""
+
+from typing import Any
+
+from realcustom_jax.aot.chips import GIB, Topology
+from realcustom_jax.aot.compiled import Figures
+from realcustom_jax.aot.programs import Program
+
+UNKNOWN = "unknown"
+
+
+def as_json(program: Program, figures: Figures, topology: Topology, largest: int | None) -> dict[str, Any]:
+    """All figures by name; what is not known is None."""
+    seconds = figures.estimated_seconds
+    rate = program.images / seconds / topology.chips if seconds else None
+    return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "images": program.images,
+        "hbm_bytes": topology.chip.hbm,
+        "hbm_peak_bytes": figures.hbm_peak_bytes,
+        "held_bytes": program.held,
+        "temp_bytes": figures.temp_bytes,
+        "fits": figures.fits,
+        "flops": figures.flops,
+        "bytes_accessed": figures.bytes_accessed,
+        "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in figures.collectives.items()},
+        "estimated_step_seconds": seconds,
+        "images_per_second_per_chip": rate,
+        "utilisation": figures.flops / seconds / topology.chip.peak if seconds and figures.flops else None,
+        "compile_seconds": round(figures.compile_seconds, 1),
+        "largest_batch_per_chip": largest,
+    }
+
+
+def as_table(values: dict[str, Any]) -> str:
+    """The JSON object as lines for a person."""
+    rows = [
+        ("chips", f"{values['chips']} ({values['topology']})"),
+        ("images a run", f"{values['images']}, {values['images'] / values['chips']:g} a chip"),
+    ]
+    rows += [(name, _gib(size)) for name, size in values["held_bytes"].items()]
+    peak = values["hbm_peak_bytes"]
+    share = f", {peak / values['hbm_bytes']:.0%} of {_gib(values['hbm_bytes'])}" if peak else ""
+    rows += [
+        ("activations and temporaries", _gib(values["temp_bytes"])),
+        ("peak memory of a chip", _gib(peak) + share),
+        ("fits", "yes" if values["fits"] else "no"),
+        ("largest batch of a chip", _number(values["largest_batch_per_chip"])),
+        ("operations", _scaled(values["flops"], "FLOP")),
+        ("memory traffic", _scaled(values["bytes_accessed"], "B")),
+    ]
+    for kind, found in values["collectives"].items():
+        rows.append((f"{kind}, {found['count']} times", _gib(found["bytes"])))
+    seconds, rate = values["estimated_step_seconds"], values["images_per_second_per_chip"]
+    use = values["utilisation"]
+    rows += [
+        ("time of a run, the compiler's estimate", f"{seconds:.4g} s" if seconds else UNKNOWN),
+        ("images/s of a chip", f"{rate:.4g}" if rate else UNKNOWN),
+        ("share of the peak operations", f"{use:.1%}" if use else UNKNOWN),
+        ("compiled in", f"{values['compile_seconds']:.1f} s"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _gib(size: float | None) -> str:
+    if size is None:
+        return UNKNOWN
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.2f} MiB"
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value / 1e12:.3g} T{unit}" if value > 1e11 else f"{value / 1e9:.3g} G{unit}"
+
+
+def _number(value: int | None) -> str:
+    return "not asked for" if value is None else str(value)

@@ -1,0 +1,49 @@
+"""Names of topologies, and what the compiler's environment must say."""
+
+import pytest
+
+from realcustom_jax.aot.chips import CHIPS, GIB, parse_topology, set_environment
+from realcustom_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "accelerator"),
+    [
+        ("v5e:4x4", 16, "v5litepod-16"),
+        ("v5e:2x4", 8, "v5litepod-8"),
+        ("v4:2x2x4", 16, "v4-32"),  # counts cores, two a chip
+        ("v5p:4x4x4", 64, "v5p-128"),
+        ("v6e:1x1", 1, "v6e-1"),
+    ],
+)
+def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips, accelerator):
+    topology = parse_topology(name)
+    assert (topology.chips, topology.accelerator) == (chips, accelerator)
+    environment = {"JAX_PLATFORMS": "tpu"}
+    set_environment(topology, environment)
+    assert environment == {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": accelerator,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "generations: v4, v5e, v5p, v6e"),
+        ("v5e", "is not GENERATION:SIDES"),
+        ("v5e:2x2x2", "has 2 sides, as v5e:2x2"),
+        ("v4:2x2", "has 3 sides, as v4:2x2x2"),
+        ("v5e:0x2", "has 2 sides"),
+    ],
+)
+def test_a_topology_that_is_none_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_topology(name)
+
+
+def test_a_later_chip_of_a_line_does_more():
+    assert CHIPS["v5e"].hbm == 16 * GIB
+    assert CHIPS["v4"].peak < CHIPS["v5p"].peak < CHIPS["v6e"].peak

@@ -1,0 +1,104 @@
+"""What is read off a compiled program, on 8 simulated CPU devices in place of chips."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from realcustom_jax.aot.chips import parse_topology
+from realcustom_jax.aot.compiled import Figures, compile_program, count_collectives, largest_batch
+from realcustom_jax.aot.programs import Program, per_chip_bytes
+from realcustom_jax.aot.report import as_json, as_table
+
+TOPOLOGY = parse_topology("v5e:2x4")
+
+HLO = """
+  %all-reduce.1 = f32[128,64]{1,0:T(8,128)} all-reduce(f32[128,64] %x), channel_id=1
+  %ags = (bf16[16,64]{1,0}, bf16[128,64]{1,0}) all-gather-start(bf16[16,64]{1,0} %y), dimensions={0}
+  %agd = bf16[128,64]{1,0} all-gather-done((bf16[16,64], bf16[128,64]) %ags)
+  %tuple = (f32[8]{0}, f32[4]{0}) all-reduce(f32[8]{0} %a, f32[4]{0} %b), to_apply=%add
+  %rs = f32[2]{0} reduce-scatter(f32[16]{0} %c), dimensions={0}
+  %fusion = f32[9]{0} fusion(f32[9]{0} %all-reduce.1), kind=kLoop
+"""
+
+
+def test_collectives_are_counted_once_with_the_bytes_of_their_results():
+    assert count_collectives(HLO) == {
+        "all-gather": (1, 128 * 64 * 2),
+        "all-reduce": (2, 128 * 64 * 4 + 12 * 4),
+        "reduce-scatter": (1, 8),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures() -> tuple[Program, Figures]:
+    """One matrix product whose summed result all devices need: 2·m·k·n operations over 8 devices."""
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    w = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=NamedSharding(mesh, P()))
+    run = jax.jit(lambda x, w: (x @ w).sum(axis=0), out_shardings=NamedSharding(mesh, P()))
+    program = Program(run.lower(x, w), 64, {"x": per_chip_bytes(x), "w": per_chip_bytes(w)})
+    return program, compile_program(program, TOPOLOGY, None)
+
+
+def test_a_program_s_memory_operations_and_collectives(figures):
+    program, found = figures
+    assert program.held == {"x": 64 * 32 * 4 // 8, "w": 32 * 16 * 4}
+    assert 2 * 8 * 32 * 16 <= found.flops < 2.2 * 8 * 32 * 16  # the sum besides
+    assert found.collectives == {"all-reduce": (1, 16 * 4)}
+    arguments = program.held["x"] + program.held["w"]
+    assert arguments + 16 * 4 <= found.hbm_peak_bytes < arguments + 100_000
+    assert found.fits and found.compile_seconds > 0
+
+
+def test_what_does_not_fit_is_said(figures):
+    program, found = figures
+    tiny = dataclasses.replace(TOPOLOGY, chip=dataclasses.replace(TOPOLOGY.chip, hbm=1000))
+    assert not compile_program(program, tiny, None).fits
+
+    class TooLarge:
+        def compile(self, compiler_options):
+            message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.52G of 15.75G hbm."
+            raise jax.errors.JaxRuntimeError(message)
+
+    found = compile_program(Program(TooLarge(), 8, {}), TOPOLOGY, -1.0)
+    assert not found.fits and found.hbm_peak_bytes == int(31.52 * 2**30) and found.flops is None
+
+
+def test_the_largest_batch_lies_on_a_line(figures):
+    _, found = figures
+
+    def peak(size):
+        return dataclasses.replace(found, hbm_peak_bytes=size)
+
+    gib = 2**30
+    assert largest_batch([(2, peak(6 * gib)), (4, peak(8 * gib))], TOPOLOGY) == 12
+    assert largest_batch([(1, peak(30 * gib)), (2, peak(31 * gib))], TOPOLOGY) == 0
+    assert largest_batch([(1, peak(None)), (2, peak(gib))], TOPOLOGY) is None
+
+
+def test_a_negative_estimate_is_unknown(figures):
+    """As the compiler gives for large programs at full effort."""
+    program, found = figures
+    assert found.estimated_seconds is None  # CPU's compiler has none
+    values = as_json(program, found, TOPOLOGY, None)
+    assert values["estimated_step_seconds"] is None and values["utilisation"] is None
+    assert "the compiler's estimate  unknown" in as_table(values)
+
+
+def test_the_report_s_numbers(figures):
+    program, found = figures
+    found = dataclasses.replace(found, estimated_seconds=0.5, flops=19.7e12, hbm_peak_bytes=4 * 2**30)
+    values = as_json(program, found, TOPOLOGY, 9)
+    wanted = {"hbm_peak_bytes", "hbm_bytes", "fits", "flops", "estimated_step_seconds", "utilisation"}
+    assert wanted | {"compile_seconds"} <= json.loads(json.dumps(values)).keys()
+    assert values["utilisation"] == pytest.approx(0.2)  # 39.4 of 197 TFLOP/s
+    assert values["images_per_second_per_chip"] == pytest.approx(64 / 0.5 / 8)
+    table = as_table(values)
+    for line in ("25% of 16.00 GiB", "largest batch of a chip", "all-reduce, 1 times", "20.0%", "16"):
+        assert line in table

@@ -1,0 +1,68 @@
+"""Programs of real configs, traced from shapes alone: nothing is allocated, nothing compiled."""
+
+import importlib.util
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from realcustom_jax.aot import programs
+from realcustom_jax.training import partition
+from realcustom_jax.training.plan import make_plan
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def config_of(name: str, *stage: str):
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*stage)
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    """(config, plan) of SDXL's customization, everything divided by 8."""
+    config = config_of("sdxl")
+    models, schedule = programs.find_models(config)
+    params = programs.with_dtypes(models.param_shapes(), config)
+    return config, make_plan(config, models, schedule, params, partition.make_mesh(**config.mesh))
+
+
+def test_every_large_parameter_of_sdxl_is_sharded(sdxl):
+    """What is copied to each chip are biases, scales and a few kernels of less than 100,000 numbers."""
+    _, plan = sdxl
+    for path, leaf in jax.tree_util.tree_leaves_with_path((plan.state, plan.frozen)):
+        if leaf.size > 100_000:
+            share = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert 8 * share == leaf.size, jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def test_frozen_parameters_are_bfloat16_and_have_no_optimizer_state(sdxl):
+    _, plan = sdxl
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(plan.frozen)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(plan.state.params)} == {"float32"}
+    trained = sum(leaf.size for leaf in jax.tree.leaves(plan.state.params))
+    moments = sum(leaf.size for leaf in jax.tree.leaves(plan.state.opt_state) if leaf.size > 1)
+    assert moments == 2 * trained  # Adam's two, and nothing else
+    assert trained < 0.2 * sum(leaf.size for leaf in jax.tree.leaves(plan.frozen))
+
+
+def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
+    """One image a chip; the step has a gradient all-reduce to do, the sampler its loop."""
+    program = programs.train_program(config_of("tiny", "customize"), jax.devices(), per_chip=1)
+    assert program.images == 8
+    assert program.held["optimizer"] > 2 * program.held["trained parameters"] > 60e6
+    assert "stablehlo" in program.lowered.as_text()
+    program = programs.sample_program(config_of("tiny", "customize"), jax.devices(), per_chip=2)
+    assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
+def test_the_command_on_the_real_compiler():
+    command = [sys.executable, "-m", "realcustom_jax.aot", "--config", str(CONFIGS / "tiny.py"),
+               "--topology", "v5e:2x2", "--effort=-1", "--json"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, result.stderr
+    assert '"fits": true' in result.stdout.splitlines()[-1]
