@@ -27,6 +27,8 @@ INSTALL_REQUIRES = [
     "safetensors>=0.8",
     # Without tensorflow: this is the first version whose builders and readers run without it.
     "tensorflow-datasets>=4.9.10",
+    # Scalars for TensorBoard, without TensorBoard or TensorFlow.
+    "tensorboardX>=2.6.2",
     "tokenizers>=0.22",
     "tqdm>=4.66",
     "transformers>=4.57.1",

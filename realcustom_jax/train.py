@@ -15,10 +15,12 @@ from ml_collections import config_flags
 from realcustom_jax.cli import cache_dir, parse_flags, run_command
 from realcustom_jax.errors import UserError
 from realcustom_jax.training.hosts import connect
+from realcustom_jax.training.profile import parse_window
 from realcustom_jax.training.run import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the hosts that the TPU pod's own environment names.")
+_PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST steps to profile, into WORKDIR/profile.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 
 
@@ -26,8 +28,9 @@ def main() -> None:
     parse_flags(__doc__)
     if not _WORKDIR.value or _CONFIG.value is None:
         raise UserError("train needs --config FILE and --workdir DIR, see --help")
+    window = parse_window(_PROFILE.value) if _PROFILE.value else None
     connect(_MULTIHOST.value)
-    digest = train(_CONFIG.value, Path(_WORKDIR.value), cache_dir())
+    digest = train(_CONFIG.value, Path(_WORKDIR.value), cache_dir(), window)
     if digest:
         print(f"sha256 {digest}", flush=True)
 

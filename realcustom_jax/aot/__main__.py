@@ -15,7 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from realcustom_jax.aot.chips import parse_topology, set_environment
+from realcustom_jax.aot.topology import parse_topology, set_environment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _TOPOLOGY = flags.DEFINE_string(
@@ -37,12 +37,13 @@ def main() -> None:
     parse_flags(__doc__)
     if _CONFIG.value is None or not _TOPOLOGY.value:
         raise UserError("aot needs --config FILE and --topology NAME, see --help")
-    from realcustom_jax.aot import chips, compiled, programs, report
+    from realcustom_jax.aot import compiled, programs, report
+    from realcustom_jax.aot.topology import devices
     from realcustom_jax.training.config import check_config
 
     config, topology = _CONFIG.value, parse_topology(_TOPOLOGY.value)
     check_config(config)
-    found = chips.devices(topology)
+    found = devices(topology)
 
     def make(per_chip: int | None) -> programs.Program:
         if _WHAT.value == "train":

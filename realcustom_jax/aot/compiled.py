@@ -9,8 +9,8 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from realcustom_jax.aot.chips import Topology
 from realcustom_jax.aot.programs import Program
+from realcustom_jax.aot.topology import Topology
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from realcustom_jax.aot.chips import GIB, Topology
 from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.programs import Program
+from realcustom_jax.aot.topology import Topology
+from realcustom_jax.chips import GIB
 
 UNKNOWN = "unknown"
 

@@ -1,49 +1,50 @@
-"""What a run tells: a progress bar, `metrics.jsonl`, and the hash of the result."""
+"""What a run tells: a progress bar, `metrics.jsonl`, TensorBoard scalars, and the hash of the result."""
 
 import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from realcustom_jax.training.meter import Meter
 from realcustom_jax.weights.keys import flatten
 
 
 class Logger:
-    """Progress bar with loss, images/s and time left; one JSON line in WORKDIR/metrics.jsonl a report.
+    """Progress bar with loss, images/s and time left; a report is one JSON line in WORKDIR/metrics.jsonl and
+    the same numbers as scalars in WORKDIR/tensorboard/.
 
     Only the first process writes. A resumed run repeats the steps after its checkpoint, so their earlier
-    lines are dropped first.
+    lines are dropped first; TensorBoard drops them by itself.
     """
 
-    def __init__(self, workdir: Path, first_step: int, steps: int, batch_size: int):
+    def __init__(self, workdir: Path, first_step: int, steps: int):
         self._active = jax.process_index() == 0
         self._file = None
         if self._active:
             _drop_after(workdir / "metrics.jsonl", first_step)
             self._file = (workdir / "metrics.jsonl").open("a")
-        self._batch_size = batch_size
+            # `purge_step` tells it which steps come again.
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", disable=not self._active, dynamic_ncols=True
         )
-        self._last = (time.perf_counter(), first_step)
 
     def advance(self) -> None:
         self._bar.update()
 
-    def report(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Fetch a step's metrics from the device and write them."""
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        then, before = self._last
-        self._last = (now, step)
-        rate = (step - before) * self._batch_size / max(now - then, 1e-9)
-        self.write({"step": step, **values, "images_per_second": rate})
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} images/s")
+    def report(self, step: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
+        """Fetch a step's metrics from the device, and write them and what the meter reads."""
+        values = {name: float(value) for name, value in metrics.items()} | meter.read()
+        self.write({"step": step, **values})
+        if self._active:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s")
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file:
@@ -52,8 +53,9 @@ class Logger:
 
     def close(self) -> None:
         self._bar.close()
-        if self._file:
+        if self._active:
             self._file.close()
+            self._board.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

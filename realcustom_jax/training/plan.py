@@ -43,6 +43,10 @@ class Plan:
         create = jax.jit(lambda params: create_state(params, self.optimizer), out_shardings=shardings)
         return create(trainable)
 
+    def flops(self, batch: Any) -> float:
+        """Operations of a step on such a batch over all devices, as the program has them before compiling."""
+        return self.step.lower(self.state, self.frozen, batch).cost_analysis()["flops"]
+
 
 def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
     """The step of a run.

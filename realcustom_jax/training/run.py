@@ -1,6 +1,7 @@
 """A run: one stage of training, from its config to the trained model folder."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,24 @@ from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
 from realcustom_jax.training.finite import FiniteWatch
 from realcustom_jax.training.logs import Logger, params_sha256
+from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.plan import make_plan
 from realcustom_jax.training.preemption import Preemption
+from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 
 
-def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
+def train(
+    config: ConfigDict, workdir: Path, cache: Path, window: tuple[int, int] | None = None
+) -> str | None:
     """Run a stage to its last step, from the newest checkpoint in `workdir` where there is one.
 
     Args:
       config: as configs/tiny.py has it.
       workdir: for checkpoints/, metrics.jsonl and, at the end, model/.
       cache: where the toybox is drawn, if the config asks for it.
+      window: first and last step to profile, into `workdir`/profile.
 
     Returns:
       the sha256 of the trained parameters (not of their average, which is what model/ holds); None when
@@ -72,21 +78,31 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
     del trainable
 
     # ---------------------------------------------------------------- the loop
-    logger = Logger(workdir, first, config.steps, config.batch_size)
+    logger, profile = Logger(workdir, first, config.steps), Profile(window, workdir / "profile")
+    meter = Meter(config.batch_size)
     watch = FiniteWatch(config.optimizer.most_skipped)
     with Preemption() as preemption:
         for step in range(first + 1, config.steps + 1):
-            state, metrics = plan.step(state, frozen, _global_batch(next(loader), plan.batch))
+            with meter.waiting():
+                local = next(loader)
+            batch = _global_batch(local, plan.batch)
+            if step == first + 1:
+                meter.count(functools.partial(plan.flops, batch))
+            profile.before(step)
+            state, metrics = plan.step(state, frozen, batch)
+            profile.after(step, metrics)
+            meter.step()
             logger.advance()
             watch.look(step, metrics["skipped_in_a_row"])
             last, preempted = step == config.steps, preemption.reached(step)
             if step % config.log_every == 0 or last:
-                logger.report(step, metrics)
+                logger.report(step, metrics, meter)
             if step % config.checkpoint_every == 0 or last or preempted:
                 watch.flush()
                 checkpoints.save(step, state, loader.get_state(), config.to_dict())
             if preempted and not last:
                 checkpoints.close()
+                profile.close()
                 logger.close()
                 loader.close()
                 _say(f"stopped by SIGTERM after step {step}, which is saved: start again to go on")
@@ -94,6 +110,7 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str | None:
 
     # ---------------------------------------------------------------- the result
     checkpoints.close()
+    profile.close()
     digest = params_sha256(partition.to_host(state.params))
     logger.write({"step": config.steps, "sha256": digest})
     logger.close()

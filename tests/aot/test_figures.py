@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from realcustom_jax.aot.chips import parse_topology
 from realcustom_jax.aot.compiled import Figures, compile_program, count_collectives, largest_batch
 from realcustom_jax.aot.programs import Program, per_chip_bytes
 from realcustom_jax.aot.report import as_json, as_table
+from realcustom_jax.aot.topology import parse_topology
 
 TOPOLOGY = parse_topology("v5e:2x4")
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from realcustom_jax.training.logs import Logger, params_sha256
+from realcustom_jax.training.meter import Meter
 
 
 def run(workdir: Path, first: int, last: int, loss: float) -> None:
-    logger = Logger(workdir, first, last, batch_size=2)
+    logger, meter = Logger(workdir, first, last), Meter(batch_size=2)
     for step in range(first + 1, last + 1):
-        logger.report(step, {"loss": np.float32(loss)})
+        meter.step()
+        logger.report(step, {"loss": np.float32(loss)}, meter)
     logger.write({"step": last, "sha256": "0" * 64})
     logger.close()
 
@@ -26,7 +28,7 @@ def test_a_resumed_run_reports_no_step_twice(tmp_path):
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6, 6]
     assert [record["loss"] for record in records[:-1]] == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
     assert "sha256" in records[-1]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
 def test_the_hash_is_of_names_shapes_and_values():

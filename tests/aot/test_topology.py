@@ -2,7 +2,8 @@
 
 import pytest
 
-from realcustom_jax.aot.chips import CHIPS, GIB, parse_topology, set_environment
+from realcustom_jax.aot.topology import parse_topology, set_environment
+from realcustom_jax.chips import CHIPS, GIB, chip_of
 from realcustom_jax.errors import UserError
 
 
@@ -46,4 +47,5 @@ def test_a_topology_that_is_none_is_refused(name, message):
 
 def test_a_later_chip_of_a_line_does_more():
     assert CHIPS["v5e"].hbm == 16 * GIB
+    assert chip_of("TPU v5 lite") is CHIPS["v5e"] and chip_of("cpu") is None
     assert CHIPS["v4"].peak < CHIPS["v5p"].peak < CHIPS["v6e"].peak

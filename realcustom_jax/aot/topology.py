@@ -1,7 +1,4 @@
-"""TPU chips and their topologies: what the compiler must be told, and what a chip has.
-
-Figures are those of the public documentation of each generation.
-"""
+"""Slices of TPU chips: their names, and what the compiler must be told of them."""
 
 import dataclasses
 import math
@@ -10,36 +7,8 @@ import re
 from collections.abc import MutableMapping
 from typing import Any
 
+from realcustom_jax.chips import CHIPS, Chip
 from realcustom_jax.errors import UserError
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A generation of TPU chips.
-
-    Attributes:
-      accelerator: name of a slice in front of its size.
-      per_size: what the size counts of each chip: its cores (2), or itself (1).
-      hbm: bytes of memory.
-      peak: bfloat16 operations a second.
-      dimensions: of a topology.
-    """
-
-    accelerator: str
-    per_size: int
-    hbm: int
-    peak: float
-    dimensions: int
-
-
-CHIPS = {
-    "v4": Chip("v4", 2, 32 * GIB, 275e12, 3),
-    "v5e": Chip("v5litepod", 1, 16 * GIB, 197e12, 2),
-    "v5p": Chip("v5p", 2, 95 * GIB, 459e12, 3),
-    "v6e": Chip("v6e", 1, 32 * GIB, 918e12, 2),
-}
 
 
 @dataclasses.dataclass(frozen=True)

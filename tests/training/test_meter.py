@@ -1,0 +1,68 @@
+"""What a run tells of its speed, with a clock that the test turns, and the window of a profile."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.training import meter
+from realcustom_jax.training.profile import Profile, parse_window
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = types.SimpleNamespace(time=100.0)
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now.time)
+    return now
+
+
+def test_rates_are_of_the_steps_since_the_last_reading(clock):
+    made = meter.Meter(batch_size=8)
+    for seconds in (1.0, 3.0):
+        for _ in range(4):
+            with made.waiting():
+                clock.time += 0.25 * seconds
+            clock.time += 0.75 * seconds
+            made.step()
+        values = made.read()
+        assert values["step_seconds"] == pytest.approx(seconds)
+        assert values["images_per_second"] == pytest.approx(8 / seconds)
+        assert values["input_wait"] == pytest.approx(0.25)
+
+
+def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
+    """Two v5e chips of 197 TFLOP/s, on which a step of 98.5 TFLOP takes a second: a quarter of the peak."""
+    chip = types.SimpleNamespace(device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 2**31})
+    monkeypatch.setattr(meter.jax, "local_devices", lambda: [chip])
+    monkeypatch.setattr(meter.jax, "device_count", lambda: 2)
+    made = meter.Meter(batch_size=8)
+    made.count(lambda: 98.5e12)
+    for _ in range(3):
+        clock.time += 1.0
+        made.step()
+    values = made.read()
+    assert values["utilisation"] == pytest.approx(0.25) and values["memory_gib"] == pytest.approx(2.0)
+
+
+def test_a_cpu_is_not_asked_for_its_operations(clock):
+    made = meter.Meter(batch_size=8)
+    made.count(lambda: pytest.fail("the step was traced for nothing"))
+    assert "utilisation" not in made.read()
+
+
+def test_a_profile_has_the_steps_of_its_window(tmp_path):
+    profile = Profile(parse_window("2:3"), tmp_path / "profile")
+    for step in range(1, 5):
+        profile.before(step)
+        assert profile._running == (step in (2, 3))
+        profile.after(step, jax.jit(lambda x: x + 1)(jnp.ones(2)))
+    profile.close()
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:", "0:3", "7:5", "a:b", "-1:2"])
+def test_a_window_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="is not FIRST:LAST"):
+        parse_window(text)
