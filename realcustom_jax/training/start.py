@@ -30,7 +30,7 @@ _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
 _TOKENIZER_CAPTIONS = 5000
 # What a run itself determines: by its captions, and by measuring.
 _DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
-# What `fresh` can change of a folder's shapes: the latents, where VAE and UNet meet. Everything between stays.
+# What `fresh` can change of a folder's shapes: the latents, where VAE and UNet meet. All between them stays.
 _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 
 
