@@ -63,17 +63,24 @@ def bucket_shapes(pixels: int, step: int, max_aspect: float) -> list[tuple[int, 
     return sorted(shapes, key=lambda shape: shape[0] / shape[1])
 
 
-def make_buckets(sizes: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Buckets:
-    """Puts each image into the bucket whose proportions are nearest, by the ratio of the ratios.
+def nearest(sizes: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The bucket whose proportions are nearest to an image's, by the ratio of the ratios.
 
     Args:
       sizes: (examples, 2) width and height of each image, as `Split.sizes` has it.
       shapes: (height, width) of the buckets, as `bucket_shapes` orders them.
+
+    Returns:
+      int16 (examples,), the place in `shapes`.
     """
     tallness = np.log([height / width for height, width in shapes])
     between = (tallness[1:] + tallness[:-1]) / 2
-    own = np.log(sizes[:, 1] / sizes[:, 0])
-    bucket = np.searchsorted(between, own).astype(np.int16)
+    return np.searchsorted(between, np.log(sizes[:, 1] / sizes[:, 0])).astype(np.int16)
+
+
+def make_buckets(sizes: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Buckets:
+    """Puts each image into its `nearest` bucket; those that get none are left out."""
+    bucket = nearest(sizes, shapes)
     found = np.unique(bucket)
     members = tuple(np.flatnonzero(bucket == i).astype(np.int32) for i in found)
     return Buckets(tuple(tuple(shapes[i]) for i in found), members)

@@ -236,27 +236,41 @@ def is_written(data_dir: str | os.PathLike) -> bool:
     return (_folder(data_dir) / "dataset_info.json").is_file()
 
 
+def split_names(data_dir: str | os.PathLike) -> list[str]:
+    """The splits of the data set under `data_dir`.
+
+    Raises:
+      UserError: there is no data set.
+    """
+    return sorted(_open_builder(data_dir).info.splits)
+
+
 def open_split(data_dir: str | os.PathLike, split: str) -> Split:
     """Opens one split of the data set that `write` put under `data_dir`.
 
     Raises:
       UserError: there is no data set there, or it has no such split (the sentence lists those it has).
     """
-    folder = _folder(data_dir)
-    if not is_written(data_dir):
-        raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
+    builder = _open_builder(data_dir)
+    if split not in builder.info.splits:
+        known = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"the data set in '{data_dir}' has no split '{split}'; it has: {known}")
     with _quiet_tfds():
-        builder = tfds.builder_from_directory(os.fspath(folder))
-        if split not in builder.info.splits:
-            known = ", ".join(sorted(builder.info.splits))
-            raise UserError(f"the data set in '{data_dir}' has no split '{split}'; it has: {known}")
         # We decode ourselves: TFDS's decoder ignores EXIF rotation and does not say whose image is broken.
         decoders = {"image": tfds.decode.SkipDecoding()}
-        return Split(builder.as_data_source(split, decoders=decoders), folder, split)
+        return Split(builder.as_data_source(split, decoders=decoders), _folder(data_dir), split)
 
 
 def _folder(data_dir: str | os.PathLike) -> Path:
     return Path(data_dir) / ImageText.name / str(ImageText.VERSION)
+
+
+def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    folder = _folder(data_dir)
+    if not is_written(data_dir):
+        raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
+    with _quiet_tfds():
+        return tfds.builder_from_directory(os.fspath(folder))
 
 
 def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:

@@ -13,6 +13,7 @@ they are, unless --resize shrinks them. The result is read by the train command:
 A run that was cut off goes on when it is started again. With --beam it runs as an Apache Beam pipeline, whose
 options follow after --; DIR must be a folder that all workers see:
   … --beam -- --runner=FlinkRunner --flink_master=HOST:8081
+With --encode MODEL the model's VAE then runs over all images; realcustom_jax.data.encode tells what for.
 """
 
 import argparse
@@ -141,6 +142,13 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:] if arguments is None else arguments
         args, beam_options = _parse(arguments)
         recipe = _recipe(args)
+        encoding = None
+        if args.encode:
+            from realcustom_jax.data.encode import encode_data_set, from_arguments
+
+            encoding = from_arguments(
+                args.encode, args
+            )  # a mistake here should not wait for hours of reading
         total = prepare(
             args.source,
             args.data_dir,
@@ -151,7 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
             beam_options=beam_options,
         )
         print(total.text())
-        print(f"wrote {args.data_dir}, see {Path(args.data_dir) / 'report.json'}")
+        print(f"wrote {args.data_dir}, see {Path(args.data_dir) / 'report.json'}", flush=True)
+        if encoding:
+            encode_data_set(args.data_dir, encoding)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
@@ -171,7 +181,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from realcustom_jax.cli import CommandParser  # imports JAX, which worker processes do not need
+    # These import JAX, which worker processes do not need.
+    from realcustom_jax.cli import CommandParser
+    from realcustom_jax.data.encode import add_arguments
 
     parser = CommandParser("data.prepare", __doc__, "%(prog)s --source SOURCE --data-dir DIR [options]")
     add = parser.add_argument
@@ -204,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     group("--format", choices=("jpeg", "webp", "png"), default="jpeg",
           help="of images that are shrunk or of another format (%(default)s)")  # fmt: skip
     group("--quality", type=_integer(1, 100), default=95, metavar="N", help="of jpeg and webp (%(default)s)")
+    group = parser.add_argument_group("latents, for training without the VAE's encoder")
+    group.add_argument("--encode", metavar="MODEL", help="model folder, hub id, or toybox (none)")
+    add_arguments(group)
     return parser
 
 

@@ -15,11 +15,14 @@ from realcustom_jax.training.curriculum import Curriculum
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample:
-    """{"image", "caption", "index"} → "image" (S, S, 3), "ids" int32 (E, L)[, "reference" (V, S', S', 3)].
+    """{"image", "caption", "index"} → "image" (H, W, 3), "ids" int32 (E, L)[, "reference" (V, S, S, 3)].
+
+    An example of an aspect-ratio bucket has its "shape", the (H, W) of its batch. One with stored latents has
+    "mean" and "log_variance", which take the place of "image"; its own image is for the reference alone.
 
     Attributes:
       tokenizers: for the captions, one for each of E text encoders.
-      image_size: side of the training image in pixels.
+      image_size: side of the training image in pixels, where it has no "shape".
       reference_size: side of the reference's views in pixels; None for stages without one.
       high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
       batch_size: to know the step, which the curriculum needs.
@@ -45,12 +48,16 @@ class MakeExample:
             no_both
             or self.drop_both + self.drop_text <= draw < self.drop_both + self.drop_text + self.drop_image
         )
-        image = center_crop_resize(example["image"], self.image_size)
         caption = "" if no_text else example["caption"]
         ids = np.concatenate([tokenize(tokenizer, caption) for tokenizer in self.tokenizers])
+        stored = {name: example[name] for name in ("mean", "log_variance") if name in example}
+        if stored and self.reference_size is None:
+            return {**stored, "ids": ids}
+        image = center_crop_resize(example["image"], example.get("shape", self.image_size))
+        learned = stored or {"image": image}
         if self.reference_size is None:
-            return {"image": image, "ids": ids}
+            return {**learned, "ids": ids}
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         reference = augment_reference(image, rng, strength)
         reference = reference_views(reference, self.reference_size, self.high_res)
-        return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image)}
+        return {**learned, "ids": ids, "reference": reference * np.uint8(not no_image)}

@@ -11,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.data.buckets import make_buckets
+from realcustom_jax.data.encode import fingerprint, training_shapes
+from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader, make_loader
 from realcustom_jax.data.transforms import to_float
@@ -52,7 +55,7 @@ def train(config: ConfigDict, workdir: Path, cache: Path) -> str:
         _announce(workdir, first, check_resume(config, checkpoints.config(first), first))
     data = open_data(config.data, cache)
     pipe = starting_pipeline(config, data)
-    loader = _make_loader(config, pipe, data)
+    loader = make_training_loader(config, pipe, data)
 
     # ---------------------------------------------------------------- state, straight into its shards
     options = config.optimizer
@@ -115,7 +118,12 @@ def _announce(workdir: Path, step: int, differences: str) -> None:
             print(f"the config differs from the checkpoint's: {differences}", flush=True)
 
 
-def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
+def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
+    """This process's part of the batches that a run of the config trains on.
+
+    Raises:
+      UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
+    """
     options = config.data
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
@@ -130,8 +138,20 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
     )
+    buckets, source = None, data
+    if options.get("buckets") or options.get("encoded"):
+        shapes = training_shapes(
+            pipe.models,
+            options.get("buckets", False),
+            options.get("bucket_step", 64),
+            options.get("bucket_max_aspect", 2.0),
+        )
+        if options.get("buckets"):
+            buckets = make_buckets(data.sizes(), shapes)
+        if options.get("encoded"):
+            source = open_encoded(data, fingerprint(pipe.params["vae"]), shapes, with_image=customize)
     return make_loader(
-        data,
+        source,
         transform,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -139,6 +159,7 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         process_count=jax.process_count(),
         num_workers=options.workers,
         prefetch=options.prefetch,
+        buckets=buckets,
     )
 
 

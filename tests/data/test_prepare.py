@@ -3,11 +3,15 @@
 import importlib.util
 import io
 import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.data import encode as encode_module
 from realcustom_jax.data import prepare as command
 from realcustom_jax.data import run_parts, shards
 from realcustom_jax.data.image_text import is_written, open_split
@@ -15,7 +19,9 @@ from realcustom_jax.data.prepare import prepare
 from realcustom_jax.data.raw import Raw
 from realcustom_jax.data.recipe import Recipe, make
 from realcustom_jax.errors import UserError
-from tests.data.sources import encode, picture, sample, write_tar
+
+common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
+encode, picture, sample, write_tar = common.encode, common.picture, common.sample, common.write_tar
 
 
 @pytest.fixture
@@ -305,6 +311,22 @@ def test_a_mistake_is_one_sentence(source, tmp_path, capsys, options, message):
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
+
+
+def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch):
+    """The model is loaded first: a mistake in its name must not wait for hours of reading."""
+    done = []
+
+    def load(model, args):
+        done.append((model, args.encode_batch, args.buckets, is_written(tmp_path / "data")))
+        return "the encoding"
+
+    monkeypatch.setattr(encode_module, "from_arguments", load)
+    monkeypatch.setattr(encode_module, "encode_data_set", lambda *given: done.append(given))
+    options = ["--source", source, "--data-dir", str(tmp_path / "data"), "--workers", "0"]
+    command.main([*options, "--encode", "MODEL", "--buckets", "--encode-batch", "3"])
+    assert done == [("MODEL", 3, True, False), (str(tmp_path / "data"), "the encoding")]
+    assert is_written(tmp_path / "data")
 
 
 def test_an_existing_data_set_is_kept(source, tmp_path):

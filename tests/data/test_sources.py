@@ -1,7 +1,9 @@
 """Every kind of source gives the same examples; what is broken in one is told and stops nothing."""
 
 import json
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,9 @@ from realcustom_jax.data import sources
 from realcustom_jax.data.raw import Raw
 from realcustom_jax.data.sources import Names, expand_braces, find_parts, read_part
 from realcustom_jax.errors import UserError
-from tests.data.sources import encode, picture, sample, write_tar
+
+common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
+encode, picture, sample, write_tar = common.encode, common.picture, common.sample, common.write_tar
 
 
 def read(*given: str | Path, **names) -> list[Raw]:
