@@ -55,7 +55,7 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
         "gamma_num_max": 1.0,
     }
     config.data = {
-        "path": "data/train",  # a data set written by image_text.write
+        "path": "data/train",  # a data set written by data.prepare
         "split": "train",
         "workers": 8,  # processes that load
         "prefetch": 4,  # batches

@@ -60,7 +60,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "gamma_num_max": 1.0,
     }
     config.data = {
-        "path": "toybox",  # a data set written by image_text.write, or "toybox", drawn when first needed
+        "path": "toybox",  # a data set written by data.prepare, or "toybox", drawn when first needed
         "split": "train",
         "toybox_examples": 40000,
         "workers": 0,  # processes that load; 0 loads in threads
