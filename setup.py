@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 # Lower bounds are the oldest versions that should do; the tests run with those of requirements.lock alone.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
+    "array_record>=0.8.1",
     "filelock>=3.15.4",
     "flax>=0.12",
     "grain>=0.2.18",
@@ -23,6 +24,8 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12",
     # 10.1 brought the scalable default font that the demo sheet is written in.
     "pillow>=10.1",
+    # Reads data sets that come as parquet.
+    "pyarrow>=18",
     # The first to read and write bfloat16 in numpy.
     "safetensors>=0.8",
     # Without tensorflow: this is the first version whose builders and readers run without it.
@@ -35,6 +38,9 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
+    # data.prepare on a cluster. Beam wants older pyarrow, protobuf and pillow than requirements.lock has, so
+    # it needs an environment of its own.
+    "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
     # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since

@@ -53,10 +53,14 @@ def get_config() -> ml_collections.ConfigDict:
         "gamma_num_max": 1.0,
     }
     config.data = {
-        "path": "data/train",  # a data set written by image_text.write
+        "path": "data/train",  # a data set written by data.prepare
         "split": "train",
         "workers": 8,  # processes that load
         "prefetch": 4,  # batches
+        "buckets": False,  # batches of like proportions, not of squares; of data that data.prepare wrote
+        "bucket_step": 64,  # of the buckets' sides, in pixels
+        "bucket_max_aspect": 2.0,  # long side by short side
+        "encoded": False,  # take the latents that data.encode stored; the VAE's encoder does not run
         "drop_text": 0.05,  # empty caption
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,

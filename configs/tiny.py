@@ -68,11 +68,15 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "gamma_num_max": 1.0,
     }
     config.data = {
-        "path": "toybox",  # a data set written by image_text.write, or "toybox", drawn when first needed
+        "path": "toybox",  # a data set written by data.prepare, or "toybox", drawn when first needed
         "split": "train",
         "toybox_examples": 40000,
         "workers": 0,  # processes that load; 0 loads in threads
         "prefetch": 4,  # batches
+        "buckets": False,  # batches of like proportions, not of squares; of data that data.prepare wrote
+        "bucket_step": 16,  # of the buckets' sides, in pixels
+        "bucket_max_aspect": 2.0,  # long side by short side
+        "encoded": False,  # take the latents that data.encode stored; the VAE's encoder does not run
         "drop_text": 0.05,  # empty caption
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,

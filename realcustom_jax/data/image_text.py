@@ -2,6 +2,9 @@
 
 The layout is TFDS's own, `data_dir/image_text/1.0.0/`, so other TFDS tools read it too. Neither writing nor
 reading needs TensorFlow: images go in as encoded bytes and are decoded here, with PIL.
+
+`write` is for data sets up to 1 GB, which TFDS sorts in memory; `data.prepare` writes larger ones. Beside the
+records may lie what can be known of all without reading them: `sizes-SPLIT.npy`, for aspect-ratio buckets.
 """
 
 import contextlib
@@ -10,18 +13,24 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
-from PIL import Image
-from tensorflow_datasets.core import shuffle
+from PIL import ExifTags, Image
+from tensorflow_datasets.core import example_serializer, naming, shuffle
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.errors import UserError
+
+# What PIL calls the formats that a data set holds. MPO: the JPEG of phones, with a second picture behind the
+# first. WebP is smaller, and is not read by TFDS's TensorFlow decoder.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
+_SIZES = "sizes-{}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Example:
 
     Attributes:
       key: unique in its split; names the example in errors.
-      image: encoded PNG or JPEG bytes, stored as they are.
+      image: encoded PNG, JPEG or WebP bytes, stored as they are.
       caption: what the picture shows.
       metadata: anything JSON can hold.
     """
@@ -52,16 +61,8 @@ class ImageText(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(
-            {
-                "key": tfds.features.Text(),
-                "image": tfds.features.Image(),
-                "caption": tfds.features.Text(),
-                "metadata": tfds.features.Text(doc="JSON"),
-            }
-        )
         return self.dataset_info_from_configs(
-            features=features, supervised_keys=None, description="Pictures with captions."
+            features=_features(), supervised_keys=None, description="Pictures with captions."
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
@@ -72,24 +73,42 @@ class ImageText(tfds.core.GeneratorBasedBuilder):
         example = None
         for example in self._examples[split]:
             _check_image(example)
-            yield (
-                example.key,
-                {
-                    "key": example.key,
-                    "image": io.BytesIO(example.image),  # TFDS takes bytes for a path
-                    "caption": example.caption,
-                    "metadata": json.dumps(example.metadata),
-                },
-            )
+            yield example.key, _fields(example)
         if example is None:
             raise UserError(f"the split '{split}' has no example")
 
 
-class Split:
-    """A split as a random-access source: `len(split)`, `split[i]`; can be pickled for loader workers."""
+def _features() -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+        {
+            "key": tfds.features.Text(),
+            "image": tfds.features.Image(),
+            "caption": tfds.features.Text(),
+            "metadata": tfds.features.Text(doc="JSON"),
+        }
+    )
 
-    def __init__(self, records: Any):
+
+def _fields(example: Example) -> dict[str, Any]:
+    return {
+        "key": example.key,
+        "image": io.BytesIO(example.image),  # TFDS takes bytes for a path
+        "caption": example.caption,
+        "metadata": json.dumps(example.metadata),
+    }
+
+
+class Split:
+    """A split as a random-access source: `len(split)`, `split[i]`; can be pickled for loader workers.
+
+    Attributes:
+      folder: where its records lie.
+      name: of the split.
+    """
+
+    def __init__(self, records: Any, folder: Path, name: str):
         self._records = records
+        self.folder, self.name = folder, name
 
     def __len__(self) -> int:
         return len(self._records)
@@ -101,16 +120,35 @@ class Split:
           IndexError: `index` is out of range.
           UserError: the image cannot be decoded; the sentence names the example's key.
         """
+        example = self.without_image(index)
+        name = f"the image of example '{example['key']}'"
+        return {**example, "image": load_image(example["image"], name)}
+
+    def without_image(self, index: int) -> dict[str, Any]:
+        """As `split[index]`, but the image as its encoded bytes: decoding is what takes time."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         record = self._records[int(index) % len(self)]
-        key = record["key"].decode()
         return {
-            "key": key,
-            "image": load_image(record["image"], name=f"the image of example '{key}'"),
+            "key": record["key"].decode(),
+            "image": record["image"],
             "caption": record["caption"].decode(),
             "metadata": json.loads(record["metadata"]),
         }
+
+    def sizes(self) -> np.ndarray:
+        """int32 (examples, 2): width and height in pixels of each image, as it is seen.
+
+        Raises:
+          UserError: the data set has none, because it was not written by `data.prepare`.
+        """
+        path = self.folder / _SIZES.format(self.name)
+        if not path.is_file():
+            raise UserError(
+                f"the data set in '{self.folder}' has no {path.name}, which aspect-ratio buckets need; "
+                "python -m realcustom_jax.data.prepare writes it"
+            )
+        return np.load(path, mmap_mode="r")
 
 
 def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) -> None:
@@ -121,11 +159,9 @@ def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) 
 
     Raises:
       UserError: `data_dir` holds a data set already or cannot be made, a split has no example, a key appears
-        twice, or an image is neither PNG nor JPEG; the sentence names the folder, split or key.
+        twice, or an image is no PNG, JPEG or WebP; the sentence names the folder, split or key.
     """
-    folder = _folder(data_dir)
-    if folder.exists():
-        raise UserError(f"'{folder}' holds a data set already; delete it or choose another folder")
+    folder = new_folder(data_dir)
     if not splits:
         raise UserError(f"there is no split to write into '{data_dir}'")
     try:
@@ -141,9 +177,72 @@ def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) 
             raise
 
 
+def new_folder(data_dir: str | os.PathLike) -> Path:
+    """Where a data set in `data_dir` will lie, of which nothing is made yet.
+
+    Raises:
+      UserError: there is one already.
+    """
+    folder = _folder(data_dir)
+    if folder.exists():
+        raise UserError(f"'{folder}' holds a data set already; delete it or choose another folder")
+    return folder
+
+
+def make_serializer() -> Callable[[Example], bytes]:
+    """The function from an example to its record, for those who write shards themselves."""
+    features = _features()
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    return lambda example: serializer.serialize_example(features.encode_example(_fields(example)))
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """TFDS's name of a shard's file."""
+    return f"{ImageText.name}-{split}.array_record-{number:05d}-of-{count:05d}"
+
+
+def write_info(
+    folder: Path, shard_lengths: Mapping[str, list[int]], sizes: Mapping[str, Iterable[np.ndarray]]
+) -> None:
+    """Makes a folder of finished shards a data set: writes TFDS's metadata, and the sizes of the images.
+
+    Args:
+      folder: with the shards, called as `shard_name` says.
+      shard_lengths: examples of each shard, by split.
+      sizes: (n, 2) width and height of the images in the order of the records, in pieces, by split.
+    """
+    with _quiet_tfds(), tempfile.TemporaryDirectory() as unused:  # a builder wants a folder that can be made
+        info = ImageText(data_dir=unused).info
+    splits = []
+    for split, lengths in shard_lengths.items():
+        names = [shard_name(split, i, len(lengths)) for i in range(len(lengths))]
+        size = sum((folder / name).stat().st_size for name in names)
+        template = naming.ShardedFileTemplate(folder, dataset_name=ImageText.name, split=split,
+                                              filetype_suffix="array_record")  # fmt: skip
+        splits.append(tfds.core.SplitInfo(split, lengths, size, template))
+        path = folder / _SIZES.format(split)
+        file = np.lib.format.open_memmap(path, "w+", np.int32, (sum(lengths), 2))
+        start = 0
+        for piece in sizes[split]:
+            file[start : start + len(piece)] = piece
+            start += len(piece)
+        file.flush()
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(folder)
+
+
 def is_written(data_dir: str | os.PathLike) -> bool:
     """Whether `write` has put a data set under `data_dir`, and finished it."""
     return (_folder(data_dir) / "dataset_info.json").is_file()
+
+
+def split_names(data_dir: str | os.PathLike) -> list[str]:
+    """The splits of the data set under `data_dir`.
+
+    Raises:
+      UserError: there is no data set.
+    """
+    return sorted(_open_builder(data_dir).info.splits)
 
 
 def open_split(data_dir: str | os.PathLike, split: str) -> Split:
@@ -152,21 +251,26 @@ def open_split(data_dir: str | os.PathLike, split: str) -> Split:
     Raises:
       UserError: there is no data set there, or it has no such split (the sentence lists those it has).
     """
-    folder = _folder(data_dir)
-    if not is_written(data_dir):
-        raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
+    builder = _open_builder(data_dir)
+    if split not in builder.info.splits:
+        known = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"the data set in '{data_dir}' has no split '{split}'; it has: {known}")
     with _quiet_tfds():
-        builder = tfds.builder_from_directory(os.fspath(folder))
-        if split not in builder.info.splits:
-            known = ", ".join(sorted(builder.info.splits))
-            raise UserError(f"the data set in '{data_dir}' has no split '{split}'; it has: {known}")
         # We decode ourselves: TFDS's decoder ignores EXIF rotation and does not say whose image is broken.
         decoders = {"image": tfds.decode.SkipDecoding()}
-        return Split(builder.as_data_source(split, decoders=decoders))
+        return Split(builder.as_data_source(split, decoders=decoders), _folder(data_dir), split)
 
 
 def _folder(data_dir: str | os.PathLike) -> Path:
     return Path(data_dir) / ImageText.name / str(ImageText.VERSION)
+
+
+def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    folder = _folder(data_dir)
+    if not is_written(data_dir):
+        raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
+    with _quiet_tfds():
+        return tfds.builder_from_directory(os.fspath(folder))
 
 
 def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:
@@ -188,8 +292,15 @@ def _check_image(example: Example) -> None:
             known = image.format
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         known = None
-    if known not in ("PNG", "JPEG", "MPO"):  # MPO: the JPEG of phones, with a second picture behind the first
-        raise UserError(f"the image of example '{example.key}' cannot be decoded as PNG or JPEG")
+    if known not in FORMATS:
+        raise UserError(f"the image of example '{example.key}' cannot be decoded as PNG, JPEG or WebP")
+
+
+def image_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image as it is seen: after the rotation that its EXIF data asks for."""
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 @contextlib.contextmanager

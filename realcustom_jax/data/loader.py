@@ -14,6 +14,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from realcustom_jax.data.buckets import Buckets
+from realcustom_jax.data.order import BucketOrder, Order, PlainOrder
 from realcustom_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -34,7 +36,7 @@ class _Rows:
 
     source: Source
     transform: Transform
-    order: grain.MapDataset  # stream position → example number, over all epochs
+    order: Order
     seed: int
     batch_size: int
     process_index: int
@@ -46,8 +48,11 @@ class _Rows:
         local_size = self.batch_size // self.process_count
         step, place = divmod(int(row), local_size)
         index = step * self.batch_size + self.process_index * local_size + place
-        example = dict(self.source[int(self.order[index])])
+        number, shape = self.order(index)
+        example = dict(self.source[number])
         example["index"] = index
+        if shape is not None:
+            example["shape"] = shape
         return self.transform(example, np.random.default_rng((self.seed, index)))
 
 
@@ -77,17 +82,18 @@ class Loader(Iterator[Batch]):
         """Batches from the beginning to the end; astronomical when the epochs have no limit."""
         return len(self._batches)
 
-    def get_state(self) -> dict[str, int | bool]:
+    def get_state(self) -> dict[str, Any]:
         """The place in the stream as a JSON-able dict: "step" batches were taken, and of which stream."""
         return {"step": self._step, **self._identity}
 
-    def set_state(self, state: dict[str, int | bool]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Moves to the place `state` was taken at: the next batch is the one that would have come then.
 
         Processes, workers and prefetching may differ from those the state was taken with.
 
         Raises:
-          UserError: the state is of another stream (data set size, batch size, seed or shuffling differ).
+          UserError: the state is of another stream (data set size, batch size, seed, shuffling or buckets
+            differ).
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -130,17 +136,19 @@ def make_loader(
     process_count: int = 1,
     num_workers: int = 0,
     prefetch: int = 2,
+    buckets: Buckets | None = None,
 ) -> Loader:
     """An iterator over batches of transformed examples.
 
-    Epochs follow each other without a gap, so a batch may straddle two; only what is left at the very end is
-    dropped. Each epoch has its own order.
+    Epochs follow each other without a gap, so a batch may straddle two; only what is left at the very end,
+    of each bucket if there are buckets, is dropped. Each epoch has its own order. Every example comes once an
+    epoch; what an epoch is where there are buckets, `BucketOrder` says.
 
     Args:
       source: the examples.
       transform: (example, rng) → arrays of one shape per name. `example["index"]` is the example's place in
-        the stream of all processes, so `index // batch_size` is the step. `rng` depends on (seed, index)
-        alone.
+        the stream of all processes, so `index // batch_size` is the step. With buckets `example["shape"]` is
+        the (height, width) of its batch. `rng` depends on (seed, index) alone.
       batch_size: examples of a step over all processes.
       seed: of the order and of the transform's random numbers, at least 0.
       shuffle: False keeps the source's order.
@@ -149,6 +157,7 @@ def make_loader(
       process_count: how many parts; each has batch_size / process_count examples.
       num_workers: worker processes; 0 works in threads of this process.
       prefetch: batches made ahead, each in its own thread (per worker, if there are any).
+      buckets: every batch is of one of them; None for batches of all examples alike.
 
     Returns:
       Yields dicts of arrays (batch_size / process_count, …); has `get_state()` and `set_state(state)`.
@@ -160,18 +169,23 @@ def make_loader(
         raise UserError(f"the batch size {batch_size} cannot be divided among {process_count} processes")
     if not 0 <= process_index < process_count:
         raise UserError(f"the process index {process_index} is not below the process count {process_count}")
+    if buckets is not None and len(buckets) != len(source):
+        raise UserError(f"the buckets divide {len(buckets)} examples, but the data set has {len(source)}")
     if len(source) < batch_size:
         raise UserError(f"the data set has {len(source)} examples, fewer than one batch of {batch_size}")
     if seed < 0:
         raise UserError(f"the data seed must not be negative, but it is {seed}")
-    order = grain.MapDataset.range(len(source))
-    if shuffle:
-        order = order.shuffle(seed % 2**32)  # Grain's seeds are 32 bits
-    order = order.repeat(num_epochs)
+    if buckets is None:
+        order = PlainOrder(len(source), batch_size, seed, shuffle, num_epochs)
+    else:
+        order = BucketOrder(buckets, batch_size, seed, shuffle, num_epochs)
     rows = _Rows(source, transform, order, seed, batch_size, process_index, process_count)
     local_size = batch_size // process_count
-    row_count = len(order) // batch_size * local_size
+    row_count = order.batches() * local_size
     batches = grain.MapDataset.range(row_count).map(rows).batch(local_size)
     options = grain.ReadOptions(num_threads=max(1, prefetch), prefetch_buffer_size=max(1, prefetch))
-    identity = {"examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+    identity = {
+        "examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle,
+        "buckets": buckets.digest() if buckets else None,
+    }  # fmt: skip
     return Loader(batches, options, num_workers, identity)

@@ -139,7 +139,10 @@ class VAE(nn.Module):
 
     def encode(self, images: Array, key: Array | None = None) -> Array:
         """(B, H, W, 3) in [-1, 1] → scaled latents (B, h, w, c); the posterior's mean without a key."""
-        mean, log_variance = self.moments(images)
+        return self.sample(*self.moments(images), key)
+
+    def sample(self, mean: Array, log_variance: Array, key: Array | None = None) -> Array:
+        """What `moments` gives → scaled latents (B, h, w, c) drawn from it; its mean without a key."""
         if key is not None:
             mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
         return mean * self.config.scaling_factor

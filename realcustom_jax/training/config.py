@@ -20,8 +20,14 @@ from realcustom_jax.training.losses import STAGES
 from realcustom_jax.training.partition import AXES
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
-_INTEGER, _NUMBER, _TEXT, _LIST = (int,), (int, float), (str,), (tuple, list)
-_NAMES = {_INTEGER: "a whole number", _NUMBER: "a number", _TEXT: "a text", _LIST: "a list"}
+_INTEGER, _NUMBER, _TEXT, _LIST, _FLAG = (int,), (int, float), (str,), (tuple, list), (bool,)
+_NAMES = {
+    _INTEGER: "a whole number",
+    _NUMBER: "a number",
+    _TEXT: "a text",
+    _LIST: "a list",
+    _FLAG: "True or False",
+}
 _SHARE = (_NUMBER, 0, 1)
 # Key → type, least and greatest value. All but those of `loss`, which are the stages', and of `model`, which
 # are fields of the classes below.
@@ -61,6 +67,10 @@ _KEYS: dict[str, tuple] = {
     "data.drop_image": _SHARE,
     "data.drop_both": _SHARE,
     "data.text_only": _SHARE,
+    "data.buckets": (_FLAG,),
+    "data.bucket_step": (_INTEGER, 1),
+    "data.bucket_max_aspect": (_NUMBER, 1),
+    "data.encoded": (_FLAG,),
     "curriculum.start": _SHARE,
     "curriculum.end": _SHARE,
     "curriculum.begin": (_INTEGER,),
@@ -69,6 +79,8 @@ _KEYS: dict[str, tuple] = {
     "mesh.fsdp": (_INTEGER,),
     "mesh.tensor": (_INTEGER,),
 }
+# What configs of before these keys, and those that don't use them, need not have.
+_OPTIONAL = {"data.buckets", "data.bucket_step", "data.bucket_max_aspect", "data.encoded"}
 _MODEL = {
     "unet": UNetConfig,
     "vae": VAEConfig,
@@ -119,6 +131,9 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
     if stage == "clip" and values["accumulate"] > 1:
         raise UserError("config.accumulate must be 1 for clip, whose loss joins all examples of a batch")
+    for key in ("data.buckets", "data.encoded"):
+        if values.get(key) and stage not in ("base", "customize"):
+            raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
     for key in ("trainable", "frozen"):
         for regex in values[key]:
             _check_regex(key, regex)
@@ -130,7 +145,7 @@ def check_config(config: ConfigDict) -> None:
 def _check_keys(values: Mapping[str, Any], stage: str) -> None:
     given = values.keys()
     wanted = {*_KEYS, *(f"loss.{name}" for name in STAGES[stage])}
-    missing = wanted - given
+    missing = wanted - given - _OPTIONAL
     if values.get("data.path") != "toybox":
         missing -= {"data.toybox_examples"}
     if not values.get("init_from"):  # a fresh model: all its parts must have a shape

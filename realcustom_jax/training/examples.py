@@ -15,13 +15,15 @@ from realcustom_jax.training.curriculum import Curriculum
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample:
-    """{"image", "caption", "index"} → "image" (S, S, 3), "ids" int32 (E, L)[, "reference" (V, S', S', 3) …].
+    """{"image", "caption", "index"} → "image" (H, W, 3), "ids" int32 (E, L)[, "reference" (V, S, S, 3) …].
 
-    The flag, one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
+    An example of an aspect-ratio bucket has its "shape", the (H, W) of its batch. One with stored latents has
+    "mean" and "log_variance", which take the place of "image"; its own image is for the reference alone.
+    The "flag", one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
 
     Attributes:
       tokenizers: for the captions, one for each of E text encoders.
-      image_size: side of the training image in pixels.
+      image_size: side of the training image in pixels, where it has no "shape".
       reference_size: side of the reference's views in pixels; None for stages without one.
       high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
       batch_size: to know the step, which the curriculum needs.
@@ -49,13 +51,18 @@ class MakeExample:
             no_both
             or self.drop_both + self.drop_text <= draw < self.drop_both + self.drop_text + self.drop_image
         )
-        image = center_crop_resize(example["image"], self.image_size)
         caption = "" if no_text else example["caption"]
         ids = np.concatenate([tokenize(tokenizer, caption) for tokenizer in self.tokenizers])
+        stored = {name: example[name] for name in ("mean", "log_variance") if name in example}
+        if stored and self.reference_size is None:
+            return {**stored, "ids": ids}
+        image = center_crop_resize(example["image"], example.get("shape", self.image_size))
+        learned = stored or {"image": image}
         if self.reference_size is None:
-            return {"image": image, "ids": ids}
+            return {**learned, "ids": ids}
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         reference = augment_reference(image, rng, strength)
         reference = reference_views(reference, self.reference_size, self.high_res)
         flag = np.float32(rng.random() >= self.text_only)
-        return {"image": image, "ids": ids, "reference": reference * np.uint8(not no_image), "flag": flag}
+        reference = reference * np.uint8(not no_image)
+        return {**learned, "ids": ids, "reference": reference, "flag": flag}

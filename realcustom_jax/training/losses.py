@@ -108,12 +108,12 @@ def _diffusion_loss(
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         k_latent, k_t, k_noise, k_gamma = jax.random.split(key, 4)
-        z0 = models.vae.apply(
-            {"params": params["vae"]}, to_signed(batch["image"]), k_latent, method=VAE.encode
-        )
+        z0 = _latents(models, params, batch, k_latent)
         text, pooled = encode_text(models, params, list(jnp.moveaxis(batch["ids"], 1, 0)))
         count = z0.shape[0]
-        sizes = None if pooled is None else size_ids(count, *batch["image"].shape[1:3])
+        sizes = None
+        if pooled is not None:  # latents know the image's size too, where it is not there
+            sizes = size_ids(count, *(side * models.vae_config.downscale for side in z0.shape[1:3]))
         t = jax.random.randint(k_t, (count,), 0, schedule.num_train_timesteps)
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
@@ -143,6 +143,15 @@ def _diffusion_loss(
         }
 
     return loss
+
+
+def _latents(models: Models, params: Params, batch: Batch, key: Array) -> Array:
+    """A draw from the VAE's posterior of the batch's images, which may have been stored in their place."""
+    if "mean" not in batch:
+        variables, images = {"params": params["vae"]}, to_signed(batch["image"])
+        return models.vae.apply(variables, images, key, method=VAE.encode)
+    mean, log_variance = (batch[name].astype(jnp.float32) for name in ("mean", "log_variance"))
+    return models.vae.apply({}, mean, log_variance, key, method=VAE.sample)
 
 
 def _snr_weight(snr: Array, gamma: float, prediction_type: str) -> Array:

@@ -12,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.data.buckets import make_buckets
+from realcustom_jax.data.encode import fingerprint, training_shapes
+from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader, make_loader
 from realcustom_jax.data.transforms import to_float
@@ -30,6 +33,7 @@ from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
+from realcustom_jax.weights.keys import unflatten
 
 
 def train(
@@ -59,10 +63,18 @@ def train(
     newest = checkpoints.latest_step() or 0
     differences = check_resume(config, checkpoints.config(newest), newest) if newest else ""
     data = open_data(config.data, cache)
-    place = partition.placer(config.trainable, DTYPES[config.frozen_dtype], config.sharding, mesh)
+    put = partition.placer(config.trainable, DTYPES[config.frozen_dtype], config.sharding, mesh)
+    vae: dict[str, np.ndarray] = {}
+
+    def place(path: str, value: np.ndarray) -> jax.Array:
+        if config.data.get("encoded") and path.startswith("vae/"):
+            vae[path.removeprefix("vae/")] = value  # what stored latents must be of, before it is rounded
+        return put(path, value)
+
     pipe = starting_pipeline(config, data, place)
     models = dataclasses.replace(pipe.models, dtype=DTYPES[config.compute_dtype], remat=config.remat)
-    loader = _make_loader(config, pipe, data)
+    loader = make_training_loader(config, pipe, data, unflatten(vae))
+    vae.clear()
 
     # ---------------------------------------------------------------- state, straight into its shards
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
@@ -139,7 +151,18 @@ def _say(sentence: str) -> None:
         print(sentence, flush=True)
 
 
-def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
+def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: Any) -> Loader:
+    """This process's part of the batches that a run of the config trains on.
+
+    Args:
+      config: the run's.
+      pipe: its model; parameters are not needed.
+      data: its training split.
+      vae: parameters of the VAE as they were loaded, which stored latents must be of.
+
+    Raises:
+      UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
+    """
     options = config.data
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
@@ -155,8 +178,20 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
     )
+    buckets, source = None, data
+    if options.get("buckets") or options.get("encoded"):
+        shapes = training_shapes(
+            pipe.models,
+            options.get("buckets", False),
+            options.get("bucket_step", 64),
+            options.get("bucket_max_aspect", 2.0),
+        )
+        if options.get("buckets"):
+            buckets = make_buckets(data.sizes(), shapes)
+        if options.get("encoded"):
+            source = open_encoded(data, fingerprint(vae), shapes, with_image=customize)
     return make_loader(
-        data,
+        source,
         transform,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -164,6 +199,7 @@ def _make_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
         process_count=jax.process_count(),
         num_workers=options.workers,
         prefetch=options.prefetch,
+        buckets=buckets,
     )
 
 

@@ -110,7 +110,7 @@ def test_errors_name_the_input(tmp_path):
         open_split(tmp_path / "nowhere", "train")
     with pytest.raises(UserError, match="example 'torn' cannot be decoded"):
         write(tmp_path / "a", {"train": [*examples(2), Example("torn", b"not an image", "")]})
-    with pytest.raises(UserError, match="example 'gif' cannot be decoded as PNG or JPEG"):
+    with pytest.raises(UserError, match="example 'gif' cannot be decoded as PNG, JPEG or WebP"):
         write(tmp_path / "a", {"train": [Example("gif", encode(picture(0), "GIF"), "")]})
     with pytest.raises(UserError, match="the key 'k1' appears twice"):
         write(tmp_path / "a", {"train": [*examples(2), Example("k1", encode(picture(9)), "other")]})

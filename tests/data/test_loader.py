@@ -2,6 +2,7 @@
 
 import json
 
+import grain
 import numpy as np
 import pytest
 
@@ -72,6 +73,12 @@ def test_epochs_follow_without_a_gap_and_the_last_remainder_is_dropped():
 def test_seeds_differ_and_repeat():
     assert_equal(take(loader(seed=5), 5), take(loader(seed=5), 5))
     assert numbers(take(loader(100, seed=5), 5)) != numbers(take(loader(100, seed=6), 5))
+
+
+def test_the_order_is_grain_s():
+    """So that runs of earlier versions, which indexed Grain's data set, resume with their stream."""
+    expected = grain.MapDataset.range(10).shuffle(7).repeat()
+    assert numbers(take(loader(10, seed=7), 9)) == [expected[i] for i in range(36)]
 
 
 def test_index_counts_the_stream_and_random_numbers_never_repeat():

@@ -34,6 +34,24 @@ def test_only_the_drawn_toybox_needs_to_know_how_many_examples():
     check_config(config)
 
 
+@pytest.mark.parametrize("key", ["buckets", "bucket_step", "bucket_max_aspect", "encoded"])
+def test_configs_of_before_buckets_still_pass(key):
+    config = get_config("base")
+    del config.data[key]
+    check_config(config)
+
+
+@pytest.mark.parametrize("key", ["buckets", "encoded"])
+@pytest.mark.parametrize("stage", ["vae", "clip"])
+def test_buckets_and_latents_are_for_diffusion(stage, key):
+    config = get_config(stage)
+    config.data[key] = True
+    with pytest.raises(
+        UserError, match=rf"config.data.{key} is for the stages base and customize, not for {stage}"
+    ):
+        check_config(config)
+
+
 def test_an_unknown_projector_is_named():
     with pytest.raises(UserError, match="knows the projectors deep, shallow, not 'flat'"):
         runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"]("flat")

@@ -1,0 +1,117 @@
+"""Latents that were computed beforehand, read beside the examples that they belong to.
+
+They lie in the data set's folder, in `encoded-SPLIT/`: an `encoded.json` that tells what they are, and
+ArrayRecord files that hold, in the order of the data set's records, mean and log-variance of the posterior.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from realcustom_jax.data.image_text import Split
+from realcustom_jax.errors import UserError
+
+_INFO = "encoded.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedInfo:
+    """What stored latents were made with; training must be of the same.
+
+    Attributes:
+      vae: fingerprint of the VAE's encoder.
+      shapes: (height, width) in pixels that the images were cropped to: one, or those of the buckets.
+      examples: how many there are.
+    """
+
+    vae: str
+    shapes: tuple[tuple[int, int], ...]
+    examples: int
+
+
+class EncodedSplit:
+    """A split whose examples have "mean" and "log_variance", float16 (h, w, c); picklable as `Split` is.
+
+    They have no "image" unless it is asked for.
+    """
+
+    def __init__(self, data: Split, latents: Any, with_image: bool):
+        self._data, self._latents, self._with_image = data, latents, with_image
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._with_image:
+            example = self._data[index]
+        else:
+            example = self._data.without_image(index)
+            del example["image"]
+        return {**example, **load_tensors(self._latents[index])}
+
+
+def pack(mean: np.ndarray, log_variance: np.ndarray) -> bytes:
+    """The record of one example; float16 keeps three digits, of latents that are noise below the second."""
+    return save_tensors({"mean": mean.astype(np.float16), "log_variance": log_variance.astype(np.float16)})
+
+
+def encoded_folder(data: Split) -> Path:
+    return data.folder / f"encoded-{data.name}"
+
+
+def shard_path(folder: Path, number: int, count: int) -> Path:
+    return folder / f"latents.array_record-{number:05d}-of-{count:05d}"
+
+
+def write_info(folder: Path, info: EncodedInfo) -> None:
+    """Declares the latents whole."""
+    (folder / _INFO).write_text(json.dumps(dataclasses.asdict(info)) + "\n")
+
+
+def read_info(folder: Path) -> EncodedInfo | None:
+    """What the latents are; None where there are none, or not all yet."""
+    path = folder / _INFO
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text())
+    return EncodedInfo(values["vae"], tuple(tuple(x) for x in values["shapes"]), values["examples"])
+
+
+def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_image: bool) -> EncodedSplit:
+    """A split with its stored latents.
+
+    Args:
+      data: the split.
+      vae: fingerprint of the model's.
+      shapes: (height, width) that training crops images to.
+      with_image: whether the examples need their pixels too, which takes the time of decoding.
+
+    Raises:
+      UserError: there are none, or they are of another VAE or other shapes.
+    """
+    folder = encoded_folder(data)
+    info = read_info(folder)
+    how = "python -m realcustom_jax.data.encode makes them"
+    if info is None:
+        raise UserError(
+            f"the data set has no stored latents in '{folder}', which config.data.encoded takes; {how}"
+        )
+    if info.vae != vae:
+        raise UserError(f"the latents in '{folder}' are of another VAE than the model's; {how} anew")
+    if info.shapes != tuple(shapes):
+        texts = [", ".join(f"{h}×{w}" for h, w in some) for some in (info.shapes, shapes)]
+        raise UserError(
+            f"the latents in '{folder}' are of images of {texts[0]}, and training is of {texts[1]}; {how}"
+        )
+    if info.examples != len(data):
+        raise UserError(
+            f"'{folder}' has latents of {info.examples} examples, but the data set has {len(data)}"
+        )
+    return EncodedSplit(data, ArrayRecordDataSource(sorted(map(str, folder.glob("latents.*")))), with_image)

@@ -1,0 +1,75 @@
+"""Parquet files with a column of encoded images and one of captions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realcustom_jax.data.raw import CAPTION_NAMES, Raw, as_text, pick
+from realcustom_jax.errors import UserError
+
+_IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
+_ROWS = 64  # in memory at a time
+
+
+def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: str | None) -> Iterator[Raw]:
+    """Streams a file's rows; keys end with the row's number.
+
+    Args:
+      path: of the file.
+      prefix: of the keys.
+      image_key: column of bytes, or of {"bytes", "path"} as the hub's; by default image, jpg, png or webp.
+      caption_key: column of captions; by default caption or text.
+
+    Yields:
+      the examples, the other columns of numbers and texts as metadata. A file that is no whole parquet file
+      yields what could be read, then one `torn_file`.
+
+    Raises:
+      UserError: when a column is missing; the sentence names those there are.
+    """
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            image = _column(path, names, "image", image_key, _IMAGE_COLUMNS)
+            caption = _column(path, names, "caption", caption_key, CAPTION_NAMES)
+            plain = [name for name in names if _is_plain(file.schema_arrow.field(name).type)]
+            wanted = list(dict.fromkeys([image, caption, *plain]))
+            for batch in file.iter_batches(_ROWS, columns=wanted):
+                for values in batch.to_pylist():
+                    picture = _image_bytes(values.pop(image), path.parent)
+                    yield Raw(f"{prefix}/{row}", picture, as_text(values.get(caption)), values)
+                    row += 1
+    except (pa.ArrowException, OSError):
+        yield Raw(prefix, problem="torn_file")
+
+
+def _column(path: Path, names: list[str], what: str, given: str | None, known: tuple[str, ...]) -> str:
+    name = pick(given, known, names)
+    if name in names:
+        return name
+    has = f"'{path}' has the columns {', '.join(names)}"
+    if given:
+        raise UserError(f"--{what}-key {given} is no column: {has}")
+    raise UserError(f"{has}: say with --{what}-key which one holds the {what}s")
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether values of a column are JSON-able."""
+    types = pa.types
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    return any(test(kind) for test in tests)
+
+
+def _image_bytes(value: Any, folder: Path) -> bytes | None:
+    if isinstance(value, dict):
+        if value.get("bytes") is None and value.get("path"):
+            try:
+                return (folder / value["path"]).read_bytes()
+            except OSError:
+                return None
+        value = value.get("bytes")
+    return value if isinstance(value, bytes) else None
