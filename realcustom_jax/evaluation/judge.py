@@ -48,15 +48,17 @@ class View:
     region: Array
 
 
-class _Down(nn.Module):
-    """Halve height and width, then so many residual convolutions."""
+class _Level(nn.Module):
+    """A strided convolution without overlap, or with, then so many residual convolutions."""
 
     features: int
+    stride: int
     blocks: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Conv(self.features, (3, 3), (2, 2), name="down")(x)
+        side = max(self.stride, 3)
+        x = nn.Conv(self.features, (side, side), (self.stride, self.stride), name="down")(x)
         for i in range(self.blocks):
             h = nn.silu(GroupNorm(8, name=f"norm_{i}")(x))
             x = x + nn.Conv(self.features, (3, 3), name=f"conv_{i}")(h)
@@ -68,27 +70,20 @@ def _pool(x: Array) -> Array:
     return jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
 
 
-def _depth_to_space(x: Array) -> Array:
-    """(B, h, w, 4C) → (B, 2h, 2w, C)."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
-
-
 class _Scene(nn.Module):
     """Images (B, 64, 64, 3) in [-1, 1] → `View`."""
 
     @nn.compact
     def __call__(self, images: Array) -> View:
-        half = _Down(24, 0, name="level_0")(images)
-        quarter = _Down(48, 1, name="level_1")(half)
-        eighth = _Down(96, 2, name="level_2")(quarter)
-        pooled = _pool(nn.silu(GroupNorm(8, name="norm")(eighth)))
-        x = jnp.repeat(jnp.repeat(eighth, 2, axis=1), 2, axis=2)
-        x = jnp.concatenate([x, quarter], axis=-1)
-        x = nn.Conv(96, (3, 3), name="up_1")(nn.silu(GroupNorm(8, name="up_norm_1")(x)))
-        x = jnp.concatenate([_depth_to_space(x), half], axis=-1)
-        x = nn.Conv(16, (3, 3), name="up_0")(nn.silu(GroupNorm(8, name="up_norm_0")(x)))
-        region = _depth_to_space(nn.Conv(4, (3, 3), name="region")(nn.silu(x)))[..., 0]
+        fine = _Level(64, 4, 1, name="level_0")(images)  # 16×16
+        coarse = _Level(96, 2, 2, name="level_1")(fine)  # 8×8
+        pooled = _pool(nn.silu(GroupNorm(8, name="norm")(coarse)))
+        x = nn.Dense(64, name="up")(coarse)
+        x = fine + jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        x = x + nn.Conv(64, (3, 3), name="up_conv")(nn.silu(GroupNorm(8, name="up_norm")(x)))
+        region = nn.Dense(16, name="region")(nn.silu(x))  # 4×4 pixels of each of 16×16 places
+        b = len(images)
+        region = region.reshape(b, 16, 16, 4, 4).swapaxes(2, 3).reshape(b, SIZE, SIZE)
         words = nn.Dense(len(WORDS), name="words")(pooled)
         return View(words, nn.Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
 
@@ -98,9 +93,8 @@ class _Identity(nn.Module):
 
     @nn.compact
     def __call__(self, crops: Array) -> Array:
-        x = _Down(32, 1, name="level_0")(crops)
-        x = _Down(64, 1, name="level_1")(x)
-        x = _Down(128, 2, name="level_2")(x)
+        x = _Level(64, 4, 2, name="level_0")(crops)  # 12×12
+        x = _Level(128, 2, 2, name="level_1")(x)  # 6×6
         x = nn.Dense(96, name="direction")(_pool(nn.silu(GroupNorm(8, name="norm")(x))))
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -26,8 +26,8 @@ from realcustom_jax.toybox import (
 
 IDENTITIES = 20  # of each word, among which the judge must find the one that was asked for
 
-# What each image is given; the last is for tables only.
-MEASURES = (
+# What `evaluate --json` prints, under these names.
+CONTRACT = (
     "identity_top1",
     "background_top1",
     "word_top1",
@@ -35,8 +35,8 @@ MEASURES = (
     "leakage",
     "clip_t",
     "clip_i",
-    "clip_i_segmented",
 )
+MEASURES = (*CONTRACT, "clip_i_segmented")
 Results = dict[str, np.ndarray | None]
 
 
@@ -161,14 +161,14 @@ class Benchmark:
         return {name: None if found[name] is None else found[name].astype(float) for name in MEASURES}
 
     def ceiling(self) -> Results:
-        """What the judge says of real scenes of the requests; mask_iou is of its region with the exact one."""
+        """What the judge says of real scenes; `mask_iou` is that of its region with the exact one."""
         scenes = [real_scene(request) for request in self.requests]
         return self.measure(
             np.stack([scene.image for scene in scenes]), np.stack([scene.masks[0] for scene in scenes])
         )
 
     def _candidates(self) -> np.ndarray:
-        """Directions (n, 20, C) of the identities of each request's word, the one that was asked for first."""
+        """Directions (n, 20, C) of the identities of each request's word, the right one first."""
         words = sorted({request.word for request in self.requests})
         photos = [photo for word in words for photo in references(word)]
         directions = self.judge.directions(
@@ -200,6 +200,6 @@ def enlarge(masks: np.ndarray) -> np.ndarray:
     return masks.repeat(SIZE // masks.shape[1], axis=1).repeat(SIZE // masks.shape[2], axis=2)
 
 
-def means(results: Results) -> dict[str, float | None]:
-    """The mean of each measure that there is."""
-    return {name: None if values is None else float(np.mean(values)) for name, values in results.items()}
+def means(results: Results, names: Sequence[str] = MEASURES) -> dict[str, float | None]:
+    """The mean of each measure, None where there is none."""
+    return {name: None if results[name] is None else float(np.mean(results[name])) for name in names}
