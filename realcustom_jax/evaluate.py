@@ -34,17 +34,17 @@ from realcustom_jax.option_flags import add_option_flags, given_options
 STORY = """\
 Measures whether images show the given subject and obey the prompt.
 
-In the toybox, on subjects that no training saw, in all places, from the text alone, with the subject everywhere
-(no mask), and in full. A judge that never conditioned an image says whether it shows the right one of 20
-subjects of the same word, the right word and the right background, and where the subject is; leakage is how much
-the image changes outside the subject against the text-only image of the same seed. "judge" is what it says of
-real scenes. With --json the last line of the output is one JSON object.
+In the toybox, on subjects that no training saw, in all places, from the text alone, with the subject
+everywhere (no mask), and in full. A judge that never conditioned an image says whether it shows the right one
+of 20 subjects of the same word, the right word and the right background, and where the subject is; leakage is
+how much the image changes outside the subject against the text-only image of the same seed. "judge" is what
+it says of real scenes. With --json the last line of the output is one JSON object.
 
   python -m realcustom_jax.evaluate --model toybox --requests 200 --json
 
 On DreamBench, the folder of google/dreambooth: 30 subjects × 25 prompts × 4 seeds. What is there in --out is
-neither made nor scored again, and hosts of one jax.distributed run share the work. One JSON an image, one table,
-one plot.
+neither made nor scored again, and with --distributed all hosts of a pod share the work. One JSON an image,
+one table, one plot.
 
   python -m realcustom_jax.evaluate --model FOLDER --dreambench dreambooth --out runs/dreambench \\
     --clip openai/clip-vit-base-patch32 --dino facebook/dino-vits16
@@ -55,6 +55,8 @@ def main() -> None:
     args = _parser().parse_args()
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
+    if args.distributed:
+        jax.distributed.initialize()
     if args.dreambench:
         _dreambench(args)
     else:
@@ -135,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("evaluate", STORY, "%(prog)s [--model FOLDER] [--dreambench FOLDER] [options]")
     parser.add_argument(
         "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="one command on every host of a pod, which share the work"
     )
     parser.add_argument("--json", action="store_true", help="end with the means as one JSON object")
     parser.add_argument(
