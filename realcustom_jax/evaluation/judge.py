@@ -1,7 +1,7 @@
 """The judge of the toybox benchmark: a small network that never conditioned an image.
 
-It sees a 64×64 image and says which word and which background it shows and where the subject is; and it
-turns what it sees of a subject into a direction, by which one of several identities is told from the others.
+It sees a 64×64 image and says which background it shows and where the subject is; of what is cut out there it
+says the word, and makes a direction, by which one of several identities of the word is told from the others.
 Trained on drawn scenes with exact labels alone (`train_judge`).
 """
 
@@ -35,17 +35,28 @@ _CHUNK = 40  # images that are judged at once, so that no count compiles another
 
 @flax.struct.dataclass
 class View:
-    """What the judge sees in images, as logits.
+    """What the judge sees in images.
 
     Attributes:
-      words: (B, 16), in the order of `toybox.WORDS`.
-      backgrounds: (B, 13), in the order of `toybox.BACKGROUNDS`.
-      region: (B, 64, 64), above 0 where the subject is.
+      backgrounds: (B, 13) logits, in the order of `toybox.BACKGROUNDS`.
+      region: (B, 64, 64) logits, above 0 where the subject is.
+    """
+
+    backgrounds: Array
+    region: Array
+
+
+@flax.struct.dataclass
+class Look:
+    """What it sees in cut-out subjects.
+
+    Attributes:
+      words: (B, 16) logits, in the order of `toybox.WORDS`.
+      directions: (B, 96) unit vectors.
     """
 
     words: Array
-    backgrounds: Array
-    region: Array
+    directions: Array
 
 
 class _Level(nn.Module):
@@ -84,19 +95,20 @@ class _Scene(nn.Module):
         region = nn.Dense(16, name="region")(nn.silu(x))  # 4×4 pixels of each of 16×16 places
         b = len(images)
         region = region.reshape(b, 16, 16, 4, 4).swapaxes(2, 3).reshape(b, SIZE, SIZE)
-        words = nn.Dense(len(WORDS), name="words")(pooled)
-        return View(words, nn.Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
+        return View(nn.Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
 
 
-class _Identity(nn.Module):
-    """Crops (B, 48, 48, 4), the subject on grey and its mask → unit directions (B, 96)."""
+class _Subject(nn.Module):
+    """Crops (B, 48, 48, 4), the subject on grey and its mask → `Look`."""
 
     @nn.compact
-    def __call__(self, crops: Array) -> Array:
+    def __call__(self, crops: Array) -> Look:
         x = _Level(64, 4, 2, name="level_0")(crops)  # 12×12
         x = _Level(128, 2, 2, name="level_1")(x)  # 6×6
-        x = nn.Dense(96, name="direction")(_pool(nn.silu(GroupNorm(8, name="norm")(x))))
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        pooled = _pool(nn.silu(GroupNorm(8, name="norm")(x)))
+        direction = nn.Dense(96, name="direction")(pooled)
+        direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
+        return Look(nn.Dense(len(WORDS), name="words")(pooled), direction)
 
 
 class JudgeNet(nn.Module):
@@ -104,18 +116,18 @@ class JudgeNet(nn.Module):
 
     def setup(self):
         self.scene = _Scene()
-        self.identity = _Identity()
+        self.subject = _Subject()
 
-    def __call__(self, images: Array, masks: Array) -> tuple[View, Array]:
-        return self.see(images), self.identify(images, masks)
+    def __call__(self, images: Array, masks: Array) -> tuple[View, Look]:
+        return self.see(images), self.look(images, masks)
 
     def see(self, images: Array) -> View:
         """Images (B, 64, 64, 3) in [-1, 1]."""
         return self.scene(images)
 
-    def identify(self, images: Array, masks: Array) -> Array:
-        """Images as in `see` and (B, 64, 64) in [0, 1], where the subject is → unit directions (B, 96)."""
-        return self.identity(cut_out(images, masks))
+    def look(self, images: Array, masks: Array) -> Look:
+        """Images as in `see`, and (B, 64, 64) in [0, 1], where the subject is."""
+        return self.subject(cut_out(images, masks))
 
 
 def cut_out(images: Array, masks: Array) -> Array:
@@ -209,14 +221,15 @@ def _look(params: Any, images: Array) -> tuple[Array, ...]:
     signed = images.astype(jnp.float32) / 127.5 - 1.0
     view = JudgeNet().apply({"params": params}, signed, method="see")
     inside = jax.nn.sigmoid(view.region)
-    directions = JudgeNet().apply({"params": params}, signed, inside, method="identify")
-    return jnp.argmax(view.words, -1), jnp.argmax(view.backgrounds, -1), view.region > 0, directions
+    look = JudgeNet().apply({"params": params}, signed, inside, method="look")
+    seen = (jnp.argmax(x, axis=-1) for x in (look.words, view.backgrounds))
+    return (*seen, view.region > 0, look.directions)
 
 
 @jax.jit
 def _identify(params: Any, images: Array, masks: Array) -> tuple[Array]:
     signed = images.astype(jnp.float32) / 127.5 - 1.0
-    return (JudgeNet().apply({"params": params}, signed, masks, method="identify"),)
+    return (JudgeNet().apply({"params": params}, signed, masks, method="look").directions,)
 
 
 def _in_chunks(function: Any, *arrays: np.ndarray) -> Sequence[np.ndarray]:

@@ -34,8 +34,8 @@ which holds the drawn scenes, checkpoint.msgpack, metrics.jsonl and, at the end,
   python -m realcustom_jax.evaluation.train_judge --workdir runs/judge
 """
 
-IDENTITIES = 12  # that are told apart in a step; the benchmark has 20
-WORDS_AT_ONCE = 5
+IDENTITIES = 8  # that are told apart in a step; the benchmark has 20
+WORDS_AT_ONCE = 8
 TEMPERATURE = 0.07
 REPORT_EVERY = 20
 SAVE_EVERY = 100
@@ -46,7 +46,7 @@ Batch = Mapping[str, np.ndarray]
 def main() -> None:
     parser = CommandParser("evaluation.train_judge", STORY)
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of the run")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=500, metavar="N", help="of training (%(default)s)")
     parser.add_argument(
         "--identities", type=int, default=480, metavar="N", help="drawn of each word (%(default)s)"
     )
@@ -119,17 +119,18 @@ def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, 
     # In use the scene's mask is the judge's own; in the beginning that says nothing.
     own = jax.lax.stop_gradient(jax.nn.sigmoid(view.region))
     use_own = jax.random.bernoulli(k_mask, 0.7, (len(scenes), 1, 1))
-    seen = apply(scenes, jnp.where(use_own, own, exact), method="identify")
-    known = apply(references, batch["reference_masks"].astype(jnp.float32), method="identify")
+    seen = apply(scenes, jnp.where(use_own, own, exact), method="look")
+    known = apply(references, batch["reference_masks"].astype(jnp.float32), method="look")
 
     by_word = (WORDS_AT_ONCE, IDENTITIES, -1)
-    logits = jnp.einsum("wie,wje->wij", seen.reshape(by_word), known.reshape(by_word)) / TEMPERATURE
+    rows = (look.directions.reshape(by_word) for look in (seen, known))
+    logits = jnp.einsum("wie,wje->wij", *rows) / TEMPERATURE
     truth = jnp.broadcast_to(jnp.arange(IDENTITIES), logits.shape[:2])
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     both_ways = cross_entropy(logits, truth).mean() + cross_entropy(logits.swapaxes(1, 2), truth).mean()
     losses = {
         "identity": 0.5 * both_ways,
-        "words": cross_entropy(view.words, batch["words"]).mean(),
+        "words": sum(cross_entropy(look.words, batch["words"]).mean() for look in (seen, known)) / 2,
         "backgrounds": cross_entropy(view.backgrounds, batch["backgrounds"]).mean(),
         "region": optax.sigmoid_binary_cross_entropy(view.region, exact).mean(),
     }
@@ -137,7 +138,7 @@ def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, 
     overlap = (inside & (exact > 0)).sum((1, 2)) / jnp.maximum((inside | (exact > 0)).sum((1, 2)), 1)
     hits = {
         "identity_top1": (jnp.argmax(logits, -1) == truth).mean(),
-        "word_top1": (jnp.argmax(view.words, -1) == batch["words"]).mean(),
+        "word_top1": (jnp.argmax(seen.words, -1) == batch["words"]).mean(),
         "background_top1": (jnp.argmax(view.backgrounds, -1) == batch["backgrounds"]).mean(),
         "iou": overlap.mean(),
     }
