@@ -63,8 +63,8 @@ def benchmark(paired_pipe, random_judge):
     return Benchmark(make_requests(3), random_judge, towers.own_pair(paired_pipe))
 
 
-def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark):
-    generator = Generator.of(paired_pipe, per_device=1)
+def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark, one_device):
+    generator = Generator.of(paired_pipe, per_device=3)
     made = {name: benchmark.make(generator, setting) for name, setting in SETTINGS.items()}
     assert made["text_only"][1] is None
     assert made["no_mask"][1].all()
@@ -105,23 +105,13 @@ def test_the_reference_photo_itself_is_the_right_identity(benchmark, random_judg
     assert not metrics.is_top1(np.roll(directions, 1, axis=0), candidates).any()
 
 
-def test_evaluate_ends_with_the_contract(paired_pipe, random_judge, tmp_path, monkeypatch, capsys):
+def test_evaluate_ends_with_the_contract(
+    paired_pipe, random_judge, one_device, tmp_path, monkeypatch, capsys
+):
     rc.save(paired_pipe, tmp_path / "model")
     random_judge.save(tmp_path / "judge.safetensors")
     arguments = ["--model", str(tmp_path / "model"), "--judge", str(tmp_path / "judge.safetensors")]
-    arguments += [
-        "--requests",
-        "3",
-        "--batch",
-        "1",
-        "--json",
-        "--height",
-        "64",
-        "--width",
-        "64",
-        "--steps",
-        "2",
-    ]
+    arguments += "--requests 3 --batch 3 --json --height 64 --width 64 --steps 2".split()
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     evaluate.main()
     lines = capsys.readouterr().out.splitlines()
