@@ -111,19 +111,8 @@ def test_evaluate_ends_with_the_contract(
     rc.save(paired_pipe, tmp_path / "model")
     random_judge.save(tmp_path / "judge.safetensors")
     arguments = ["--model", str(tmp_path / "model"), "--judge", str(tmp_path / "judge.safetensors")]
-    arguments += [
-        "--requests",
-        "3",
-        "--batch",
-        "3",
-        "--json",
-        "--height",
-        "64",
-        "--width",
-        "64",
-        "--steps",
-        "2",
-    ]
+    arguments += ["--requests", "3", "--batch", "3", "--json"]
+    arguments += ["--height", "64", "--width", "64", "--steps", "2"]
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     evaluate.main()
     lines = capsys.readouterr().out.splitlines()
