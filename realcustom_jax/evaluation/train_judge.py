@@ -21,6 +21,7 @@ from realcustom_jax.evaluation.judge_augment import soften
 from realcustom_jax.evaluation.judge_data import Pairs, load_or_draw
 from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
+from realcustom_jax.training.start import make_folder
 
 STORY = """\
 Trains the judge of the toybox benchmark on drawn scenes with exact labels: which word, which background,
@@ -46,7 +47,7 @@ Batch = Mapping[str, np.ndarray]
 def main() -> None:
     parser = CommandParser("evaluation.train_judge", STORY)
     parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of the run")
-    parser.add_argument("--steps", type=int, default=500, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of training (%(default)s)")
     parser.add_argument(
         "--identities", type=int, default=480, metavar="N", help="drawn of each word (%(default)s)"
     )
@@ -76,6 +77,7 @@ def train(pairs: Pairs, workdir: Path, steps: int, learning_rate: float, seed: i
         state = flax.serialization.from_bytes(state, checkpoint.read_bytes())
         print(f"resuming from step {state['step']} in {checkpoint}", flush=True)
     params, optimizer_state = state["params"], state["optimizer"]
+    make_folder(workdir, "--workdir")
     begin = time.monotonic()
     for step in range(int(state["step"]) + 1, steps + 1):
         batch = draw_batch(pairs, np.random.default_rng([seed, step]))
