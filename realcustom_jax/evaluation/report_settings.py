@@ -59,4 +59,3 @@ GROUPS: Mapping[str, Mapping[str, Row]] = {
     },
 }
 CEILING = "the judge, on real scenes"
-TEXT_ONLY = "text only"

@@ -116,11 +116,10 @@ def test_other_images_and_files_are_refused(random_judge, tmp_path):
         Judge.load(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="no judge is shipped yet")
 def test_the_shipped_judge_knows_the_toybox():
-    """On 64 scenes of held-out identities; far below what it reaches on 208, far above chance."""
+    """On 64 scenes of held-out identities; `benchmarks/judge.py` says 1.00, 1.00, 0.995 and 0.886 of 208."""
     assert SHIPPED.stat().st_size < 3e6
     scores = means(Benchmark(make_requests(64), Judge.load(), None).ceiling())
-    assert scores["identity_top1"] > 0.85 and scores["word_top1"] > 0.9
-    assert scores["background_top1"] > 0.9 and scores["mask_iou"] > 0.75
+    assert scores["identity_top1"] > 0.95 and scores["word_top1"] > 0.95
+    assert scores["background_top1"] > 0.95 and scores["mask_iou"] > 0.85
     assert scores["leakage"] is None and scores["clip_t"] is None
