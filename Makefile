@@ -33,7 +33,7 @@ ifneq ($(WORKS)$(wildcard $(HALF)),True)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format
+.PHONY: help demo report test lint format
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -66,6 +66,10 @@ demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects i
 	$(BIN)/python -m realcustom_jax.train --config configs/tiny.py --workdir runs/demo/train \
 	  --config.steps=$(DEMO_STEPS) $(DEMO_FLAGS)
 	$(BIN)/python -m realcustom_jax.toybox.demo --model runs/demo/train/model --out runs/demo
+
+# Some 17 settings of 208 requests each; what is in runs/report is not made again.
+report: $(STAMP) ## measure the method and its ablations in the toybox, write docs/evaluation.md and its plots
+	$(BIN)/python -m realcustom_jax.evaluation.report --model toybox --runs runs/report --out docs
 
 # The tests are the same everywhere, so they run on CPU. Files mostly stay with one worker, whose tests share what
 # they compile; a worker without work takes over tests of the other.

@@ -28,6 +28,8 @@ INSTALL_REQUIRES = [
     "pyarrow>=18",
     # The first to read and write bfloat16 in numpy.
     "safetensors>=0.8",
+    # JAX has it too; the bootstrap of evaluation.metrics asks for its `rng`.
+    "scipy>=1.15",
     # Without tensorflow: this is the first version whose builders and readers run without it.
     "tensorflow-datasets>=4.9.10",
     # Scalars for TensorBoard, without TensorBoard or TensorFlow.
@@ -42,11 +44,14 @@ EXTRAS_REQUIRE = {
     # it needs an environment of its own.
     "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10"],
+    # Plots, and the one measure that is not ours. ImageReward brings PyTorch.
+    "eval": ["image-reward>=1.5", "matplotlib>=3.8"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
     # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
     # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    "test": ["pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
+    # matplotlib is for `make report` and its tests.
+    "test": ["matplotlib>=3.8", "pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
 }
 
 setup(
@@ -59,7 +64,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["realcustom_jax", "realcustom_jax.*"]),
-    package_data={"realcustom_jax.toybox": ["model/**"]},
+    package_data={"realcustom_jax.toybox": ["model/**"], "realcustom_jax.evaluation": ["judge/*"]},
     # Model folders are read as files, so the package cannot run from a zip.
     zip_safe=False,
     install_requires=INSTALL_REQUIRES,

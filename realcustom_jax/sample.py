@@ -10,10 +10,8 @@ at every step beside them with --masks.
 """
 
 import argparse
-import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +20,7 @@ from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
-from realcustom_jax.options import SDXL, Rule, SamplingOptions
+from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.pipeline import load
 from realcustom_jax.sampling import SEED, Samples, sample
 from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
@@ -30,7 +28,7 @@ from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 
 def main() -> None:
     args = _parser().parse_args()
-    options = _options(args)
+    options = given_options(args)
     subjects = _subjects(args)
     for seed in args.seed:
         SEED.check("--seed", seed)
@@ -135,13 +133,6 @@ def _number(name: str, text: str) -> float:
         raise UserError(f"{name} must be a number, not {text!r}") from None
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, each checked by itself; `sample` checks them together."""
-    given = {name: getattr(args, name) for name in SamplingOptions.rules()}
-    given = {name: value for name, value in given.items() if value is not None}
-    return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("sample", __doc__, "%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image shows")
@@ -173,31 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write the masks")
-    group = parser.add_argument_group(
-        "sampling options", "Defaults are the model's own; in brackets SD1.5's, and SDXL's where it differs."
-    )
-    for name, rule in SamplingOptions.rules().items():
-        group.add_argument(
-            _flag(name),
-            type=rule.kind,
-            # A number each request is for the Python call; here all images share their options.
-            nargs="+" if rule.many and rule.kind is int else None,
-            metavar={int: "N", float: "NUMBER", str: "NAME"}[rule.kind],
-            help=_help(name, rule),
-        )
+    add_option_flags(parser)
     return parser
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _help(name: str, rule: Rule) -> str:
-    """Meaning, what it may be, and the defaults of both bases."""
-    allowed = f"{rule.low} to {rule.high}" if rule.high < math.inf else ", ".join(rule.choices)
-    defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
-    shown = ", SDXL ".join(dict.fromkeys(rule.none if d is None else str(d) for d in defaults))
-    return f"{rule.help}{': ' if allowed else ''}{allowed} ({shown})"
 
 
 if __name__ == "__main__":

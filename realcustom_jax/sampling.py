@@ -184,6 +184,11 @@ def choose_words(
     if not any(subject.words == AUTO for own in subjects for subject in own):
         return [list(own) for own in subjects]
     matcher = pipe.matcher or own_pair(pipe.models, pipe.params, pipe.tokenizers)
+    if matcher is None:
+        raise UserError(
+            "this model's image encoder cannot tell which words a reference image shows: give the words of "
+            'each subject instead of "auto", or load the model with a CLIP that tells them (matcher)'
+        )
     nouns = matcher.vocabulary()
     return [with_words(prompt, own, matcher, nouns) for prompt, own in zip(prompts, subjects, strict=True)]
 

@@ -1,0 +1,182 @@
+"""The command `python -m realcustom_jax.evaluate`: measure a model."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from realcustom_jax import encoder_pair
+from realcustom_jax.cli import CommandParser, run_command
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation import dreambench, plots
+from realcustom_jax.evaluation.dino import load_dino
+from realcustom_jax.evaluation.dreambench_data import read_tasks
+from realcustom_jax.evaluation.dreambench_report import write_report
+from realcustom_jax.evaluation.generate import Generator
+from realcustom_jax.evaluation.judge import SHIPPED, Judge
+from realcustom_jax.evaluation.reward import load_image_reward
+from realcustom_jax.evaluation.scores import Scorer
+from realcustom_jax.evaluation.tables import table
+from realcustom_jax.evaluation.toybox import (
+    CONTRACT,
+    MEASURES,
+    SETTINGS,
+    Benchmark,
+    Results,
+    make_requests,
+    means,
+)
+from realcustom_jax.option_flags import add_option_flags, given_options
+
+STORY = """\
+Measures whether images show the given subject and obey the prompt.
+
+In the toybox, on subjects that no training saw, in all places, from the text alone, with the subject
+everywhere (no mask), and in full. A judge that never conditioned an image says whether it shows the right one
+of 20 subjects of the same word, the right word and the right background, and where the subject is; leakage is
+how much the image changes outside the subject against the text-only image of the same seed. "judge" is what
+it says of real scenes. With --json the last line of the output is one JSON object.
+
+  python -m realcustom_jax.evaluate --model toybox --requests 200 --json
+
+On DreamBench, the folder of google/dreambooth: 30 subjects × 25 prompts × 4 seeds. What is there in --out is
+neither made nor scored again, and with --distributed all hosts of a pod share the work. One JSON an image,
+one table, one plot.
+
+  python -m realcustom_jax.evaluate --model FOLDER --dreambench dreambooth --out runs/dreambench \\
+    --clip openai/clip-vit-base-patch32 --dino facebook/dino-vits16
+"""
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    if args.requests < 1 or args.batch < 1:
+        raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
+    if args.distributed:
+        jax.distributed.initialize()
+    if args.dreambench:
+        _dreambench(args)
+    else:
+        _toybox(args)
+
+
+# ---------------------------------------------------------------- the toybox
+
+
+def _toybox(args: argparse.Namespace) -> None:
+    options = given_options(args)
+    judge = Judge.load(args.judge)
+    generator = Generator.load(args.model, args.batch)
+    pipe = generator.pipe
+    pair = encoder_pair.own_pair(pipe.models, pipe.params, pipe.tokenizers)
+    benchmark = Benchmark(make_requests(args.requests), judge, pair)
+    rows: dict[str, Results] = {}
+    plain = None
+    with tqdm(total=len(SETTINGS) * args.requests, desc="sampling", unit="image", smoothing=0) as bar:
+        for name, setting in SETTINGS.items():
+            bar.set_postfix_str(name)
+            setting = dataclasses.replace(setting, options={**options, **setting.options})
+            images, masks = benchmark.make(generator, setting, bar.update)
+            if plain is None:
+                plain, rows[name] = images, benchmark.measure(images)
+            else:
+                rows[name] = benchmark.measure(images, masks, plain)
+    rows["judge"] = benchmark.ceiling()
+    print(f"{args.requests} requests; in brackets the bootstrap 95 % interval\n")
+    print(table(rows, MEASURES))
+    if args.json:
+        print(json.dumps({name: means(results, CONTRACT) for name, results in rows.items()}))
+
+
+# ---------------------------------------------------------------- DreamBench
+
+
+def _dreambench(args: argparse.Namespace) -> None:
+    for name in ("seeds", "subjects"):
+        values = getattr(args, name) or []
+        if len(set(values)) < len(values):
+            raise UserError(f"--{name} names one twice: {' '.join(map(str, values))}")
+    tasks = read_tasks(Path(args.dreambench), args.subjects, args.seeds)
+    options = given_options(args)
+    settings = {"model": str(args.model), **options}
+    dreambench.check_settings(args.out, settings)
+    if args.clip:
+        plots.check_plots()
+    scorer = _scorer(args)
+    own = dreambench.own_share(tasks)
+    made = dreambench.make_missing(own, args.out, lambda: Generator.load(args.model, args.batch), options)
+    scored = dreambench.score_missing(own, args.out, scorer)
+    print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
+    if jax.process_count() > 1:
+        # The report needs the files of all hosts, which must share the folder.
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("dreambench")
+    if scorer.measures and jax.process_index() == 0:
+        text, files = write_report(tasks, args.out, scorer.measures, settings)
+        print(f"\n{text}\n{' '.join(map(str, files))}")
+        if args.json:
+            results = [dreambench.read_result(args.out, task)["scores"] for task in tasks]
+            print(json.dumps({m: float(np.mean([r[m] for r in results])) for m in scorer.measures}))
+
+
+def _scorer(args: argparse.Namespace) -> Scorer:
+    return Scorer(
+        encoder_pair.load_pair(args.clip) if args.clip else None,
+        load_dino(args.dino) if args.dino else None,
+        load_image_reward() if args.image_reward else None,
+        args.masks,
+    )
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser("evaluate", STORY, "%(prog)s [--model FOLDER] [--dreambench FOLDER] [options]")
+    parser.add_argument(
+        "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="one command on every host of a pod, which share the work"
+    )
+    parser.add_argument("--json", action="store_true", help="end with the means as one JSON object")
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="N", help="images that a device makes at once (%(default)s)"
+    )
+    toybox = parser.add_argument_group("the toybox")
+    toybox.add_argument(
+        "--requests", type=int, default=208, metavar="N", help="images of each kind (%(default)s)"
+    )
+    toybox.add_argument(
+        "--judge", type=Path, default=SHIPPED, metavar="FILE",
+        help="another than the shipped one, from evaluation.train_judge",
+    )  # fmt: skip
+    bench = parser.add_argument_group("DreamBench")
+    bench.add_argument("--dreambench", metavar="FOLDER", help="in the layout of google/dreambooth")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/dreambench"),
+        metavar="DIR",
+        help="for all results (%(default)s)",
+    )
+    bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="(0 1 2 3)")
+    bench.add_argument("--subjects", nargs="+", metavar="NAME", help="some of the 30")
+    bench.add_argument("--clip", metavar="FOLDER", help="CLIP for CLIP-T and CLIP-I, a folder or hub id")
+    bench.add_argument("--dino", metavar="FOLDER", help="DINO for DINO-I, a folder or hub id")
+    bench.add_argument("--image-reward", action="store_true", help="with the package image-reward")
+    bench.add_argument(
+        "--masks", type=Path, metavar="DIR",
+        help="SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png: measure similarity also with the subject alone",
+    )  # fmt: skip
+    add_option_flags(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,123 @@
+"""The DreamBench runner: makes and scores what is not there yet, this host's share of it."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.data.transforms import load_image
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation.dreambench_data import Task
+from realcustom_jax.evaluation.files import write_json, write_whole
+from realcustom_jax.evaluation.generate import Generator, Job
+from realcustom_jax.evaluation.scores import Scorer
+from realcustom_jax.subjects import Subject
+
+SETTINGS = "settings.json"
+
+
+def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what the images in a folder are made with, and refuse to mix them with others.
+
+    Raises:
+      UserError: when the folder's images were made in another way.
+    """
+    path = out / SETTINGS
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    there = json.loads(path.read_text())
+    differing = [
+        f"{key} {there.get(key)!r} there, {settings.get(key)!r} now"
+        for key in sorted({*there, *settings})
+        if there.get(key) != settings.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{out} has images that were made otherwise ({'; '.join(differing)}): use another --out"
+        )
+
+
+def own_share(tasks: Sequence[Task]) -> list[Task]:
+    """Every n-th task, of n hosts: equal shares, and a subject's images on all of them."""
+    return list(tasks[jax.process_index() :: jax.process_count()])
+
+
+def make_missing(
+    tasks: Sequence[Task], out: Path, load: Callable[[], Generator], options: Mapping[str, Any]
+) -> int:
+    """Make the images that are not there, a batch at a time: a run that is cut off loses one batch.
+
+    Args:
+      tasks: of this host.
+      out: for SUBJECT/NUMBER_SEED.png.
+      load: the model, which is loaded only where images are missing.
+      options: changes of its sampling options.
+
+    Returns:
+      how many were made.
+    """
+    missing = [task for task in tasks if not (out / f"{task.name}.png").is_file()]
+    if not missing:
+        return 0
+    generator = load()
+    chosen = generator.pipe.defaults.changed(options)
+    photos: dict[Path, np.ndarray] = {}
+    with tqdm(total=len(missing), desc="sampling", unit="image", smoothing=0) as bar:
+        for start in range(0, len(missing), generator.batch):
+            batch = missing[start : start + generator.batch]
+            for path in {task.photos[0] for task in batch} - photos.keys():
+                photos[path] = load_image(path)
+            # Equal photos are one object, so that each is encoded once.
+            jobs = [
+                Job(task.prompt, (Subject(photos[task.photos[0]], task.word),), task.seed) for task in batch
+            ]
+            images, _ = generator(jobs, chosen, bar.update)
+            for task, image in zip(batch, images, strict=True):
+                path = out / f"{task.name}.png"
+                write_whole(path, lambda half, image=image: Image.fromarray(image).save(half, "PNG"))
+    return len(missing)
+
+
+def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
+    """Score the images whose JSON lacks one of the scorer's measures; others in it are kept.
+
+    Returns:
+      how many were scored.
+    """
+    missing = [
+        task for task in tasks if not set(scorer.measures) <= read_result(out, task).get("scores", {}).keys()
+    ]
+    with tqdm(total=len(missing), desc="scoring", unit="image", smoothing=0) as bar:
+        for _, group in itertools.groupby(missing, key=lambda task: task.subject):
+            for batch in _chunks(group):
+                images = [load_image(out / f"{task.name}.png") for task in batch]
+                for task, scores in zip(batch, scorer.score(batch, images), strict=True):
+                    before = read_result(out, task).get("scores", {})
+                    write_json(out / f"{task.name}.json", _result(task, {**before, **scores}))
+                bar.update(len(batch))
+    return len(missing)
+
+
+def read_result(out: Path, task: Task) -> dict[str, Any]:
+    """The JSON of an image, {} where there is none."""
+    path = out / f"{task.name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _result(task: Task, scores: Mapping[str, float]) -> dict[str, Any]:
+    values = dataclasses.asdict(task) | {"photos": [path.name for path in task.photos]}
+    return {**values, "scores": dict(scores)}
+
+
+def _chunks(group: Any, size: int = 64) -> list[list[Task]]:
+    rows = list(group)
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

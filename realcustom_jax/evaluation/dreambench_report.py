@@ -1,0 +1,55 @@
+"""DreamBench's table and plot, from the JSON of its images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from realcustom_jax.evaluation.dreambench import read_result
+from realcustom_jax.evaluation.dreambench_data import LIVE, Task
+from realcustom_jax.evaluation.files import write_text
+from realcustom_jax.evaluation.plots import scatter
+from realcustom_jax.evaluation.tables import table
+
+ALL = "all"
+
+
+def collect(tasks: Sequence[Task], out: Path, measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """{row: {measure: values}}: all images, those of live subjects, of objects, then each subject's."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for task in tasks:
+        scores = read_result(out, task)["scores"]
+        for row in (ALL, "live subjects" if task.word in LIVE else "objects", task.subject):
+            for name in measures:
+                rows.setdefault(row, {}).setdefault(name, []).append(scores[name])
+    first = [name for name in (ALL, "live subjects", "objects") if name in rows]
+    return {name: rows[name] for name in [*first, *(name for name in rows if name not in first)]}
+
+
+def write_report(
+    tasks: Sequence[Task], out: Path, measures: Sequence[str], settings: Mapping[str, object]
+) -> tuple[str, list[Path]]:
+    """Write `report.md` and, where both CLIP measures are there, `report.png`.
+
+    Returns:
+      the table, and the files.
+    """
+    rows = collect(tasks, out, measures)
+    text = table(rows, measures, first="subject")
+    how = ", ".join(f"{key} {value}" for key, value in settings.items())
+    subjects = len({task.subject for task in tasks})
+    story = (
+        f"# DreamBench\n\n{len(tasks)} images of {subjects} subjects: {how}.\n\n"
+        "CLIP-I and DINO-I are means over all generated images × all photos of a subject. In brackets "
+        "is the bootstrap 95 % interval over images.\n\n"
+    )
+    files = [out / "report.md"]
+    write_text(files[0], story + text)
+    if {"clip_t", "clip_i"} <= set(measures):
+        files.append(out / "report.png")
+        points = {
+            name: (float(np.mean(row["clip_t"])), float(np.mean(row["clip_i"]))) for name, row in rows.items()
+        }
+        both = {"mean": {ALL: points[ALL]}, "subjects": {t.subject: points[t.subject] for t in tasks}}
+        scatter(files[1], both, "CLIP-T: the prompt is obeyed", "CLIP-I: the subject is kept")
+    return text, files

@@ -1,0 +1,78 @@
+"""What the judge learns from: training identities, each as a photo and in a scene, with exact masks."""
+
+import dataclasses
+import multiprocessing
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from realcustom_jax.toybox import (
+    BACKGROUNDS,
+    WORDS,
+    random_identity,
+    render_reference,
+    render_scene,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """N identities of each of the 16 words; W is the number of words.
+
+    Attributes:
+      references: uint8 (W, N, 64, 64, 3).
+      reference_masks: bool (W, N, 64, 64).
+      scenes: uint8 (W, N, 64, 64, 3), the same identities in a place.
+      scene_masks: bool (W, N, 64, 64).
+      backgrounds: int (W, N), index of the place in `toybox.BACKGROUNDS`.
+    """
+
+    references: np.ndarray
+    reference_masks: np.ndarray
+    scenes: np.ndarray
+    scene_masks: np.ndarray
+    backgrounds: np.ndarray
+
+
+def draw_pairs(count: int, seed: int, *, held_out: bool = False, processes: int | None = None) -> Pairs:
+    """Draw `count` identities of each word; the same arguments give the same pictures.
+
+    A script must call this under `if __name__ == "__main__"`: the drawing is done by `processes` (default one
+    a core; 0 draws here).
+    """
+    draw = partial(_draw_word, count=count, seed=seed, held_out=held_out)
+    if processes == 0:
+        rows = [draw(word) for word in WORDS]
+    else:
+        # "spawn": a fork of a process that runs JAX's threads can hang.
+        with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+            rows = list(tqdm(pool.imap(draw, WORDS), desc="drawing", total=len(WORDS), unit="word"))
+    return Pairs(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def load_or_draw(path: Path, count: int, seed: int) -> Pairs:
+    """The training pairs from a file, which is written when it is not there."""
+    if path.is_file():
+        with np.load(path) as arrays:
+            return Pairs(**arrays)
+    pairs = draw_pairs(count, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name("half_" + path.name)  # a run that is cut off leaves no half of a file
+    np.savez(partial_path, **{f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)})
+    partial_path.replace(path)
+    return pairs
+
+
+def _draw_word(word: str, count: int, seed: int, held_out: bool) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng([seed, WORDS.index(word), int(held_out)])
+    rows = []
+    for i in range(count):
+        identity = random_identity(rng, word, held_out=held_out)
+        place = (i + WORDS.index(word)) % len(BACKGROUNDS)
+        reference = render_reference(identity, int(rng.integers(2**31)))
+        scene = render_scene(BACKGROUNDS[place], [identity], int(rng.integers(2**31)))
+        rows.append((reference.image, reference.masks[0], scene.image, scene.masks[0], place))
+    return tuple(np.stack(column) for column in zip(*rows, strict=True))

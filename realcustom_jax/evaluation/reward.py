@@ -1,0 +1,35 @@
+"""ImageReward, through its own package."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from realcustom_jax.errors import UserError
+
+MODEL = "ImageReward-v1.0"
+
+
+def load_image_reward() -> Any:
+    """The model of the package image-reward, which downloads its weights when it first needs them.
+
+    Raises:
+      UserError: when the package is not installed.
+    """
+    try:
+        package = importlib.import_module("ImageReward")
+    except ImportError as error:
+        raise UserError(
+            f"ImageReward needs the package image-reward ({error}): pip install image-reward"
+        ) from None
+    return package.load(MODEL)
+
+
+def image_reward(model: Any, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
+    """The reward of each image (uint8 (H, W, 3)) for its prompt: (n,), about a standard normal."""
+    scores = [
+        model.score(prompt, [Image.fromarray(image)]) for prompt, image in zip(prompts, images, strict=True)
+    ]
+    return np.asarray(scores, np.float64)

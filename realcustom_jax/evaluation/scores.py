@@ -1,0 +1,81 @@
+"""CLIP-T, CLIP-I, DINO-I and ImageReward of images of real subjects, whole and with the subject alone."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realcustom_jax.data.preprocess import segment
+from realcustom_jax.data.transforms import load_image
+from realcustom_jax.data.user_masks import load_mask
+from realcustom_jax.encoder_pair import EncoderPair, ImageTower
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation import metrics
+from realcustom_jax.evaluation.dreambench_data import Task
+from realcustom_jax.evaluation.reward import image_reward
+
+SEGMENTED = "_segmented"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """The towers that are there.
+
+    Attributes:
+      clip: for CLIP-T and CLIP-I.
+      dino: for DINO-I.
+      reward: ImageReward's model.
+      masks: a folder of masks, for the measures with the subject alone: SUBJECT/PHOTO.png of every photo and
+        SUBJECT/NUMBER_SEED.png of every image, named as they are.
+    """
+
+    clip: EncoderPair | None = None
+    dino: ImageTower | None = None
+    reward: Any = None
+    masks: Path | None = None
+
+    @property
+    def measures(self) -> list[str]:
+        """The names of what `score` gives."""
+        by_tower = [name for name, tower in self._towers().items() if tower is not None]
+        segmented = [name + SEGMENTED for name in by_tower] if self.masks else []
+        clip_t, reward = ["clip_t"] * (self.clip is not None), ["image_reward"] * (self.reward is not None)
+        return [*clip_t, *by_tower, *segmented, *reward]
+
+    def score(self, tasks: Sequence[Task], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """{measure: value} of each image, uint8 (H, W, 3), of tasks of one subject."""
+        photos = [load_image(path) for path in tasks[0].photos]
+        prompts = [task.prompt for task in tasks]
+        found: dict[str, np.ndarray] = {}
+        alone: tuple[list, list] | None = None
+        if self.masks:
+            photo_names = [f"{tasks[0].subject}/{path.stem}" for path in tasks[0].photos]
+            alone = self._alone(images, [task.name for task in tasks]), self._alone(photos, photo_names)
+        for name, tower in self._towers().items():
+            if tower is None:
+                continue
+            seen = tower.directions(images)
+            found[name] = metrics.image_similarity(seen, tower.directions(photos))
+            if alone:
+                found[name + SEGMENTED] = metrics.image_similarity(*map(tower.directions, alone))
+            if name == "clip_i":
+                found["clip_t"] = metrics.clip_t(seen, self.clip.text.directions(prompts))
+        if self.reward is not None:
+            found["image_reward"] = image_reward(self.reward, prompts, images)
+        return [{name: float(found[name][i]) for name in self.measures} for i in range(len(tasks))]
+
+    def _towers(self) -> dict[str, ImageTower | None]:
+        return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}
+
+    def _alone(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """Each image with what is outside its mask white."""
+        return [segment(image, self._mask(name, image)) for image, name in zip(images, names, strict=True)]
+
+    def _mask(self, name: str, image: np.ndarray) -> np.ndarray:
+        path = self.masks / f"{name}.png"
+        mask = load_mask(path) > 0.5
+        if mask.shape != image.shape[:2]:
+            raise UserError(f"the mask {path} has {mask.shape} pixels, but its image has {image.shape[:2]}")
+        return mask

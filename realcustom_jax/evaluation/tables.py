@@ -1,0 +1,56 @@
+"""Means with their intervals as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from realcustom_jax.evaluation.metrics import interval
+
+TITLES = {
+    "identity_top1": "identity top-1",
+    "background_top1": "background top-1",
+    "word_top1": "word top-1",
+    "mask_iou": "mask IoU",
+    "leakage": "leakage",
+    "clip_t": "CLIP-T",
+    "clip_i": "CLIP-I",
+    "clip_i_segmented": "CLIP-I, segmented",
+    "dino_i": "DINO-I",
+    "dino_i_segmented": "DINO-I, segmented",
+    "image_reward": "ImageReward",
+}
+
+
+def cell(values: Sequence[float] | np.ndarray | None, with_interval: bool = True) -> str:
+    """ "0.613 [0.551, 0.672]": the mean and its bootstrap 95 % interval; "–" where there is nothing."""
+    if values is None or len(values) == 0:
+        return "–"
+    mean = f"{np.mean(values):.3f}"
+    if not with_interval:
+        return mean
+    low, high = interval(values)
+    return f"{mean} [{low:.3f}, {high:.3f}]"
+
+
+def table(
+    rows: Mapping[str, Mapping[str, Sequence[float] | np.ndarray | None]],
+    measures: Sequence[str],
+    first: str = "setting",
+    with_interval: bool = True,
+) -> str:
+    """A Markdown table: one row a name, one column a measure.
+
+    Args:
+      rows: {name: {measure: a value for each image, or None}}.
+      measures: the columns.
+      first: heading of the names.
+      with_interval: of the means.
+    """
+    lines = [
+        f"| {' | '.join([first, *(TITLES[name] for name in measures)])} |",
+        f"|{'---|' * (len(measures) + 1)}",
+    ]
+    for name, values in rows.items():
+        cells = [cell(values.get(measure), with_interval) for measure in measures]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,206 @@
+"""The toybox benchmark: held-out subjects in all places, measured against what the world's drawer knows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from realcustom_jax.data.preprocess import segment
+from realcustom_jax.encoder_pair import EncoderPair
+from realcustom_jax.evaluation import metrics
+from realcustom_jax.evaluation.generate import Generator, Job
+from realcustom_jax.evaluation.judge import SIZE, Judge
+from realcustom_jax.options import SamplingOptions
+from realcustom_jax.subjects import Subject
+from realcustom_jax.toybox import (
+    BACKGROUNDS,
+    WORDS,
+    Identity,
+    Scene,
+    prompt,
+    random_identity,
+    render_reference,
+    render_scene,
+)
+
+IDENTITIES = 20  # of each word, among which the judge must find the one that was asked for
+
+# What `evaluate --json` prints, under these names.
+CONTRACT = (
+    "identity_top1",
+    "background_top1",
+    "word_top1",
+    "mask_iou",
+    "leakage",
+    "clip_t",
+    "clip_i",
+)
+MEASURES = (*CONTRACT, "clip_i_segmented")
+Results = dict[str, np.ndarray | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One image that is asked for: which subject, where, from which noise.
+
+    Attributes:
+      word: of the subject.
+      number: of its identity, among the 20 held-out ones of the word.
+      background: the place.
+      seed: of the noise.
+    """
+
+    word: str
+    number: int
+    background: str
+    seed: int
+
+    @property
+    def prompt(self) -> str:
+        return prompt([self.word], self.background)
+
+
+def make_requests(count: int) -> list[Request]:
+    """All words and all backgrounds in turn: 208 requests have each pair of them once, 320 each identity."""
+    return [
+        Request(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], seed=i)
+        for i in range(count)
+    ]
+
+
+@functools.cache
+def identities(word: str) -> tuple[Identity, ...]:
+    """The 20 held-out identities of a word."""
+    rng = np.random.default_rng([WORDS.index(word), 20])
+    return tuple(random_identity(rng, word, held_out=True) for _ in range(IDENTITIES))
+
+
+@functools.cache
+def references(word: str) -> tuple[Scene, ...]:
+    """Their reference photos."""
+    return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word)))
+
+
+def reference(request: Request) -> Scene:
+    return references(request.word)[request.number]
+
+
+def real_scene(request: Request) -> Scene:
+    """What was asked for, drawn: the judge's verdict on these is the ceiling of every measure."""
+    return render_scene(request.background, [identities(request.word)[request.number]], request.seed, SIZE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A way to make the images.
+
+    Attributes:
+      options: changes of the model's sampling options.
+      subject: whether the subject is given, or the text alone.
+      masked: whether it acts only where its word is, or everywhere.
+    """
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    subject: bool = True
+    masked: bool = True
+
+    def job(self, request: Request) -> Job:
+        # A mask of ones that stands instead of the guided one lets the subject act everywhere.
+        mask = None if self.masked else np.ones((1, 1), np.float32)
+        subject = Subject(reference(request).image, request.word, mask=mask)
+        return Job(request.prompt, (subject,) if self.subject else (), request.seed)
+
+
+SETTINGS = {
+    "text_only": Setting(subject=False),
+    "no_mask": Setting(masked=False),
+    "full": Setting(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Requests, the judge, and the model's own CLIP pair where it has one."""
+
+    requests: Sequence[Request]
+    judge: Judge
+    pair: EncoderPair | None
+
+    def make(
+        self, generator: Generator, setting: Setting, progress: Callable[[int], Any] = lambda count: None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images of a setting, uint8 (n, 64, 64, 3), and its last masks, bool (n, 64, 64), if it has any."""
+        options: SamplingOptions = generator.pipe.defaults.changed(setting.options)
+        jobs = [setting.job(request) for request in self.requests]
+        images, masks = generator(jobs, options, progress)
+        return images, enlarge(masks[:, 0] > 0) if setting.subject else None
+
+    def measure(
+        self, images: np.ndarray, masks: np.ndarray | None = None, plain: np.ndarray | None = None
+    ) -> Results:
+        """{measure: (n,)} of images of the requests; None for what cannot be said of them.
+
+        Args:
+          images: uint8 (n, 64, 64, 3).
+          masks: bool (n, 64, 64), where the subject was allowed to act.
+          plain: the text-only images of the same seeds.
+        """
+        verdict = self.judge.look(images)
+        found = {
+            "identity_top1": metrics.is_top1(verdict.directions, self._candidates()),
+            "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.requests]),
+            "word_top1": np.equal(verdict.words, [r.word for r in self.requests]),
+            "mask_iou": None if masks is None else metrics.iou(masks, verdict.regions),
+            "leakage": None,
+            **self._clip(images, verdict.regions),
+        }
+        if plain is not None:
+            inside = verdict.regions | self.judge.look(plain).regions
+            found["leakage"] = metrics.leakage(images, plain, inside)
+        return {name: None if found[name] is None else found[name].astype(float) for name in MEASURES}
+
+    def ceiling(self) -> Results:
+        """What the judge says of real scenes; `mask_iou` is that of its region with the exact one."""
+        scenes = [real_scene(request) for request in self.requests]
+        return self.measure(
+            np.stack([scene.image for scene in scenes]), np.stack([scene.masks[0] for scene in scenes])
+        )
+
+    def _candidates(self) -> np.ndarray:
+        """Directions (n, 20, C) of the identities of each request's word, the right one first."""
+        words = sorted({request.word for request in self.requests})
+        photos = [photo for word in words for photo in references(word)]
+        directions = self.judge.directions(
+            np.stack([photo.image for photo in photos]), np.stack([photo.masks[0] for photo in photos])
+        )
+        by_word = dict(zip(words, directions.reshape(len(words), IDENTITIES, -1), strict=True))
+        return np.stack([np.roll(by_word[r.word], -r.number, axis=0) for r in self.requests])
+
+    def _clip(self, images: np.ndarray, regions: np.ndarray) -> Results:
+        """CLIP-T with the whole prompt, CLIP-I with the reference, whole and with the subject alone."""
+        if self.pair is None:
+            return dict.fromkeys(("clip_t", "clip_i", "clip_i_segmented"))
+        photos = [reference(request) for request in self.requests]
+        see = self.pair.image.directions
+        texts = self.pair.text.directions([request.prompt for request in self.requests])
+        seen = see(images)
+        alone = see([segment(image, region) for image, region in zip(images, regions, strict=True)])
+        photos_alone = see([segment(photo.image, photo.masks[0]) for photo in photos])
+        return {
+            "clip_t": metrics.clip_t(seen, texts),
+            # One photo each, so that the mean over all references is the similarity itself.
+            "clip_i": (seen * see([photo.image for photo in photos])).sum(-1),
+            "clip_i_segmented": (alone * photos_alone).sum(-1),
+        }
+
+
+def enlarge(masks: np.ndarray) -> np.ndarray:
+    """Masks (n, h, w) at the size of the images, each pixel repeated."""
+    return masks.repeat(SIZE // masks.shape[1], axis=1).repeat(SIZE // masks.shape[2], axis=2)
+
+
+def means(results: Results, names: Sequence[str] = MEASURES) -> dict[str, float | None]:
+    """The mean of each measure, None where there is none."""
+    return {name: None if results[name] is None else float(np.mean(results[name])) for name in names}

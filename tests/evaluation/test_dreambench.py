@@ -1,0 +1,229 @@
+"""DreamBench: reading its folder, and a run that was cut off, goes on and is scored."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax import evaluate
+from realcustom_jax.data.preprocess import segment
+from realcustom_jax.encoder_pair import own_pair
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation import dreambench, metrics
+from realcustom_jax.evaluation.dreambench_data import read_prompts, read_tasks
+from realcustom_jax.evaluation.dreambench_report import collect
+from realcustom_jax.evaluation.scores import Scorer
+
+OBJECTS = ("a {0} {1} in the snow", "a cube shaped {0} {1}")
+LIVE = ("a {0} {1} wearing a red hat",)
+CLASSES = {"cat2": "cat", "red_cup": "cup", "bear": "stuffed animal"}
+
+
+def prompts_file(classes=CLASSES, objects=OBJECTS, live=LIVE) -> str:
+    """In the form of google/dreambooth's."""
+
+    def listed(templates):
+        return "\n".join(f"'{text}'.format(unique_token, class_token)," for text in templates)
+
+    rows = "\n".join(f"{subject},{word}" for subject, word in classes.items())
+    return (
+        f"Classes\n\nsubject_name,class\n{rows}\n\nPrompts\n\nObject Prompts\n\nprompt_list = [\n"
+        f"{listed(objects)}\n]\n\nLive Subject Prompts\n\nprompt_list = [\n{listed(live)}\n]\n"
+    )
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Two photos of each of three subjects."""
+    folder = tmp_path / "dreambooth" / "dataset"
+    rng = np.random.default_rng(0)
+    for subject in CLASSES:
+        (folder / subject).mkdir(parents=True)
+        for i in range(2):
+            photo = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(photo).save(folder / subject / f"0{i}.jpg", quality=95)
+    (folder / "prompts_and_classes.txt").write_text(prompts_file())
+    return folder.parent
+
+
+def test_the_file_gives_words_and_prompts_without_the_token(bench):
+    prompts = read_prompts(bench / "dataset" / "prompts_and_classes.txt")
+    assert prompts.classes == CLASSES
+    assert prompts.of("cat2") == ["a cat wearing a red hat"]
+    assert prompts.of("bear") == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
+
+
+def test_tasks_are_all_subjects_prompts_and_seeds(bench):
+    tasks = read_tasks(bench, None, [0, 5])
+    assert len(tasks) == (1 + 2 + 2) * 2
+    assert [task.name for task in tasks[:3]] == ["cat2/00_0", "cat2/00_5", "red_cup/00_0"]
+    assert [path.name for path in tasks[0].photos] == ["00.jpg", "01.jpg"]
+    some = read_tasks(bench / "dataset", ["bear"], [1])
+    assert [task.prompt for task in some] == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (prompts_file(classes={}), "has no classes"),
+        (prompts_file(live=()), "has no live subject prompts"),
+        (prompts_file(objects=("a {1} in the snow",)), "must have '{0} {1}' once"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, message):
+    path = tmp_path / "prompts_and_classes.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_prompts(path)
+
+
+def test_unknown_subjects_and_missing_photos_are_named(bench):
+    with pytest.raises(UserError, match="no subject 'dog'; there are: cat2, red_cup, bear"):
+        read_tasks(bench, ["dog"], [0])
+    for photo in (bench / "dataset" / "bear").iterdir():
+        photo.unlink()
+    with pytest.raises(UserError, match="bear has no photos"):
+        read_tasks(bench, None, [0])
+
+
+def test_hosts_share_the_tasks(bench, monkeypatch):
+    tasks = read_tasks(bench, None, [0, 1, 2])
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    shares = []
+    for host in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        shares.append(dreambench.own_share(tasks))
+    assert sorted(t.name for share in shares for t in share) == sorted(t.name for t in tasks)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+class Painter:
+    """In place of a model: paints images from the seed and remembers what it was asked for."""
+
+    batch = 2
+
+    def __init__(self, pipe):
+        self.pipe, self.jobs = pipe, []
+
+    def __call__(self, jobs, options, progress):
+        self.jobs += jobs
+        progress(len(jobs))
+        rng = np.random.default_rng([job.seed for job in jobs])
+        return rng.integers(0, 256, (len(jobs), 18, 18, 3), dtype=np.uint8), None
+
+
+def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pipe):
+    tasks, out = read_tasks(bench, None, [0, 1]), tmp_path / "out"
+    painter = Painter(paired_pipe)
+    assert dreambench.make_missing(tasks[:3], out, lambda: painter, {}) == 3  # the run is cut off here
+    assert dreambench.make_missing(tasks, out, lambda: painter, {}) == len(tasks) - 3
+    assert [job.prompt for job in painter.jobs] == [task.prompt for task in tasks]
+    assert [job.subjects[0].words for job in painter.jobs] == [task.word for task in tasks]
+    (out / f"{tasks[4].name}.png").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    assert dreambench.make_missing(tasks, out, lambda: painter, {}) == 1
+    assert painter.jobs[-1].prompt == tasks[4].prompt
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+    def no_model():
+        raise AssertionError("the model is loaded though nothing is missing")
+
+    assert dreambench.make_missing(tasks, out, no_model, {}) == 0
+    pair = own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers)
+    assert dreambench.score_missing(tasks, out, Scorer(clip=pair)) == len(tasks)
+    kept = json.loads((out / f"{tasks[2].name}.json").read_text())
+    (out / f"{tasks[0].name}.json").unlink()
+    assert dreambench.score_missing(tasks, out, Scorer(clip=pair)) == 1
+    # A further measure is added to what is there.
+    both = Scorer(clip=pair, dino=pair.image)
+    assert dreambench.score_missing(tasks, out, both) == len(tasks)
+    now = json.loads((out / f"{tasks[2].name}.json").read_text())
+    assert now["scores"].keys() - kept["scores"].keys() == {"dino_i"}
+    assert now["prompt"] == "a cup in the snow" and now["photos"] == ["00.jpg", "01.jpg"]
+    assert not list(out.rglob(".*")), "a half-written file is left"
+
+
+def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, paired_pipe):
+    (task,) = read_tasks(bench, ["cat2"], [3])
+    pair, masks = own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers), tmp_path / "masks"
+    image = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    mask = np.zeros((20, 24), bool)
+    mask[4:15, 6:20] = True
+    for name in ("00", "01", "00_3"):
+        (masks / "cat2").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(255) * mask).save(masks / "cat2" / f"{name}.png")
+    (scores,) = Scorer(clip=pair, masks=masks).score([task], [image])
+    assert list(scores) == ["clip_t", "clip_i", "clip_i_segmented"]
+    photos = [np.asarray(Image.open(path)) for path in task.photos]
+    see = pair.image.directions
+    assert scores["clip_i"] == pytest.approx(float((see([image]) @ see(photos).T).mean()), abs=1e-6)
+    alone = [segment(x, mask) for x in (image, *photos)]
+    expected = metrics.image_similarity(see(alone[:1]), see(alone[1:]))[0]
+    assert scores["clip_i_segmented"] == pytest.approx(float(expected), abs=1e-6)
+    text = pair.text.directions([task.prompt])
+    assert scores["clip_t"] == pytest.approx(float((see([image]) * text).sum()), abs=1e-6)
+    with pytest.raises(UserError, match=r"01\.png"):
+        (masks / "cat2" / "01.png").unlink()
+        Scorer(clip=pair, masks=masks).score([task], [image])
+
+
+def test_images_made_otherwise_are_not_mixed(tmp_path):
+    dreambench.check_settings(tmp_path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
+    dreambench.check_settings(tmp_path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
+    with pytest.raises(UserError, match="steps 25 there, 50 now"):
+        dreambench.check_settings(tmp_path, {"model": "a", "steps": 50, "mask_layers": (1, 2)})
+
+
+def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra 'eval'")
+    monkeypatch.setattr(evaluate.Generator, "load", lambda *args: Painter(paired_pipe))
+    monkeypatch.setattr(
+        evaluate.encoder_pair,
+        "load_pair",
+        lambda path: own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers),
+    )
+    out = tmp_path / "out"
+    arguments = [
+        "--dreambench",
+        str(bench),
+        "--out",
+        str(out),
+        "--clip",
+        "some",
+        "--seeds",
+        "0",
+        "1",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    evaluate.main()
+    tasks = read_tasks(bench, None, [0, 1])
+    rows = collect(tasks, out, ["clip_t", "clip_i"])
+    assert list(rows) == ["all", "live subjects", "objects", "cat2", "red_cup", "bear"]
+    assert len(rows["all"]["clip_t"]) == len(tasks) == 10 and len(rows["cat2"]["clip_i"]) == 2
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == pytest.approx({name: np.mean(values) for name, values in rows["all"].items()})
+    lines = (out / "report.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(rows)
+    assert Image.open(out / "report.png").size[0] > 500
+
+
+def test_image_reward_is_asked_for_in_one_sentence(monkeypatch):
+    from realcustom_jax.evaluation import reward
+
+    monkeypatch.setitem(sys.modules, "ImageReward", None)  # as where it is not installed
+    with pytest.raises(UserError, match="pip install image-reward"):
+        reward.load_image_reward()
+
+    @dataclasses.dataclass
+    class Model:
+        def score(self, prompt, images):
+            return len(prompt) + float(np.asarray(images[0]).mean())
+
+    images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 7)]
+    assert reward.image_reward(Model(), ["ab", "abcd"], images).tolist() == [3.0, 11.0]

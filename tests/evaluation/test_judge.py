@@ -1,0 +1,125 @@
+"""The judge: what it is trained on, that it learns, and that the shipped one knows the toybox."""
+
+import jax
+import numpy as np
+import pytest
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation.judge import SHIPPED, Judge, cut_out
+from realcustom_jax.evaluation.judge_augment import blur, soften
+from realcustom_jax.evaluation.judge_data import draw_pairs, load_or_draw
+from realcustom_jax.evaluation.toybox import Benchmark, make_requests, means
+from realcustom_jax.evaluation.train_judge import IDENTITIES, draw_batch, train
+from realcustom_jax.toybox import BACKGROUNDS, WORDS
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return draw_pairs(IDENTITIES, seed=0, processes=0)
+
+
+def test_a_crop_is_centred_and_of_one_scale():
+    """A square of 16 pixels, twice its root area wide: 48 pixels show 32, so the square covers 24."""
+    images = np.full((2, 64, 64, 3), -1.0, np.float32)
+    masks = np.zeros((2, 64, 64), np.float32)
+    masks[0, 10:26, 30:46] = masks[1, 8:40, 16:48] = 1.0  # the second twice as large
+    images[masks > 0] = 0.5
+    crops = np.asarray(cut_out(images, masks))
+    for crop in crops:
+        assert abs((crop[..., 3] > 0.5).sum() - 24 * 24) <= 24
+        inside = np.argwhere(crop[..., 3] > 0.5)
+        np.testing.assert_allclose(inside.mean(axis=0), 23.5, atol=0.6)
+    assert np.abs(crops[0, :8]).max() == 0  # outside is grey, whatever the image has there
+    assert np.isfinite(np.asarray(cut_out(images, 0 * masks))).all()
+
+
+def test_softening_blurs_and_keeps_the_range():
+    rng = np.random.default_rng(0)
+    images = rng.choice([-1.0, 1.0], (4, 64, 64, 3)).astype(np.float32)
+    soft = np.asarray(soften(images, jax.random.key(1)))
+    assert soft.min() >= -1 and soft.max() <= 1
+    assert np.abs(np.diff(soft, axis=1)).mean() < 0.9 * np.abs(np.diff(images, axis=1)).mean()
+    np.testing.assert_allclose(soften(images, jax.random.key(1), strength=0.0), images, atol=1e-5)
+    spot = np.zeros((1, 9, 9, 1), np.float32)
+    spot[0, 4, 4] = 1.0
+    spread = np.asarray(blur(spot, np.float32([1.0])))
+    assert spread.sum() == pytest.approx(1.0, abs=1e-5)
+    # Neighbours of a Gaussian of one pixel, e^(-1/2) apart.
+    assert spread[0, 4, 5, 0] / spread[0, 4, 4, 0] == pytest.approx(np.exp(-0.5), abs=1e-4)
+
+
+def test_batches_hold_several_identities_of_each_word(pairs):
+    batch = draw_batch(pairs, np.random.default_rng(0))
+    words, counts = np.unique(batch["words"], return_counts=True)
+    assert set(counts) == {IDENTITIES} and len(words) > 1
+    for i in (0, len(batch["words"]) - 1):
+        word = batch["words"][i]
+        flips = (slice(None), slice(None, None, -1))
+        assert any((batch["scenes"][i][:, f] == s).all() for f in flips for s in pairs.scenes[word])
+    again = draw_batch(pairs, np.random.default_rng(0))
+    assert (again["scenes"] == batch["scenes"]).all()
+
+
+def test_training_learns_and_goes_on_where_it_was_cut_off(pairs, tmp_path, monkeypatch):
+    """Two runs, one of them in two parts, to the same bits; the loss falls."""
+    from realcustom_jax.evaluation import train_judge
+
+    monkeypatch.setattr(train_judge, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train_judge, "REPORT_EVERY", 1)
+    monkeypatch.setattr(train_judge, "WORDS_AT_ONCE", 2)
+    whole = train(pairs, tmp_path / "whole", 4, 1e-3, seed=3)
+
+    real, calls = train_judge.draw_batch, []
+
+    def cut_off(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(train_judge, "draw_batch", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, tmp_path / "parts", 4, 1e-3, seed=3)
+    resumed = train(pairs, tmp_path / "parts", 4, 1e-3, seed=3)
+    assert len(calls) == 6  # four, then the third and the fourth again
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and (tmp_path / "whole" / "model.safetensors").is_file()
+
+
+def test_a_drawing_that_was_kept_is_used(pairs, tmp_path, monkeypatch):
+    from realcustom_jax.evaluation import judge_data
+
+    monkeypatch.setattr(judge_data, "draw_pairs", lambda *args: pairs)
+    first = load_or_draw(tmp_path / "scenes.npz", IDENTITIES, 0)
+    monkeypatch.delattr(judge_data, "draw_pairs")
+    again = load_or_draw(tmp_path / "scenes.npz", IDENTITIES, 0)
+    assert (again.scenes == first.scenes).all() and (again.backgrounds == first.backgrounds).all()
+
+
+def test_a_saved_judge_says_the_same(random_judge, tmp_path):
+    """float16 on disk: weights of about 0.1 lose 1e-4 of themselves."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    random_judge.save(tmp_path / "judge.safetensors")
+    before, after = (
+        judge.look(images) for judge in (random_judge, Judge.load(tmp_path / "judge.safetensors"))
+    )
+    np.testing.assert_allclose(after.directions, before.directions, atol=0.02)
+    assert set(before.words) <= set(WORDS) and set(before.backgrounds) <= set(BACKGROUNDS)
+
+
+def test_other_images_and_files_are_refused(random_judge, tmp_path):
+    with pytest.raises(UserError, match="64×64"):
+        random_judge.look(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match=r"nothing\.safetensors"):
+        Judge.load(tmp_path / "nothing.safetensors")
+
+
+def test_the_shipped_judge_knows_the_toybox():
+    """On 64 scenes of held-out identities; `benchmarks/judge.py` says 1.00, 1.00, 0.995 and 0.886 of 208."""
+    assert SHIPPED.stat().st_size < 3e6
+    scores = means(Benchmark(make_requests(64), Judge.load(), None).ceiling())
+    assert scores["identity_top1"] > 0.95 and scores["word_top1"] > 0.95
+    assert scores["background_top1"] > 0.95 and scores["mask_iou"] > 0.85
+    assert scores["leakage"] is None and scores["clip_t"] is None

@@ -1,0 +1,152 @@
+"""The toybox benchmark: its requests, its settings, and what `evaluate` prints."""
+
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import realcustom_jax as rc
+from realcustom_jax import evaluate
+from realcustom_jax.cli import run_command
+from realcustom_jax.encoder_pair import own_pair
+from realcustom_jax.evaluation import metrics
+from realcustom_jax.evaluation.generate import Generator
+from realcustom_jax.evaluation.toybox import (
+    CONTRACT,
+    IDENTITIES,
+    SETTINGS,
+    Benchmark,
+    enlarge,
+    identities,
+    make_requests,
+    real_scene,
+    reference,
+)
+from realcustom_jax.toybox import BACKGROUNDS, WORDS, is_held_out
+
+
+def test_requests_take_all_words_places_and_identities_in_turn():
+    requests = make_requests(320)
+    pairs = {(r.word, r.background) for r in requests[:208]}
+    assert len(pairs) == len(WORDS) * len(BACKGROUNDS) == 208
+    assert len({(r.word, r.number) for r in requests}) == 16 * IDENTITIES
+    assert [r.seed for r in requests] == list(range(320))
+    assert make_requests(40) == requests[:40]
+    assert requests[17].prompt == "a dog in the desert"
+
+
+def test_identities_are_20_held_out_ones_of_the_word():
+    for word in ("cat", "cup"):
+        own = identities(word)
+        assert len(set(own)) == 20
+        assert all(i.word == word and is_held_out(i.seed) for i in own)
+
+
+def test_the_real_scene_shows_what_the_reference_does():
+    request = make_requests(35)[34]
+    scene, photo = real_scene(request), reference(request)
+    assert scene.identities == photo.identities and scene.background == request.background
+    assert scene.caption == request.prompt
+
+
+def test_masks_are_enlarged_pixel_by_pixel():
+    mask = np.zeros((1, 16, 32), bool)
+    mask[0, 3, 5] = True
+    large = enlarge(mask)
+    assert large.shape == (1, 64, 64) and large.sum() == 8
+    assert large[0, 12:16, 10:12].all()
+
+
+@pytest.fixture(scope="module")
+def benchmark(paired_pipe, random_judge):
+    return Benchmark(
+        make_requests(3),
+        random_judge,
+        own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers),
+    )
+
+
+def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark, one_device):
+    generator = Generator.of(paired_pipe, per_device=3)
+    made = {name: benchmark.make(generator, setting) for name, setting in SETTINGS.items()}
+    assert made["text_only"][1] is None
+    assert made["no_mask"][1].all()
+    share = made["full"][1].mean(axis=(1, 2))
+    np.testing.assert_allclose(share, 0.25, atol=0.01)  # γ_scope
+    images = [made[name][0].astype(int) for name in SETTINGS]
+    assert all(image.shape == (3, 64, 64, 3) for image in images)
+    assert all(np.abs(a - b).mean() > 0.5 for a, b in itertools.pairwise(images))
+
+
+def test_measures_are_those_of_the_judge(benchmark, random_judge):
+    rng = np.random.default_rng(0)
+    images, plain = rng.integers(0, 256, (2, 3, 64, 64, 3), dtype=np.uint8)
+    masks = rng.random((3, 64, 64)) < 0.3
+    found = benchmark.measure(images, masks, plain)
+    verdict, other = random_judge.look(images), random_judge.look(plain)
+    words = [w == r.word for w, r in zip(verdict.words, benchmark.requests, strict=True)]
+    assert found["word_top1"].tolist() == words
+    np.testing.assert_allclose(found["mask_iou"], metrics.iou(masks, verdict.regions))
+    expected = metrics.leakage(images, plain, verdict.regions | other.regions)
+    np.testing.assert_allclose(found["leakage"], expected)
+    texts = benchmark.pair.text.directions([r.prompt for r in benchmark.requests])
+    see = benchmark.pair.image.directions
+    np.testing.assert_allclose(found["clip_t"], (see(images) * texts).sum(-1), atol=1e-6)
+    photos = see([reference(r).image for r in benchmark.requests])
+    np.testing.assert_allclose(found["clip_i"], (see(images) * photos).sum(-1), atol=1e-6)
+
+
+def test_the_reference_photo_itself_is_the_right_identity(benchmark, random_judge):
+    """Even a judge that has learned nothing finds the very picture among the 20."""
+    photos = [reference(r) for r in benchmark.requests]
+    directions = random_judge.directions(
+        np.stack([p.image for p in photos]), np.stack([p.masks[0] for p in photos])
+    )
+    candidates = benchmark._candidates()
+    assert candidates.shape == (3, 20, 96)
+    assert metrics.is_top1(directions, candidates).all()
+    assert not metrics.is_top1(np.roll(directions, 1, axis=0), candidates).any()
+
+
+def test_evaluate_ends_with_the_contract(
+    paired_pipe, random_judge, one_device, tmp_path, monkeypatch, capsys
+):
+    rc.save(paired_pipe, tmp_path / "model")
+    random_judge.save(tmp_path / "judge.safetensors")
+    arguments = ["--model", str(tmp_path / "model"), "--judge", str(tmp_path / "judge.safetensors")]
+    arguments += ["--requests", "3", "--batch", "3", "--json"]
+    arguments += ["--height", "64", "--width", "64", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    evaluate.main()
+    lines = capsys.readouterr().out.splitlines()
+    results = json.loads(lines[-1])
+    assert list(results) == ["text_only", "no_mask", "full", "judge"]
+    for name, row in results.items():
+        assert tuple(row) == CONTRACT
+        nothing = {"text_only": {"mask_iou", "leakage"}, "judge": {"leakage"}}.get(name, set())
+        assert {key for key, value in row.items() if value is None} == nothing
+        assert all(0 <= row[key] <= 1 for key in CONTRACT[:4] if row[key] is not None)
+    assert results["full"]["leakage"] > 0
+    assert any(line.startswith("| full | ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--requests", "0"], ["--requests", "not 0"]),
+        (["--model", "nowhere", "--judge", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["--gamma-scope", "2"], ["--gamma-scope", "from 0 to 1"]),
+        (["--dreambench", "nowhere"], ["nowhere/prompts_and_classes.txt"]),
+        (["--dreambench", "nowhere", "--seeds", "1", "1"], ["--seeds names one twice"]),
+        (["--bogus"], ["--bogus"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, parts, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run_command(evaluate.main)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    assert all(part in lines[0] for part in parts), lines
