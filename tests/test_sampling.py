@@ -329,10 +329,10 @@ def test_the_command_has_a_flag_for_every_option():
     arguments = ["--prompt", "a cat"]
     for name, rule in rc.SamplingOptions.rules().items():
         arguments += ["--" + name.replace("_", "-"), values.get(rule.kind) or rule.choices[-1]]
-    options = command["_options"](command["_parser"]().parse_args(arguments))
+    options = command["given_options"](command["_parser"]().parse_args(arguments))
     assert options.keys() == rc.SamplingOptions.rules().keys()
     assert options["mask_layers"] == (2,) and options["eta"] == 0.5 and options["scoring"] == "none"
-    assert command["_options"](command["_parser"]().parse_args(arguments[:2])) == {}
+    assert command["given_options"](command["_parser"]().parse_args(arguments[:2])) == {}
 
 
 def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
