@@ -1,0 +1,97 @@
+"""Kills a training again and again: `python benchmarks/kill_and_resume.py [--times 20] [--signal KILL]`.
+
+A run of a tiny model is killed at random moments, by SIGKILL or SIGTERM, and started again until it is done;
+the hash of its trained parameters must be that of a run nobody touched. Prints a line for each trial and the
+count of equal hashes; the exit status is 1 when one differs.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from realcustom_jax.cli import run_command
+
+TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+# A model as small as the shapes allow: what is tried is the stopping, not the learning.
+SMALL = [
+    "--config.steps=40", "--config.checkpoint_every=5", "--config.log_every=10", "--config.batch_size=8",
+    "--config.data.toybox_examples=200", "--config.optimizer.warmup=2",
+    "--config.model.vae.block_out_channels=(8, 8)", "--config.model.vae.sample_size=64",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", type=int, default=20, help="trials (%(default)s)")
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL", help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        started = time.perf_counter()
+        expected = finish(root / "untouched")
+        duration = time.perf_counter() - started
+        print(f"untouched: {expected}, {duration:.0f} s", flush=True)
+        equal = 0
+        for trial in range(args.times):
+            kills, found = trial_run(root / "killed", getattr(signal, f"SIG{args.signal}"), rng, duration)
+            equal += found == expected
+            print(
+                f"trial {trial + 1}: killed {kills} times, {'equal' if found == expected else found}",
+                flush=True,
+            )
+            shutil.rmtree(root / "killed")
+    print(f"{equal} of {args.times} runs, stopped by SIG{args.signal}, end with the same parameters")
+    raise SystemExit(equal < args.times)
+
+
+def trial_run(workdir: Path, how: signal.Signals, rng: random.Random, duration: float) -> tuple[int, str]:
+    """A run that is killed once or more, and its hash."""
+    kills = 0
+    while True:
+        process = start(workdir)
+        # Half of the time is spent before the first step.
+        wait = duration * rng.uniform(0.3, 1.0)
+        try:
+            process.wait(wait if kills < 3 else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(how)
+            kills += 1
+        output, errors = process.communicate()
+        if process.returncode not in (0, -how):
+            raise RuntimeError(f"the run ended with status {process.returncode}: {errors[-2000:]}")
+        if output.splitlines() and output.splitlines()[-1].startswith("sha256 "):
+            return kills, output.split()[-1]
+
+
+def start(workdir: Path) -> subprocess.Popen:
+    config = [f"--config={TINY}:vae", f"--workdir={workdir}", *SMALL]
+    return subprocess.Popen(
+        [sys.executable, "-m", "realcustom_jax.train", *config],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def finish(workdir: Path) -> str:
+    """The hash of a run that nobody touches."""
+    output, errors = start(workdir).communicate()
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    if "sha256" not in records[-1]:
+        raise RuntimeError(errors[-2000:])
+    return output.split()[-1]
+
+
+if __name__ == "__main__":
+    run_command(main)

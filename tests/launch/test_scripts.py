@@ -1,0 +1,114 @@
+"""The launch scripts: what they would do, the mistakes they name, and a run of two processes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+SCRIPTS = ("local", "tpu_vm", "tpu_pod", "gke_xpk")
+TRAIN = ("--", "--config", "configs/sd15.py", "--workdir", "bucket/a run")
+TPU = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--bucket", "gs://b")
+GKE = ("--cluster", "c", "--zone", "z", "--type", "v5litepod-16", "--image", "i", "--bucket", "b")
+
+
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(LAUNCH / f"{script}.sh"), *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_has_nothing_to_say():
+    result = subprocess.run(
+        ["shellcheck", "-x", *map(str, LAUNCH.glob("*.sh"))],
+        capture_output=True,
+        text=True,
+        cwd=LAUNCH.parent,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "wanted"),
+    [
+        (
+            "local",
+            ("--processes", "3"),
+            ["+ JAX_PROCESS_ID=2 ", "--workdir 'bucket/a run'", "3 processes with"],
+        ),
+        (
+            "tpu_vm",
+            TPU,
+            ["tpu-vm create n --zone z --accelerator-type v5lite", "v2-alpha-tpuv5-lite", "gcsfuse"],
+        ),
+        ("tpu_pod", TPU, ["queued-resources create n --node-id n", "--worker=all", "train --multihost"]),
+        ("tpu_pod", (*TPU, "--spot", "--project", "p"), ["--project p --zone z", "--spot"]),
+        ("gke_xpk", GKE, ["xpk workload create --cluster c", "--tpu-type v5litepod-16", "train --multihost"]),
+    ],
+)
+def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
+    """With nothing on the path that could reach a cloud."""
+    result = run(script, "--dry-run", *arguments, *TRAIN)
+    assert result.returncode == 0, result.stderr
+    for text in wanted:
+        assert text in result.stderr
+    assert not (LAUNCH.parent / "bucket").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("local", ("--processes", "two", *TRAIN), "--processes must be a whole number from 1 on, not two"),
+        ("local", ("--processes",), "--processes needs a value"),
+        ("local", ("--cores", "2", *TRAIN), "unknown option --cores"),
+        ("local", (), "there are no arguments for the training after --"),
+        ("local", ("--", "--config", "x"), "the training's arguments have no --workdir"),
+        ("tpu_vm", ("--name", "n", *TRAIN), "--name and --zone are needed"),
+        ("tpu_vm", ("--dry-run", *TPU), "there are no arguments for the training after --"),
+        ("tpu_pod", ("--dry-run", *TPU[:6], *TRAIN), "a pod's hosts share no disk: --bucket"),
+        ("gke_xpk", ("--cluster", "c", *TRAIN), "--cluster and --zone are needed"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(script, arguments, message):
+    result = run(script, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ") and message in result.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_the_story(script):
+    result = run(script, "--help")
+    assert result.returncode == 0 and f"launch/{script}.sh" in result.stdout and "set -" not in result.stdout
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    """A stand-in for Python: the first process waits for ever, the second fails with status 7."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exec ' + sys.executable + ' "$@"\n'
+        '[ "$JAX_PROCESS_ID" = 1 ] && { echo broken; exit 7; }\nexec sleep 100\n'
+    )
+    python.chmod(0o755)
+    result = run("local", "--", "--workdir", str(tmp_path / "run"), PYTHON=str(python))
+    assert result.returncode == 7
+    assert "a process ended with status 7, the others are stopped" in result.stderr
+    assert (tmp_path / "run" / "process_1.log").read_text() == "broken\n"
+
+
+def test_all_processes_get_their_number_and_arguments(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exec ' + sys.executable + ' "$@"\n'
+        'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES: $*" > "$4/$JAX_PROCESS_ID"\n'
+    )
+    python.chmod(0o755)
+    workdir = tmp_path / "a run"
+    result = run("local", "--processes", "3", "--", "--workdir", str(workdir), PYTHON=str(python))
+    assert result.returncode == 0, result.stderr
+    told = [(workdir / str(i)).read_text() for i in range(3)]
+    assert told == [f"{i} of 3: -m realcustom_jax.train --workdir {workdir}\n" for i in range(3)]
