@@ -1,12 +1,13 @@
 """What all commands share: the compilation cache, config flags, one clear sentence for a user's mistake."""
 
 import argparse
+import importlib.util
 import os
 import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,8 +26,23 @@ def cache_dir() -> Path:
     return Path(os.environ.get("REALCUSTOM_JAX_CACHE") or Path.home() / ".cache" / "realcustom_jax")
 
 
+def tpu_is_absent(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
+    """Whether JAX would look in vain for a TPU: its library is installed, for `aot`, but no such device is.
+
+    Looking prints errors and takes seconds. False where the user chose the platforms, or where JAX has a
+    GPU's plugin and must choose itself.
+    """
+    if environment.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
+        return False
+    found = any(devices.glob("accel*")) or any(devices.glob("vfio/*"))
+    gpu = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return not (found or gpu)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's main: compiled programs are cached on disk, a user's mistake ends with status 2."""
+    if tpu_is_absent():
+        jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     with exit_on_user_error():

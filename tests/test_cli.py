@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from realcustom_jax import train
+from realcustom_jax import cli, train
 from realcustom_jax.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,3 +150,22 @@ def test_a_broken_config_file_is_one_sentence(in_process, tmp_path, text, parts,
 def test_help_in_process_is_the_same(in_process, flag):
     status, out, _ = in_process(flag)
     assert status == 0 and "Train one stage" in out and "--workdir" in out
+
+
+@pytest.mark.parametrize(
+    ("platforms", "installed", "files", "absent"),
+    [
+        ("", ("libtpu",), (), True),
+        ("", (), (), False),
+        ("tpu", ("libtpu",), (), False),
+        ("", ("libtpu",), ("accel0",), False),
+        ("", ("libtpu",), ("vfio/0",), False),
+        ("", ("libtpu", "jax_cuda13_plugin"), (), False),
+    ],
+)
+def test_the_tpu_s_library_alone_is_no_tpu(tmp_path, monkeypatch, platforms, installed, files, absent):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name in installed or None)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert cli.tpu_is_absent({"JAX_PLATFORMS": platforms}, tmp_path) == absent
