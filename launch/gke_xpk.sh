@@ -41,7 +41,8 @@ if [ -z "$type" ] || [ -z "$image" ] || [ -z "$bucket" ]; then fail "--type, --i
 storage=${name}-bucket
 if [ -n "$DRY_RUN" ] || ! xpk storage list "${where[@]}" 2>/dev/null | grep -qw "$storage"; then
   run xpk storage create "$storage" "${where[@]}" --type gcsfuse --bucket "$bucket" \
-    --mount-point /bucket --auto-mount true --readonly false --size 1000
+    --mount-point /bucket --auto-mount true --readonly false --size 1000 \
+    --mount-options rename-dir-limit=200000,implicit-dirs
 fi
 line="pip install -q -e '.[tpu]' && exec $(quoted python -m realcustom_jax.train --multihost "$@")"
 run xpk workload create "${where[@]}" --workload "$name" --tpu-type "$type" --num-slices "$slices" \

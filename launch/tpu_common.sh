@@ -50,6 +50,7 @@ on_workers() { # on_workers COMMAND: one line of shell on every host
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"
 }
 
+# A checkpoint is finished by renaming its folder, which gcsfuse refuses unless told how many files it may have.
 install_on_workers() { # the committed state of this checkout, into ~/realcustom_jax and ~/venv
   local archive root
   root=$(git -C "$common" rev-parse --show-toplevel)
@@ -63,7 +64,8 @@ install_on_workers() { # the committed state of this checkout, into ~/realcustom
 && venv/bin/pip install -q -e './realcustom_jax[tpu]'"
   if [ -n "$bucket" ]; then
     on_workers "mkdir -p bucket && { mountpoint -q bucket || { command -v gcsfuse >/dev/null \
-|| { sudo apt-get update -q && sudo apt-get install -qy gcsfuse; } ; gcsfuse --implicit-dirs $(quoted "$bucket") bucket; }; }"
+|| { echo error: gcsfuse is not installed on the hosts: choose an image that has it; exit 2; }; \
+gcsfuse --implicit-dirs --rename-dir-limit=200000 $(quoted "$bucket") bucket; }; }"
   fi
 }
 

@@ -13,7 +13,7 @@ class Chip:
       kind: what JAX calls such a device.
       accelerator: name of a slice in front of its size.
       per_size: what the size counts of each chip: its cores (2), or itself (1).
-      hbm: bytes of memory.
+      hbm: bytes of memory; the compiler keeps a 64th part for itself.
       peak: bfloat16 operations a second.
       dimensions: of a topology.
     """
@@ -24,6 +24,11 @@ class Chip:
     hbm: int
     peak: float
     dimensions: int
+
+    @property
+    def usable(self) -> int:
+        """Bytes of memory that a program can have: of a v5e's 16 GiB the compiler gives 15.75."""
+        return self.hbm * 63 // 64
 
 
 CHIPS = {

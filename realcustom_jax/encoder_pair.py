@@ -25,7 +25,7 @@ from realcustom_jax.models.vit import ViT
 from realcustom_jax.weights.components import find_weights, on_device, read_config, read_params
 from realcustom_jax.weights.configs import read_text
 from realcustom_jax.weights.hub import find_folder
-from realcustom_jax.weights.layouts import CLIP_TEXT
+from realcustom_jax.weights.layouts import CLIP_TEXT, FLAX_TEXT
 from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import load_tower
 
@@ -125,7 +125,9 @@ def load_pair(name: str | Path, template: str = CLIP_TEMPLATE) -> EncoderPair:
     shapes = param_shapes(text.init, jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), np.int32))
     tensors = open_tensors(find_weights(folder))
     place = on_device(jnp.float32)
-    text_tower = TextTower(text, read_params(tensors, (CLIP_TEXT,), shapes, place), load_tokenizer(folder))
+    text_tower = TextTower(
+        text, read_params(tensors, (CLIP_TEXT, FLAX_TEXT), shapes, place), load_tokenizer(folder)
+    )
     config, params = load_tower(folder, place)
     prepare = dataclasses.replace(preprocess.CLIP, short_side=config.image_size, crop=config.image_size)
     scale = float(np.exp(np.float64(tensors.read("logit_scale"))))

@@ -199,7 +199,7 @@ def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline
         placed = functools.partial(_place_in, place, "unet")
         extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)
         params["unet"] = join_added(params["unet"], extra)
-    tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers))
+    tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers, parts.base.padding))
     return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models))
 
 

@@ -55,13 +55,13 @@ def main() -> None:
     figures = compiled.compile_program(program, topology, _EFFORT.value)
     largest = None
     if _LARGEST.value:
-        per_chip = max(1, program.images // topology.chips)
-        more = make(2 * per_chip) if figures.fits else make(max(1, per_chip // 2))
+        # Chips of the tensor axis share their images.
+        groups = topology.chips // (config.mesh.tensor if _WHAT.value == "train" else 1)
+        per_chip = program.images // groups
+        more = 2 * per_chip
         print("compiling another batch", file=sys.stderr, flush=True)
-        other = compiled.compile_program(more, topology, _EFFORT.value)
-        largest = compiled.largest_batch(
-            [(program.images // topology.chips, figures), (more.images // topology.chips, other)], topology
-        )
+        other = compiled.compile_program(make(more), topology, _EFFORT.value)
+        largest = compiled.largest_batch([(per_chip, figures), (more, other)], topology)
     values = report.as_json(program, figures, topology, largest)
     print(report.as_table(values))
     if _JSON.value:

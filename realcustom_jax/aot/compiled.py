@@ -77,7 +77,7 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
         _positive(cost.get("optimal_seconds")),
         count_collectives(compiled.as_text()),
         took,
-        peak <= topology.chip.hbm,
+        peak <= topology.chip.usable,
     )
 
 
@@ -101,8 +101,11 @@ def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
             if dtype in _BYTES
         ]
         found[kind][0] += 1
-        # What starts one gives its operands and its results.
-        found[kind][1] += max(sizes, default=0) if started else sum(sizes)
+        if started and kind == "collective-permute":  # operand, result, two numbers
+            sizes = sizes[1:2]
+        elif started and kind != "all-reduce":  # operands, then as many results
+            sizes = sizes[len(sizes) // 2 :]
+        found[kind][1] += sum(sizes)
     return {kind: (found[kind][0], found[kind][1]) for kind in COLLECTIVES if kind in found}
 
 
@@ -121,4 +124,4 @@ def largest_batch(tried: list[tuple[int, Figures]], topology: Topology) -> int |
     slope = (second.hbm_peak_bytes - first.hbm_peak_bytes) / (b - a)
     if slope <= 0:
         return None
-    return max(0, math.floor(a + (topology.chip.hbm - first.hbm_peak_bytes) / slope))
+    return max(0, math.floor(a + (topology.chip.usable - first.hbm_peak_bytes) / slope))

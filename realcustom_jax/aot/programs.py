@@ -32,11 +32,13 @@ class Program:
       lowered: with the shardings of all its arguments.
       images: that one run makes or trains on, over all chips.
       held: {what: bytes a chip keeps of it}: parameters, optimizer …
+      loops: whether its work is in loops, whose bodies the compiler's figures count once.
     """
 
     lowered: Any
     images: int
     held: dict[str, int]
+    loops: bool = False
 
 
 def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
@@ -70,7 +72,10 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
     models, schedule = find_models(config)
     mesh = partition.make_mesh(**config.mesh, devices=chips)
     # The tensor axis shares its images.
-    images = config.batch_size if per_chip is None else per_chip * len(chips) // mesh.shape["tensor"]
+    if per_chip is not None:
+        config = config.copy_and_resolve_references()
+        config.batch_size = per_chip * len(chips) // mesh.shape["tensor"]
+    images = config.batch_size
     params = with_dtypes(models.param_shapes(), config)
     plan = make_plan(config, models, schedule, params, mesh)
     batch = {
@@ -84,7 +89,7 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
         "optimizer": per_chip_bytes(plan.state.opt_state),
         "batch": per_chip_bytes(batch),
     }
-    return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held)
+    return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, config.accumulate > 1)
 
 
 def _example(config: ConfigDict, models: Models) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -141,7 +146,7 @@ def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects
         )
     )
     held = {"parameters": per_chip_bytes(params), "requests": per_chip_bytes(conditioning)}
-    return Program(run.lower(params, conditioning, struct(2, of=jnp.uint32)), count, held)
+    return Program(run.lower(params, conditioning, struct(2, of=jnp.uint32)), count, held, loops=True)
 
 
 def _conditioning(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:

@@ -1,5 +1,6 @@
 """What `aot` prints: a table to read, or one JSON object."""
 
+import dataclasses
 from typing import Any
 
 from realcustom_jax.aot.compiled import Figures
@@ -12,6 +13,8 @@ UNKNOWN = "unknown"
 
 def as_json(program: Program, figures: Figures, topology: Topology, largest: int | None) -> dict[str, Any]:
     """All figures by name; what is not known is None."""
+    if program.loops:
+        figures = dataclasses.replace(figures, flops=None, bytes_accessed=None, estimated_seconds=None)
     seconds = figures.estimated_seconds
     rate = program.images / seconds / topology.chips if seconds else None
     return {

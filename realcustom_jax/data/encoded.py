@@ -114,4 +114,11 @@ def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_
         raise UserError(
             f"'{folder}' has latents of {info.examples} examples, but the data set has {len(data)}"
         )
-    return EncodedSplit(data, ArrayRecordDataSource(sorted(map(str, folder.glob("latents.*")))), with_image)
+    # By number: names of more than five digits do not sort.
+    files = sorted(folder.glob("latents.*"), key=lambda path: int(path.name.split("-")[1]))
+    latents = ArrayRecordDataSource([str(path) for path in files])
+    if len(latents) != len(data):
+        raise UserError(
+            f"'{folder}' has {len(latents)} latents of {len(data)}: a file is missing; {how} anew"
+        )
+    return EncodedSplit(data, latents, with_image)

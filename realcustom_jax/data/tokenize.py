@@ -10,11 +10,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from realcustom_jax.errors import UserError
 
 
-def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> PreTrainedTokenizerBase:
     """Loads a CLIP tokenizer folder (`tokenizer/` of a model folder), the fast kind, which knows offsets.
 
+    Args:
+      folder: of the tokenizer.
+      padding: the token that it pads with, if not its own.
+
     Raises:
-      UserError: the folder is missing, or holds no tokenizer.
+      UserError: the folder is missing, or holds no tokenizer, or the tokenizer does not know `padding`.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -26,6 +30,10 @@ def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerBase:
         raise UserError(f"'{folder}' holds no tokenizer that can be loaded ({reason})") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in '{folder}' has no fast version, which the target words need")
+    if padding is not None:
+        if padding not in tokenizer.get_vocab():
+            raise UserError(f"the tokenizer in '{folder}' has no token {padding!r} to pad with")
+        tokenizer.pad_token = padding
     return tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,7 @@ class Checkpoints:
         )
         self._corrupt = 0
         for step in self._manager.all_steps():
-            if reason := self._torn(step):
-                self._set_aside(step, reason)
+            self._set_aside_if(step, self._torn(step))
 
     def _torn(self, step: int) -> str:
         """What a checkpoint lacks, or "" for one that Orbax finished and whose items are there."""
@@ -67,9 +67,18 @@ class Checkpoints:
             if saved.commit_timestamp_nsecs is None:
                 return "it was never finished"
             self.config(step)
-        except Exception as error:  # of Orbax and of whatever it reads with, not documented
-            return _one_line(error)
+            self._manager.item_metadata(step)["state"]
+        except _UNREADABLE as error:
+            return _damage(error)
         return ""
+
+    def _set_aside_if(self, step: int, reason: str) -> bool:
+        """Rename a checkpoint in which one of the processes found damage; whether one did."""
+        # All must agree: those that read it would wait for ever for the others.
+        if not multihost_utils.process_allgather(np.asarray(bool(reason))).any():
+            return False
+        self._set_aside(step, reason or "another process cannot read it")
+        return True
 
     def _set_aside(self, step: int, reason: str) -> None:
         self._corrupt += 1
@@ -116,14 +125,16 @@ class Checkpoints:
             saved = self._manager.item_metadata(step)["state"]
             check_keys(f"checkpoint {step} in {self._manager.directory}", _shapes(like), _shapes(saved))
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+            restored, reason = None, ""
             try:
                 restored = self._manager.restore(step, args=args)
-                if int(_checksum(restored["state"])) == restored["data"]["checksum"]:
-                    return Restored(step, restored["state"], restored["data"]["loader"])
-                reason = "its parameters give another checksum than they were saved with"
-            except Exception as error:  # as in _torn
-                reason = _one_line(error)
-            self._set_aside(step, reason)
+            except _UNREADABLE as error:
+                reason = _damage(error)
+            if self._set_aside_if(step, reason):
+                continue
+            if int(_checksum(restored["state"])) == restored["data"]["checksum"]:
+                return Restored(step, restored["state"], restored["data"]["loader"])
+            self._set_aside(step, "its parameters give another checksum than they were saved with")
         # Of a run's first checkpoint alone, the one before is the beginning.
         if self._corrupt > 1:
             raise UserError(
@@ -156,15 +167,33 @@ class Checkpoints:
 
 @jax.jit
 def _checksum(tree: Any) -> Array:
-    """A uint32 that any changed bit changes: sums of all arrays' words, each array with its own odd factor.
+    """A uint32 that any changed bit changes, and words that moved: each word has an odd factor of its place.
 
     Integers, so it is the same on any mesh.
     """
     total = jnp.zeros((), jnp.uint32)
     for i, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        total += jnp.uint32(2 * i + 1) * bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+        words = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        place = jnp.full(leaf.shape, 2 * i + 1, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            # Even, so the factor stays odd; modulo 2³², in which odd factors lose no bit.
+            place += 2 * (axis + 1) * 0x9E37 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place *= jnp.uint32(2 * size + 1)
+        total += (place * words.astype(jnp.uint32)).sum(dtype=jnp.uint32)
     return total
+
+
+# What Orbax, and what it reads with, raise for files that are not whole. A device without memory, a disk
+# without permission, a network that fails raise others, or say so: then the checkpoint may be whole.
+_UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError)
+_PASSING = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
+
+
+def _damage(error: BaseException) -> str:
+    """The error in one line; raised again where it says that the files may be whole."""
+    if _PASSING.search(str(error)):
+        raise error
+    return _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -48,6 +48,14 @@ def make_mesh(
     return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES)
 
 
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises `UserError` when a batch cannot be divided among the devices, in all its parts."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * accumulate):
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise UserError(f"batch_size {batch_size} cannot be divided among {shards} devices{parts}")
+
+
 def sharding(path: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> NamedSharding:
     """Of an array, by the first rule whose regex finds its path.
 

@@ -29,6 +29,7 @@ class Plan:
       state, frozen: as `jax.ShapeDtypeStruct`s with shardings.
       batch: the sharding of every array of a batch.
       optimizer: of the trainable parameters.
+      accumulate: parts that a batch is worked off in.
     """
 
     step: Callable[..., Any]
@@ -36,6 +37,7 @@ class Plan:
     frozen: Any
     batch: NamedSharding
     optimizer: optax.GradientTransformation
+    accumulate: int
 
     def create(self, trainable: Any) -> TrainState:
         """A fresh state in its shards."""
@@ -44,8 +46,13 @@ class Plan:
         return create(trainable)
 
     def flops(self, batch: Any) -> float:
-        """Operations of a step on such a batch over all devices, as the program has them before compiling."""
-        return self.step.lower(self.state, self.frozen, batch).cost_analysis()["flops"]
+        """Operations of a step on such a batch over all devices, as the compiler counts them.
+
+        After the first step the compiled program comes from the cache.
+        """
+        compiled = self.step.lower(self.state, self.frozen, batch).compile()
+        # Of one device, and of one part: the compiler counts a loop's body once.
+        return compiled.cost_analysis()["flops"] * self.batch.mesh.size * self.accumulate
 
 
 def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
@@ -58,8 +65,10 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
       mesh: where it runs.
 
     Raises:
-      UserError: when a regex or a sharding rule of the config does not fit the parameters.
+      UserError: when a regex or a sharding rule of the config does not fit the parameters, or the batch does
+        not divide among the devices.
     """
+    partition.check_batch(config.batch_size, config.accumulate, mesh)
     options = config.optimizer
     rate = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
     optimizer = make_optimizer(rate, options.weight_decay, options.b2, options.max_norm)
@@ -77,4 +86,4 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
         out_shardings=(state_shardings, None),
         donate_argnums=0,
     )
-    return Plan(jitted, state, frozen, batch, optimizer)
+    return Plan(jitted, state, frozen, batch, optimizer, config.accumulate)

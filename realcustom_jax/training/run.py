@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -18,7 +19,6 @@ from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader, make_loader
 from realcustom_jax.data.transforms import to_float
-from realcustom_jax.errors import UserError
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
 from realcustom_jax.training.checkpoint import Checkpoints
@@ -97,12 +97,12 @@ def train(
         for step in range(first + 1, config.steps + 1):
             with meter.waiting():
                 local = next(loader)
-            batch = _global_batch(local, plan.batch)
-            if step == first + 1:
-                meter.count(functools.partial(plan.flops, batch))
+            batch = _global_batch(local, config.batch_size, plan.batch)
             profile.before(step)
             state, metrics = plan.step(state, frozen, batch)
             profile.after(step, metrics)
+            if step == first + 1:
+                meter.count(functools.partial(plan.flops, batch))
             meter.step()
             logger.advance()
             watch.look(step, metrics["skipped_in_a_row"])
@@ -133,10 +133,7 @@ def train(
 
 def _make_mesh(config: ConfigDict) -> Mesh:
     mesh = partition.make_mesh(**config.mesh)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % (shards * config.accumulate):
-        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-        raise UserError(f"batch_size {config.batch_size} cannot be divided among {shards} devices{parts}")
+    partition.check_batch(config.batch_size, config.accumulate, mesh)
     return mesh
 
 
@@ -203,11 +200,15 @@ def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: A
     )
 
 
-def _global_batch(local: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    # Process p has the p-th part of the batch. This assumes that all processes have as many devices, that
-    # the mesh holds those of a process next to each other, as jax.devices() lists them, and that the "tensor"
-    # axis lies within a process: processes that it joins would need equal parts.
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in local.items()}
+def _global_batch(
+    local: Mapping[str, np.ndarray], size: int, sharding: NamedSharding
+) -> dict[str, jax.Array]:
+    # Each process has its own part of the batch. With the whole size given, JAX refuses a mesh whose "tensor"
+    # axis joins processes: those would need equal parts.
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
+        for name, x in local.items()
+    }
 
 
 def _export(
@@ -215,12 +216,12 @@ def _export(
 ) -> None:
     """Gather all parameters, in all processes, and write the model folder, in the first."""
     params = partition.to_host(partition.merge(state.ema, frozen))
-    if jax.process_index():
-        return
-    pipe = pipe.replace(params=params)
-    if config.stage == "vae":
-        pipe = _measure_latents(pipe, loader)
-    pipeline.save(pipe, folder, config.export_dtype)
+    if jax.process_index() == 0:
+        pipe = pipe.replace(params=params)
+        if config.stage == "vae":
+            pipe = _measure_latents(pipe, loader)
+        pipeline.save(pipe, folder, config.export_dtype)
+    multihost_utils.sync_global_devices("export")  # else the others would wait for it at their end, not long
 
 
 def _measure_latents(pipe: Pipeline, loader: Loader, batches: int = 8) -> Pipeline:

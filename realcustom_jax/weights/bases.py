@@ -24,6 +24,7 @@ class Base:
     Attributes:
       unet, vae, texts, schedule: its shapes and noise schedule; one or two text encoders.
       tokenizers: a folder for each text encoder.
+      padding: the token that each tokenizer pads with; None for its own.
       load: (component, its `params` tree as shapes, place) → its parameters, checked key by key.
     """
 
@@ -32,6 +33,7 @@ class Base:
     texts: tuple[CLIPTextConfig, ...]
     schedule: ScheduleConfig
     tokenizers: tuple[Path, ...]
+    padding: tuple[str | None, ...]
     load: Callable[[str, Any, Place], Any]
 
 
@@ -52,5 +54,6 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
         texts,
         read_schedule(read_config(scheduler, "scheduler_config.json"), str(scheduler)),
         tuple(parts[name] for name in TOKENIZERS[: len(texts)]),
+        (None,) * len(texts),
         lambda name, shapes, place: load_params(parts[name], re.sub(r"_2$", "", name), shapes, place),
     )

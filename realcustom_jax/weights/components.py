@@ -22,7 +22,7 @@ from realcustom_jax.weights.layouts import (
     TIMM,
     Layout,
 )
-from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
+from realcustom_jax.weights.tensors import SHARD_BYTES, Tensors, open_tensors, write_tensors
 
 # What weights can be written as.
 WEIGHT_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -152,7 +152,7 @@ def _fitting(tensors: Tensors, layouts: Sequence[Layout], flat: Mapping[str, Any
     return max(candidates, key=lambda pair: sum(entry.key in tensors.shapes for entry in pair[1]))
 
 
-def write_params(path: Path, layout: Layout, params: Any, dtype: str) -> None:
+def write_params(path: Path, layout: Layout, params: Any, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
     """Write parameters in a layout; the inverse of `read_params`.
 
     Args:
@@ -160,8 +160,9 @@ def write_params(path: Path, layout: Layout, params: Any, dtype: str) -> None:
       layout: of its tensors.
       params: nested dict of arrays on the host.
       dtype: one of `WEIGHT_DTYPES`.
+      shard_bytes: size above which `.safetensors` are written in shards.
     """
-    write_tensors(path, to_tensors(layout, params, dtype))
+    write_tensors(path, to_tensors(layout, params, dtype), shard_bytes)
 
 
 def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dict[str, np.ndarray]:

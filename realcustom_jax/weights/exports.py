@@ -1,6 +1,7 @@
 """A pipeline's weights in the forms that others read, beside the model folder that `pipeline.save` writes."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def export_unet(pipe: Pipeline, path: Path, dtype: str) -> None:
       dtype: one of `WEIGHT_DTYPES`.
     """
     check_dtype(dtype)
-    write_params(path, DIFFUSERS, pipe.params["unet"], dtype)
+    write_params(path, DIFFUSERS, pipe.params["unet"], dtype, sys.maxsize)
 
 
 def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
@@ -38,7 +39,7 @@ def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
     _, added = split_added(pipe.params["unet"])
     if not flatten(added):
         raise UserError("this model has nothing that RealCustom adds")
-    write_params(path, DIFFUSERS, added, dtype)
+    write_params(path, DIFFUSERS, added, dtype, sys.maxsize)
 
 
 def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:
@@ -62,9 +63,12 @@ def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:
     read = original_base(shapes, [Path()] * len(pipe.models.text_configs))
     told = dict(zip(TEXT, read.texts, strict=False)) | {"unet": read.unet, "vae": read.vae}
     for name, config in told.items():
-        _check_told(name, pipe.models.configs[name], config)
+        ours = pipe.models.configs[name]
+        if name in TEXT and ours.eos_token_id == 2:  # what old files say, and mean the last one by
+            ours = dataclasses.replace(ours, eos_token_id=ours.vocab_size - 1)
+        _check_told(name, ours, config)
     _check_told("scheduler", pipe.schedule, read.schedule)
-    write_tensors(path, tensors)
+    write_tensors(path, tensors, sys.maxsize)
 
 
 # Defaults of sampling, which change nothing of what a pass computes.

@@ -220,4 +220,5 @@ def _flax(shapes: Shapes) -> list[Entry]:
 
 FLAX = Layout("Flax", _flax, r"(^|/)position_ids$")
 # With the text tower of a whole CLIP beside it.
+FLAX_TEXT = Layout("Flax", _flax, r"^(vision_model/|visual_projection/|logit_scale$)|(^|/)position_ids$")
 FLAX_VISION = Layout("Flax", _flax, r"^(text_model/|text_projection/|logit_scale$)|(^|/)position_ids$")

@@ -35,8 +35,10 @@ _UNUSED = re.compile(
     r"(model_ema|denoiser)\.|(betas|logvar|alphas_.*|sqrt_.*|log_one_minus_.*|posterior_.*)$"
     r"|cond_stage_model\.logit_scale$"
 )
-# Where the files' tokenizers are; SDXL's second pads with another token.
+# Where the files' tokenizers are.
 _TOKENIZERS = ("openai/clip-vit-large-patch14", "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k")
+# (part, tensor, axis) of the UNet's and the VAE's latent channels.
+_LATENTS = (("unet", "input_blocks.0.0.weight", 1), ("vae", "post_quant_conv.weight", 0))
 _HEAD_DIM = 64  # of SDXL's UNet and of all text encoders; SD1.5's UNet has 8 heads everywhere
 _SD15_HEADS = 8
 _SDXL_TIME_DIM = 256
@@ -76,6 +78,12 @@ def original_base(tensors: Tensors, tokenizers: Sequence[Path]) -> Base:
     texts = (_text(parts["text_encoder"]),)
     if sdxl:
         texts += (_open_clip(parts["text_encoder_2"]),)
+    inputs, latents = (parts[name].shapes[key][axis] for name, key, axis in _LATENTS)
+    if inputs != latents:
+        raise UserError(
+            f"{tensors.source}: its UNet takes {inputs} channels and its VAE gives {latents}: inpainting and "
+            "editing models are not supported"
+        )
     if len(tokenizers) != len(texts):
         raise UserError(f"{tensors.source} needs {len(texts)} tokenizers, not {len(tokenizers)}")
 
@@ -83,7 +91,8 @@ def original_base(tensors: Tensors, tokenizers: Sequence[Path]) -> Base:
         return read_params(parts[name], (layouts[name][1],), shapes, place)
 
     unet, vae = _unet(parts["unet"], sdxl), _vae(parts["vae"], 0.13025 if sdxl else 0.18215, unet_side(sdxl))
-    return Base(unet, vae, texts, ScheduleConfig(), tuple(tokenizers), load)
+    padding = (None, "!")[: len(texts)]  # SDXL's second was trained so, whatever its tokenizer's file says
+    return Base(unet, vae, texts, ScheduleConfig(), tuple(tokenizers), padding, load)
 
 
 def _parts(tensors: Tensors) -> Mapping[str, tuple[str, Layout]]:

@@ -145,7 +145,10 @@ def _open_pickle(path: Path) -> Tensors:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged or an unsafe pickle
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} holds no plain PyTorch weights ({reason})") from None
+        raise UserError(
+            f"{path} holds more than plain PyTorch weights, which is not safe to read ({reason}): take its "
+            ".safetensors form"
+        ) from None
     for name in ("state_dict", "module", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]

@@ -100,9 +100,53 @@ def _full_shapes(name: str) -> tuple[dict, UNetConfig]:
     }, config
 
 
+# Of the published files, from all parts: first and last blocks, changes of resolution, fused tensors.
+PUBLISHED = {
+    "Stable Diffusion 1.5": {
+        "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
+        "model.diffusion_model.input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+        "model.diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "model.diffusion_model.input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+        "model.diffusion_model.input_blocks.11.0.out_layers.3.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight": (1280, 768),
+        "model.diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.8.2.conv.weight": (640, 640, 3, 3),
+        "model.diffusion_model.output_blocks.11.1.proj_out.weight": (320, 320, 1, 1),
+        "model.diffusion_model.time_embed.2.weight": (1280, 1280),
+        "model.diffusion_model.out.2.weight": (4, 320, 3, 3),
+        "first_stage_model.encoder.down.3.block.1.conv2.weight": (512, 512, 3, 3),
+        "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight": (256, 128, 1, 1),
+        "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
+        "first_stage_model.decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+        "first_stage_model.decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
+        "first_stage_model.quant_conv.weight": (8, 8, 1, 1),
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
+    },
+    "Stable Diffusion XL": {
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": (320, 320, 3, 3),
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),
+        "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.ff.net.0.proj.weight": (10240, 1280),
+        "model.diffusion_model.input_blocks.8.1.proj_in.weight": (1280, 1280),
+        "model.diffusion_model.output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+        "model.diffusion_model.output_blocks.5.2.conv.weight": (640, 640, 3, 3),
+        "model.diffusion_model.output_blocks.8.0.skip_connection.weight": (320, 640, 1, 1),
+        "model.diffusion_model.label_emb.0.0.weight": (1280, 2816),
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": (768,),
+        "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight": (3840, 1280),
+        "conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight": (5120, 1280),
+        "conditioner.embedders.1.model.positional_embedding": (77, 1280),
+        "conditioner.embedders.1.model.text_projection": (1280, 1280),
+        "conditioner.embedders.1.model.ln_final.bias": (1280,),
+    },
+}
+
+
 @pytest.mark.parametrize("name", published.UNETS)
 def test_the_real_files_shapes_tell_the_published_configs(name):
     shapes, expected = _full_shapes(name)
+    for key, shape in PUBLISHED[name].items():
+        assert shapes[key] == shape, key
     # names of the published files, seen there: the last blocks of both paths and what lies between
     last = "11.1.proj_out" if name.endswith("1.5") else "8.0.skip_connection"
     assert {

@@ -117,6 +117,37 @@ def test_a_changed_bit_is_noticed(workdir, monkeypatch, capsys):
     assert "another checksum than they were saved with" in capsys.readouterr().out
 
 
+def test_exchanged_numbers_are_noticed():
+    """And the sum is the same however the array is sharded."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((4, 16)).astype(np.float32)
+    checksum = Checkpoints.save.__globals__["_checksum"]
+    swapped = values[[1, 0, 2, 3]]
+    moved = np.roll(values, 1, axis=1)
+    sums = [int(checksum({"a": jnp.asarray(x), "b": jnp.int32(3)})) for x in (values, swapped, moved)]
+    assert len(set(sums)) == 3
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    assert int(checksum({"a": jax.device_put(values, sharding), "b": jnp.int32(3)})) == sums[0]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), PermissionError("no"), ValueError("UNAVAILABLE: try")]
+)
+def test_a_failure_that_may_pass_leaves_checkpoints_alone(workdir, monkeypatch, error):
+    checkpoints = Checkpoints(workdir, keep=10)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", fail)
+    with pytest.raises(type(error)):
+        checkpoints.restore_newest(LIKE)
+    monkeypatch.undo()
+    checkpoints.close()
+    assert_at(workdir, 2)
+
+
 @pytest.mark.parametrize("steps", [(1,), (1, 2)])
 def test_none_of_several_that_can_be_read_is_an_error(tmp_path, steps):
     """Of the first alone it is not: the run begins again."""

@@ -98,6 +98,29 @@ def test_stable_diffusion_2_is_refused(pipe, file, tokenizer, tmp_path):
         pipeline.load(path, tokenizers=[tokenizer])
 
 
+def test_sdxl_s_second_tokenizer_pads_as_it_was_trained(pipe, file, tokenizer):
+    """With "!", id 0 of CLIP's vocabulary, though its own file may say otherwise."""
+    count = len(pipe.models.text_configs)
+    loaded = pipeline.load_on_host(file, tokenizers=[tokenizer] * count)
+    assert [one.pad_token for one in loaded.tokenizers] == [pipe.tokenizers[0].pad_token, "!"][:count]
+
+
+def test_an_inpainting_model_is_refused(pipe, file, tokenizer, tmp_path):
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    path = changed(file, tmp_path / "x.safetensors", lambda t: t.update({name: np.ones((32, 9, 3, 3))}))
+    with pytest.raises(UserError, match="its UNet takes 9 channels and its VAE gives 4: inpainting"):
+        pipeline.load(path, tokenizers=[tokenizer] * len(pipe.models.text_configs))
+
+
+def test_the_last_token_may_be_written_as_old_configs_do(micro_tokenizer, tmp_path):
+    """SD1.5's own text config says 2."""
+    pipe = make("sd15", micro_tokenizer)
+    texts = (dataclasses.replace(pipe.models.text_configs[0], eos_token_id=2),)
+    pipe = pipe.replace(models=dataclasses.replace(pipe.models, text_configs=texts))
+    export_original(pipe, tmp_path / "x.safetensors", "float16")
+    assert (tmp_path / "x.safetensors").is_file()
+
+
 def test_as_many_tokenizers_as_text_encoders_are_needed(pipe, file, tokenizer):
     count = len(pipe.models.text_configs)
     with pytest.raises(UserError, match=f"needs {count} tokenizers, not 3"):
