@@ -58,7 +58,7 @@ def assert_one_sentence(status: int, err: str, *parts: str) -> None:
 
 def test_an_unknown_config_key_is_named_with_those_there_are():
     result = command(CONFIG, "--config.data.bogus=1", "--workdir=nowhere")
-    assert_one_sentence(result.returncode, result.stderr, "'data.bogus'", "config.data has: bucket_max_aspect")
+    assert_one_sentence(result.returncode, result.stderr, "'data.bogus'", "config.data has: bucket")
     assert not (ROOT / "nowhere").exists()
 
 
