@@ -9,20 +9,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 
-processes=2 devices=4
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --processes) value "$@"; processes=$2; shift 2 ;;
-    --devices) value "$@"; devices=$2; shift 2 ;;
-    --dry-run) DRY_RUN=yes; shift ;;
-    --help | -h) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --) shift; break ;;
-    *) fail "unknown option $1; the arguments of the training come after --" ;;
-  esac
-done
+parse_options "processes devices" "" "$@"
+processes=${option[processes]:-2} devices=${option[devices]:-4}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a whole number from 1 on, not $processes"
 [[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices must be a whole number from 1 on, not $devices"
-[ $# -gt 0 ] || fail "there are no arguments for the training after --"
+want_arguments
+set -- "${arguments[@]}"
 
 # The environment that make installed, else the python on the path.
 python=${PYTHON:-}

@@ -6,32 +6,21 @@ common=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$common/common.sh"
 
-parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: sets the variables below
-  name="" zone="" type="" bucket="" delete="" project=() spot=() version=""
-  while [ $# -gt 0 ]; do
-    case "$1" in
-      --name) value "$@"; name=$2; shift 2 ;;
-      --zone) value "$@"; zone=$2; shift 2 ;;
-      --type) value "$@"; type=$2; shift 2 ;;
-      --version) value "$@"; version=$2; shift 2 ;;
-      --bucket) value "$@"; bucket=${2#gs://}; shift 2 ;;
-      --project) value "$@"; project=(--project "$2"); shift 2 ;;
-      --spot) spot=(--spot); shift ;;
-      --delete) delete=yes; shift ;;
-      --dry-run) DRY_RUN=yes; shift ;;
-      --help | -h) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-      --) shift; break ;;
-      *) fail "unknown option $1; the arguments of the training come after --" ;;
-    esac
-  done
-  arguments=("$@")
-  if [ -z "$name" ] || [ -z "$zone" ]; then fail "--name and --zone are needed"; fi
-  where=("${project[@]}" --zone "$zone")
+parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: checks them, and sets what both scripts use
+  parse_options "name zone type version bucket project" "spot delete" "$@"
+  want name zone
+  name=${option[name]} type=${option[type]:-} bucket=${option[bucket]:-} bucket=${bucket#gs://}
+  where=(--zone "${option[zone]}")
+  [ -z "${option[project]:-}" ] || where=(--project "${option[project]}" "${where[@]}")
+  spot=()
+  [ -z "${option[spot]:-}" ] || spot=(--spot)
+  delete=${option[delete]:-}
   need gcloud "the Google Cloud CLI makes and reaches TPUs"
   need git "the checkout is copied as git archives it"
   [ -z "$delete" ] || return 0
-  [ -n "$type" ] || fail "--type is needed, for example v5litepod-8"
-  [ ${#arguments[@]} -gt 0 ] || fail "there are no arguments for the training after --"
+  want type
+  want_arguments
+  version=${option[version]:-}
   if [ -z "$version" ]; then
     case "$type" in # the runtime that goes with the chip
       v6e-*) version=v2-alpha-tpuv6e ;;

@@ -68,10 +68,10 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
         ("local", ("--cores", "2", *TRAIN), "unknown option --cores"),
         ("local", (), "there are no arguments for the training after --"),
         ("local", ("--", "--config", "x"), "the training's arguments have no --workdir"),
-        ("tpu_vm", ("--name", "n", *TRAIN), "--name and --zone are needed"),
+        ("tpu_vm", ("--name", "n", *TRAIN), "--zone is needed"),
         ("tpu_vm", ("--dry-run", *TPU), "there are no arguments for the training after --"),
         ("tpu_pod", ("--dry-run", *TPU[:6], *TRAIN), "a pod's hosts share no disk: --bucket"),
-        ("gke_xpk", ("--cluster", "c", *TRAIN), "--cluster and --zone are needed"),
+        ("gke_xpk", ("--cluster", "c", *TRAIN), "--zone is needed"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(script, arguments, message):
