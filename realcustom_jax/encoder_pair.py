@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from transformers import PreTrainedTokenizerBase
 
+from realcustom_jax.chunks import in_chunks
 from realcustom_jax.data import preprocess
 from realcustom_jax.data.nouns import NOUNS
 from realcustom_jax.data.tokenize import load_tokenizer, tokenize
@@ -28,8 +29,6 @@ from realcustom_jax.weights.hub import find_folder
 from realcustom_jax.weights.layouts import CLIP_TEXT, FLAX_TEXT
 from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import load_tower
-
-_CHUNK = 32  # rows that are encoded at once, so that no count compiles another program
 
 # The toybox's captions know no bare words, so its sentence says what a reference photo is;
 # `benchmarks/auto_words.py` compares it with others. CLIP's is the one of its paper.
@@ -53,7 +52,8 @@ class ImageTower:
     def directions(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors (n, C) of the pooled class token; images are uint8 (H, W, 3), of any sizes."""
         encode = functools.partial(_pooled, self.module, self.params)
-        return _in_chunks(lambda rows: encode(np.stack([self.prepare(image) for image in rows])), images)
+        (found,) = in_chunks(lambda rows: [encode(np.stack([self.prepare(x) for x in rows]))], images)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class TextTower:
     def directions(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (n, C) of the pooled end token. Texts beyond the tower's length lose their end."""
         encode = functools.partial(_pooled, self.module, self.params)
-        return _in_chunks(lambda rows: encode(tokenize(self.tokenizer, rows)), texts)
+        (found,) = in_chunks(lambda rows: [encode(tokenize(self.tokenizer, rows))], texts)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +146,3 @@ def _text_config(values: dict[str, Any], source: str) -> CLIPTextConfig:
 def _pooled(module: Any, params: Any, rows: Array) -> Array:
     pooled = module.apply({"params": params}, rows).pooled.astype(jnp.float32)
     return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
-
-
-def _in_chunks(encode: Callable[[Sequence[Any]], Array], rows: Sequence[Any]) -> np.ndarray:
-    """`_CHUNK` rows at a time, the last ones filled up with the last row."""
-    parts = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = list(rows[start : start + _CHUNK])
-        parts.append(np.asarray(encode(chunk + chunk[-1:] * (_CHUNK - len(chunk))))[: len(chunk)])
-    return np.concatenate(parts)

@@ -30,6 +30,7 @@ from realcustom_jax.evaluation.toybox import (
     make_requests,
     means,
 )
+from realcustom_jax.hosts import connect
 from realcustom_jax.option_flags import add_option_flags, given_options
 
 STORY = """\
@@ -44,7 +45,7 @@ it says of real scenes. With --json the last line of the output is one JSON obje
   python -m realcustom_jax.evaluate --model toybox --requests 200 --json
 
 On DreamBench, the folder of google/dreambooth: 30 subjects × 25 prompts × 4 seeds. What is there in --out is
-neither made nor scored again, and with --distributed all hosts of a pod share the work. One JSON an image,
+neither made nor scored again, and with --multihost all hosts of a pod share the work. One JSON an image,
 one table, one plot.
 
   python -m realcustom_jax.evaluate --model FOLDER --dreambench dreambooth --out runs/dreambench \\
@@ -56,8 +57,7 @@ def main() -> None:
     args = _parser().parse_args()
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
-    if args.distributed:
-        jax.distributed.initialize()
+    connect(args.multihost)
     if args.dreambench:
         _dreambench(args)
     else:
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
     )
     parser.add_argument(
-        "--distributed", action="store_true", help="one command on every host of a pod, which share the work"
+        "--multihost", action="store_true", help="one command on every host of a pod, which share the work"
     )
     parser.add_argument("--json", action="store_true", help="end with the means as one JSON object")
     parser.add_argument(

@@ -42,6 +42,7 @@ from realcustom_jax.data.encoded import (
 from realcustom_jax.data.image_text import Split, open_split, split_names
 from realcustom_jax.data.transforms import center_crop_resize
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import replacing
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
@@ -174,12 +175,11 @@ def _latents(
 
 
 def _write(path: Path, records: Sequence[bytes]) -> None:
-    temporary = path.with_name(f"tmp-{path.name}")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")  # 1 is for random access
-    for record in records:
-        writer.write(record)
-    writer.close()
-    temporary.replace(path)
+    with replacing(path) as half:
+        writer = ArrayRecordWriter(str(half), "group_size:1")  # 1 is for random access
+        for record in records:
+            writer.write(record)
+        writer.close()
 
 
 def encode_data_set(data_dir: str | os.PathLike, encoding: Encoding) -> None:

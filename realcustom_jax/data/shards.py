@@ -21,6 +21,7 @@ from realcustom_jax.data.image_text import make_serializer, shard_name, write_in
 from realcustom_jax.data.recipe import Made, Recipe, make
 from realcustom_jax.data.report import Report
 from realcustom_jax.data.sources import Part, read_part
+from realcustom_jax.files import replacing
 
 SPLITS = ("train", "validation")
 _JOB = "job.json"
@@ -72,7 +73,8 @@ def write_part(number: int, part: Part, recipe: Recipe, folder: str, limit: int 
         raise
     for writer in writers.values():
         writer.finish()
-    _replace(work / _report(number), json.dumps({"part": made_from, "report": report.dumps()}).encode())
+    with replacing(work / _report(number)) as half:
+        half.write_text(json.dumps({"part": made_from, "report": report.dumps()}))
     return report
 
 
@@ -100,13 +102,6 @@ class _Writer:
     def discard(self) -> None:
         self._records.close()
         self._temporary.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _report(number: int) -> str:
@@ -139,7 +134,8 @@ def begin(folder: Path, recipe: Recipe) -> int:
     if folder.exists() and (not (folder / _JOB).is_file() or (folder / _JOB).read_text() != job):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _JOB, job.encode())
+    with replacing(folder / _JOB) as half:
+        half.write_text(job)
     for path in folder.iterdir():
         if not (path.name == _JOB or (path.name.startswith("part-") and path.suffix != ".tmp")):
             path.unlink()  # what was being written, or made one data set, when the work was cut off

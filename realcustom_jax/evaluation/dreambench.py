@@ -15,9 +15,9 @@ from tqdm import tqdm
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation.dreambench_data import Task
-from realcustom_jax.evaluation.files import write_json, write_whole
 from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.scores import Scorer
+from realcustom_jax.files import write_json, write_whole
 from realcustom_jax.subjects import Subject
 
 SETTINGS = "settings.json"

@@ -6,8 +6,6 @@ Trained on drawn scenes with exact labels alone (`train_judge`).
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from realcustom_jax.chunks import in_chunks
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.toybox import BACKGROUNDS, WORDS
@@ -29,8 +29,6 @@ from realcustom_jax.weights.tensors import open_tensors
 SIZE = 64  # of the images, in pixels
 CROP = 48  # of what the identity is read from
 SHIPPED = Path(__file__).parent / "judge" / "model.safetensors"
-
-_CHUNK = 40  # images that are judged at once, so that no count compiles another program
 
 
 @flax.struct.dataclass
@@ -197,14 +195,20 @@ class Judge:
     def look(self, images: np.ndarray) -> Verdict:
         """Judge uint8 images (B, 64, 64, 3); the subject is where the judge sees it."""
         check_images(images)
-        outputs = _in_chunks(functools.partial(_look, self.params), images)
-        words, backgrounds, regions, directions = outputs
+        words, backgrounds, regions, directions = in_chunks(
+            lambda rows: _look(self.params, np.stack(rows)), images
+        )
         return Verdict([WORDS[i] for i in words], [BACKGROUNDS[i] for i in backgrounds], regions, directions)
 
     def directions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """Unit vectors (B, 96) of the subjects inside known masks (B, 64, 64), of reference photos."""
         check_images(images)
-        return _in_chunks(functools.partial(_identify, self.params), images, masks.astype(np.float32))[0]
+        (found,) = in_chunks(
+            lambda rows, inside: [_identify(self.params, np.stack(rows), np.stack(inside))],
+            images,
+            masks.astype(np.float32),
+        )
+        return found
 
 
 def check_images(images: np.ndarray) -> None:
@@ -218,7 +222,7 @@ def check_images(images: np.ndarray) -> None:
 
 @jax.jit
 def _look(params: Any, images: Array) -> tuple[Array, ...]:
-    signed = images.astype(jnp.float32) / 127.5 - 1.0
+    signed = to_signed(images)
     view = JudgeNet().apply({"params": params}, signed, method="see")
     inside = jax.nn.sigmoid(view.region)
     look = JudgeNet().apply({"params": params}, signed, inside, method="look")
@@ -227,18 +231,5 @@ def _look(params: Any, images: Array) -> tuple[Array, ...]:
 
 
 @jax.jit
-def _identify(params: Any, images: Array, masks: Array) -> tuple[Array]:
-    signed = images.astype(jnp.float32) / 127.5 - 1.0
-    return (JudgeNet().apply({"params": params}, signed, masks, method="look").directions,)
-
-
-def _in_chunks(function: Any, *arrays: np.ndarray) -> Sequence[np.ndarray]:
-    """Outputs of a function over the first axis, `_CHUNK` rows at a time, the last ones padded."""
-    count = len(arrays[0])
-    outputs = []
-    for start in range(0, count, _CHUNK):
-        rows = [array[start : start + _CHUNK] for array in arrays]
-        padding = _CHUNK - len(rows[0])
-        rows = [np.concatenate([row, np.repeat(row[-1:], padding, axis=0)]) for row in rows]
-        outputs.append([np.asarray(x)[: _CHUNK - padding] for x in function(*rows)])
-    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+def _identify(params: Any, images: Array, masks: Array) -> Array:
+    return JudgeNet().apply({"params": params}, to_signed(images), masks, method="look").directions

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from realcustom_jax.files import replacing
 from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,
@@ -60,9 +61,9 @@ def load_or_draw(path: Path, count: int, seed: int) -> Pairs:
             return Pairs(**arrays)
     pairs = draw_pairs(count, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name("half_" + path.name)  # a run that is cut off leaves no half of a file
-    np.savez(partial_path, **{f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)})
-    partial_path.replace(path)
+    arrays = {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
+    with replacing(path) as half, half.open("wb") as file:  # by its name np.savez would give it an ending
+        np.savez(file, **arrays)
     return pairs
 
 

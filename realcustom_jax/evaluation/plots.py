@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.evaluation.files import write_whole
+from realcustom_jax.files import write_whole
 
 Point = tuple[float, float]
 

@@ -9,7 +9,6 @@ from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.encoder_pair import own_pair
 from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation import plots
-from realcustom_jax.evaluation.files import write_text
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.metrics import interval
@@ -18,6 +17,7 @@ from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
 from realcustom_jax.evaluation.tables import TITLES, table
 from realcustom_jax.evaluation.toybox import Benchmark, Results, make_requests
+from realcustom_jax.files import write_text
 
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and plots.

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax.evaluation.files import write_json, write_whole
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting
+from realcustom_jax.files import write_json, write_whole
 from realcustom_jax.training.logs import params_sha256
 
 

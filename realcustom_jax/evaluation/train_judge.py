@@ -19,6 +19,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation.judge import Judge, JudgeNet, judge_shapes
 from realcustom_jax.evaluation.judge_augment import soften
 from realcustom_jax.evaluation.judge_data import Pairs, load_or_draw
+from realcustom_jax.files import replacing
 from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
 from realcustom_jax.training.start import make_folder
@@ -157,9 +158,8 @@ def _step(optimizer: Any, params: Any, state: Any, batch: Batch, key: Array) -> 
 def _write(path: Path, state: Any) -> None:
     """In one piece: a run that is cut off leaves the checkpoint before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
-    half.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
-    half.replace(path)
+    with replacing(path) as half:
+        half.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from realcustom_jax.files import replacing
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.weights.keys import flatten
 
@@ -70,9 +71,8 @@ def _drop_after(path: Path, step: int) -> None:
             continue  # a line that the end of the process cut off
         if record["step"] <= step and "sha256" not in record:
             kept.append(f"{line}\n")
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    with replacing(path) as half:
+        half.write_text("".join(kept))
 
 
 def params_sha256(params: Any) -> str:

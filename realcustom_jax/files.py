@@ -1,12 +1,27 @@
-"""Files that are there as a whole or not at all, so that a run that was cut off can go on."""
+"""Files that are there as a whole or not at all, so that what was cut off can go on."""
 
+import contextlib
 import json
-import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from realcustom_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; what is there at the end takes its place.
+
+    The name is unique: a cluster may try the same twice at once.
+    """
+    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield half
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -15,11 +30,10 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
       UserError: when it cannot be written.
     """
-    half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(half)
-        half.replace(path)
+        with replacing(path) as half:
+            write(half)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.training.hosts import connect
+from realcustom_jax.hosts import connect
 
 ALL = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 
