@@ -23,8 +23,8 @@ from realcustom_jax.data.image_text import Split, open_split, write
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
+from realcustom_jax.training.batches import make_training_loader
 from realcustom_jax.training.plan import make_plan
-from realcustom_jax.training.run import make_training_loader
 
 EXAMPLES = 1024
 

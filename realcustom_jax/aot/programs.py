@@ -20,6 +20,7 @@ from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.sampling import latent_size, mask_grid
 from realcustom_jax.training import partition
+from realcustom_jax.training.batches import example_shapes
 from realcustom_jax.training.config import DTYPES
 from realcustom_jax.training.plan import make_plan
 
@@ -80,7 +81,7 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
     plan = make_plan(config, models, schedule, params, mesh)
     batch = {
         name: jax.ShapeDtypeStruct((images, *shape), dtype, sharding=plan.batch)
-        for name, (shape, dtype) in _example(config, models).items()
+        for name, (shape, dtype) in example_shapes(config, models).items()
     }
     held = {
         "frozen parameters": per_chip_bytes(plan.frozen),
@@ -90,20 +91,6 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
         "batch": per_chip_bytes(batch),
     }
     return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, config.accumulate > 1)
-
-
-def _example(config: ConfigDict, models: Models) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """What `MakeExample` gives: {name: (shape, dtype)}."""
-    side = models.vae_config.downscale * models.unet_config.sample_size
-    texts = len(models.text_configs)
-    example = {
-        "image": ((side, side, 3), jnp.uint8),
-        "ids": ((texts, models.text_tokens), jnp.int32),
-    }
-    if config.stage == "customize":
-        size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
-        example |= {"reference": ((views, size, size, 3), jnp.uint8), "flag": ((), jnp.float32)}
-    return example
 
 
 def with_dtypes(params: Any, config: ConfigDict) -> Any:

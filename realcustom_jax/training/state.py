@@ -84,7 +84,8 @@ def make_train_step(
         metrics = {
             "loss": value,
             "gradient_norm": norm,
-            "learning_rate": schedule(state.step),
+            # The optimizer counts only the updates that it makes.
+            "learning_rate": schedule(state.step - state.skipped),
             "skipped": skipped,
             "skipped_in_a_row": in_a_row,
             **metrics,

@@ -1,0 +1,98 @@
+"""The batches of a run: its loader, what an example becomes, and a batch on all devices."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from realcustom_jax.data.buckets import make_buckets
+from realcustom_jax.data.encode import fingerprint, training_shapes
+from realcustom_jax.data.encoded import open_encoded
+from realcustom_jax.data.image_text import Split
+from realcustom_jax.data.loader import Loader, make_loader
+from realcustom_jax.models.family import Models
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.examples import MakeExample
+
+Shape = tuple[tuple[int, ...], Any]
+
+
+def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: Any) -> Loader:
+    """This process's part of the batches that a run of the config trains on.
+
+    Args:
+      config: the run's.
+      pipe: its model; parameters are not needed.
+      data: its training split.
+      vae: parameters of the VAE as they were loaded, which stored latents must be of.
+
+    Raises:
+      UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
+    """
+    options = config.data
+    customize = config.stage == "customize"
+    diffusion = config.stage in ("base", "customize")
+    transform = MakeExample(
+        pipe.tokenizers,
+        pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
+        pipe.models.image_configs[0].image_size if customize else None,
+        pipe.models.high_res,
+        config.batch_size,
+        Curriculum(**config.curriculum),
+        drop_text=options.drop_text if diffusion else 0.0,
+        drop_image=options.drop_image if customize else 0.0,
+        drop_both=options.drop_both if diffusion else 0.0,
+        text_only=options.text_only if customize else 0.0,
+    )
+    buckets, source = None, data
+    if options.get("buckets") or options.get("encoded"):
+        shapes = training_shapes(
+            pipe.models,
+            options.get("buckets", False),
+            options.get("bucket_step", 64),
+            options.get("bucket_max_aspect", 2.0),
+        )
+        if options.get("buckets"):
+            buckets = make_buckets(data.sizes(), shapes)
+        if options.get("encoded"):
+            source = open_encoded(data, fingerprint(vae), shapes, with_image=customize)
+    return make_loader(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=options.workers,
+        prefetch=options.prefetch,
+        buckets=buckets,
+    )
+
+
+def example_shapes(config: ConfigDict, models: Models) -> dict[str, Shape]:
+    """{name: (shape, dtype)} of an example as `make_training_loader` gives it; squares also with buckets."""
+    side = models.vae_config.downscale * models.unet_config.sample_size
+    example: dict[str, Shape] = {"ids": ((len(models.text_configs), models.text_tokens), np.int32)}
+    if config.data.get("encoded"):
+        latent = ((models.unet_config.sample_size,) * 2 + (models.vae_config.latent_channels,), np.float16)
+        example |= {"mean": latent, "log_variance": latent}
+    else:
+        example["image"] = ((side, side, 3), np.uint8)
+    if config.stage == "customize":
+        size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
+        example |= {"reference": ((views, size, size, 3), np.uint8), "flag": ((), np.float32)}
+    return example
+
+
+def global_batch(local: Mapping[str, np.ndarray], size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """A batch of `size` on all devices, from this process's part of it."""
+    # With the whole size given, JAX refuses a mesh whose "tensor" axis joins processes: those would need
+    # equal parts.
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
+        for name, x in local.items()
+    }

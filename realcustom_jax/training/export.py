@@ -1,0 +1,53 @@
+"""The result of a run: its model folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from realcustom_jax import pipeline
+from realcustom_jax.data.image_text import Split
+from realcustom_jax.data.loader import Loader
+from realcustom_jax.data.transforms import to_float
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.training import partition
+from realcustom_jax.training.start import starting_pipeline
+from realcustom_jax.weights.keys import flatten, unflatten
+
+
+def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Path) -> None:
+    """Gather what was trained, in all processes, and write the model folder, in the first.
+
+    What did not train comes from where the run began once more: on the devices it may be rounded.
+
+    Args:
+      config: the run's.
+      ema: the average of the trained parameters, in its shards.
+      data: the training split.
+      loader: of its batches.
+      folder: to write.
+    """
+    trained = flatten(partition.to_host(ema))
+    if jax.process_index() == 0:
+        pipe = starting_pipeline(config, data)
+        pipe = pipe.replace(params=unflatten(flatten(pipe.params) | trained))
+        if config.stage == "vae":
+            pipe = _measure_latents(pipe, loader)
+        pipeline.save(pipe, folder, config.export_dtype)
+    multihost_utils.sync_global_devices("export")  # at their end the others would wait for it, but not long
+
+
+def _measure_latents(pipe: Pipeline, loader: Loader, batches: int = 8) -> Pipeline:
+    """Set the VAE's scaling factor so that latents have unit variance, as diffusion expects them."""
+    encode = jax.jit(
+        lambda params, images: pipe.models.vae.apply({"params": params}, images, method="moments")
+    )
+    params = jax.device_put(pipe.params["vae"])
+    means = [np.asarray(encode(params, to_float(next(loader)["image"]))[0]) for _ in range(batches)]
+    factor = float(1.0 / np.std(np.concatenate(means)))
+    vae = dataclasses.replace(pipe.models.vae_config, scaling_factor=round(factor, 5))
+    return pipe.replace(models=dataclasses.replace(pipe.models, vae_config=vae))

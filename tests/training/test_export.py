@@ -1,0 +1,52 @@
+"""The model folder that a run leaves: what trained from its average, all else as it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from realcustom_jax import pipeline
+from realcustom_jax.data.image_text import open_split, write
+from realcustom_jax.toybox.dataset import make_example
+from realcustom_jax.training import partition
+from realcustom_jax.training.batches import example_shapes, make_training_loader
+from realcustom_jax.training.export import export
+from realcustom_jax.weights.added import ADDED
+from realcustom_jax.weights.keys import flatten
+
+
+@pytest.fixture(scope="module")
+def folder(micro_pipe, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("export") / "model"
+    pipeline.save(micro_pipe, path)
+    return str(path)
+
+
+def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
+    """On the devices it would be bfloat16; the folder has the bits that the run began with."""
+    values = {"stage": "customize", "init_from": folder, "fresh": "", "seed": 0, "export_dtype": "float32"}
+    config = ConfigDict(values)
+    trained, _ = partition.split_trainable(micro_pipe.params, [ADDED], [".*"])
+    ema = jax.tree.map(lambda x: jnp.asarray(x) + 1.0, trained)
+    export(config, ema, data=None, loader=None, folder=tmp_path / "result")
+    result = flatten(pipeline.load_on_host(tmp_path / "result").params)
+    ours, changed = flatten(micro_pipe.params), flatten(trained)
+    assert result.keys() == ours.keys() and 0 < len(changed) < len(ours)
+    for path, value in ours.items():
+        np.testing.assert_array_equal(result[path], value + 1.0 if path in changed else value, err_msg=path)
+
+
+@pytest.mark.parametrize("stage", ["base", "customize"])
+def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, stage):
+    """What the ahead-of-time compiler is told, against what training is given."""
+    write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
+    options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
+    options |= dict.fromkeys(("drop_text", "drop_image", "drop_both"), 0.0)
+    config = ConfigDict({"stage": stage, "batch_size": 2, "seed": 0, "data": options, "curriculum": {}})
+    loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), vae={})
+    batch = next(loader)
+    loader.close()
+    found = {name: (x.shape[1:], x.dtype) for name, x in batch.items()}
+    wanted = example_shapes(config, micro_pipe.models)
+    assert found == {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in wanted.items()}
