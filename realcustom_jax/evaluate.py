@@ -130,6 +130,8 @@ def _scorer(args: argparse.Namespace) -> Scorer:
         load_dino(args.dino) if args.dino else None,
         load_image_reward() if args.image_reward else None,
         args.masks,
+        args.clip or "",
+        args.dino or "",
     )
 
 

@@ -88,21 +88,24 @@ def make_missing(
 
 
 def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
-    """Score the images whose JSON lacks one of the scorer's measures; others in it are kept.
+    """Score the images whose JSON lacks one of the scorer's measures, or has it by another tower.
+
+    What else is in it is kept.
 
     Returns:
       how many were scored.
     """
-    missing = [
-        task for task in tasks if not set(scorer.measures) <= read_result(out, task).get("scores", {}).keys()
-    ]
+    wanted = scorer.sources.items()
+    missing = [task for task in tasks if not wanted <= read_result(out, task).get("by", {}).items()]
     with tqdm(total=len(missing), desc="scoring", unit="image", smoothing=0) as bar:
         for _, group in itertools.groupby(missing, key=lambda task: task.subject):
             for batch in _chunks(group):
                 images = [load_image(out / f"{task.name}.png") for task in batch]
                 for task, scores in zip(batch, scorer.score(batch, images), strict=True):
-                    before = read_result(out, task).get("scores", {})
-                    write_json(out / f"{task.name}.json", _result(task, {**before, **scores}))
+                    before = read_result(out, task)
+                    kept = {**before.get("scores", {}), **scores}
+                    by = {**before.get("by", {}), **scorer.sources}
+                    write_json(out / f"{task.name}.json", _result(task, kept, by))
                 bar.update(len(batch))
     return len(missing)
 
@@ -113,9 +116,9 @@ def read_result(out: Path, task: Task) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _result(task: Task, scores: Mapping[str, float]) -> dict[str, Any]:
+def _result(task: Task, scores: Mapping[str, float], by: Mapping[str, str]) -> dict[str, Any]:
     values = dataclasses.asdict(task) | {"photos": [path.name for path in task.photos]}
-    return {**values, "scores": dict(scores)}
+    return {**values, "scores": dict(scores), "by": dict(by)}
 
 
 def _chunks(group: Any, size: int = 64) -> list[list[Task]]:

@@ -19,11 +19,25 @@ def collect(tasks: Sequence[Task], out: Path, measures: Sequence[str]) -> dict[s
     rows: dict[str, dict[str, list[float]]] = {}
     for task in tasks:
         scores = read_result(out, task)["scores"]
-        for row in (ALL, "live subjects" if task.word in LIVE else "objects", task.subject):
+        for row in _rows(task):
             for name in measures:
                 rows.setdefault(row, {}).setdefault(name, []).append(scores[name])
     first = [name for name in (ALL, "live subjects", "objects") if name in rows]
     return {name: rows[name] for name in [*first, *(name for name in rows if name not in first)]}
+
+
+def _rows(task: Task) -> tuple[str, str, str]:
+    """The rows that an image counts in."""
+    return ALL, "live subjects" if task.word in LIVE else "objects", task.subject
+
+
+def _subjects(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """{row: the subject of each of its images}, in the order of `collect`."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        for row in _rows(task):
+            found.setdefault(row, []).append(task.subject)
+    return found
 
 
 def write_report(
@@ -35,13 +49,15 @@ def write_report(
       the table, and the files.
     """
     rows = collect(tasks, out, measures)
-    text = table(rows, measures, first="subject")
+    # Images of a subject are alike, so rows of several draw subjects; a subject's own row draws images.
+    groups = {name: found for name, found in _subjects(tasks).items() if len(set(found)) > 1}
+    text = table(rows, measures, first="subject", groups=groups)
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
     subjects = len({task.subject for task in tasks})
     story = (
         f"# DreamBench\n\n{len(tasks)} images of {subjects} subjects: {how}.\n\n"
         "CLIP-I and DINO-I are means over all generated images × all photos of a subject. In brackets "
-        "is the bootstrap 95 % interval over images.\n\n"
+        "is the bootstrap 95 % interval: over subjects, for one subject over its images.\n\n"
     )
     files = [out / "report.md"]
     write_text(files[0], story + text)

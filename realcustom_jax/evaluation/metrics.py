@@ -65,17 +65,37 @@ def is_top1(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.n
     return similarity[:, truth] > others.max(axis=1)
 
 
-def interval(values: Sequence[float], level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Bootstrap interval of the mean (percentiles; requests are drawn with replacement, seed 0).
+def interval(
+    values: Sequence[float],
+    level: float = 0.95,
+    resamples: int = 10_000,
+    groups: Sequence[str] | None = None,
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean (percentiles, seed 0).
+
+    Args:
+      values: (n,), one for each image.
+      level, resamples: of the interval.
+      groups: what images have in common, such as their subject. Then whole groups are drawn with replacement,
+        for images of one are alike; None draws images.
 
     Returns:
-      low and high end; both the value itself where there is only one.
+      low and high end; both the mean itself where there is only one to draw.
     """
     values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return (float(values[0]),) * 2
+    if groups is None:
+        sums, counts = values, np.ones(len(values))
+    else:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        sums, counts = np.bincount(place, values), np.bincount(place)
+    if len(sums) < 2:
+        return (float(values.mean()),) * 2
+
+    def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis) / counts.sum(axis)
+
     result = scipy.stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile",
-        rng=np.random.default_rng(0),
+        (sums, counts), mean, paired=True, vectorized=True, confidence_level=level, n_resamples=resamples,
+        method="percentile", rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

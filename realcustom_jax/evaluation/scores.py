@@ -14,7 +14,7 @@ from realcustom_jax.encoder_pair import EncoderPair, ImageTower
 from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.dreambench_data import Task
-from realcustom_jax.evaluation.reward import image_reward
+from realcustom_jax.evaluation.reward import MODEL, image_reward
 
 SEGMENTED = "_segmented"
 
@@ -27,6 +27,7 @@ class Scorer:
       clip: for CLIP-T and CLIP-I.
       dino: for DINO-I.
       reward: ImageReward's model.
+      clip_name, dino_name: which ones those are, so that scores of others are not taken for theirs.
       masks: a folder of masks, for the measures with the subject alone: SUBJECT/PHOTO.png of every photo and
         SUBJECT/NUMBER_SEED.png of every image, named as they are.
     """
@@ -35,6 +36,8 @@ class Scorer:
     dino: ImageTower | None = None
     reward: Any = None
     masks: Path | None = None
+    clip_name: str = ""
+    dino_name: str = ""
 
     @property
     def measures(self) -> list[str]:
@@ -43,6 +46,16 @@ class Scorer:
         segmented = [name + SEGMENTED for name in by_tower] if self.masks else []
         clip_t, reward = ["clip_t"] * (self.clip is not None), ["image_reward"] * (self.reward is not None)
         return [*clip_t, *by_tower, *segmented, *reward]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """{measure: what it is by}."""
+
+        def of(measure: str) -> str:
+            name = {"clip": self.clip_name, "dino": self.dino_name}.get(measure.split("_")[0], MODEL)
+            return f"{name}, masks {self.masks}" if measure.endswith(SEGMENTED) else name
+
+        return {measure: of(measure) for measure in self.measures}
 
     def score(self, tasks: Sequence[Task], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """{measure: value} of each image, uint8 (H, W, 3), of tasks of one subject."""

@@ -21,14 +21,18 @@ TITLES = {
 }
 
 
-def cell(values: Sequence[float] | np.ndarray | None, with_interval: bool = True) -> str:
+def cell(
+    values: Sequence[float] | np.ndarray | None,
+    with_interval: bool = True,
+    groups: Sequence[str] | None = None,
+) -> str:
     """ "0.613 [0.551, 0.672]": the mean and its bootstrap 95 % interval; "–" where there is nothing."""
     if values is None or len(values) == 0:
         return "–"
     mean = f"{np.mean(values):.3f}"
     if not with_interval:
         return mean
-    low, high = interval(values)
+    low, high = interval(values, groups=groups)
     return f"{mean} [{low:.3f}, {high:.3f}]"
 
 
@@ -37,6 +41,7 @@ def table(
     measures: Sequence[str],
     first: str = "setting",
     with_interval: bool = True,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """A Markdown table: one row a name, one column a measure.
 
@@ -45,12 +50,14 @@ def table(
       measures: the columns.
       first: heading of the names.
       with_interval: of the means.
+      groups: {name: what its images have in common, see `interval`}, for the names that have some.
     """
     lines = [
         f"| {' | '.join([first, *(TITLES[name] for name in measures)])} |",
         f"|{'---|' * (len(measures) + 1)}",
     ]
     for name, values in rows.items():
-        cells = [cell(values.get(measure), with_interval) for measure in measures]
+        own = (groups or {}).get(name)
+        cells = [cell(values.get(measure), with_interval, own) for measure in measures]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines) + "\n"

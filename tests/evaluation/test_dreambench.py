@@ -145,6 +145,12 @@ def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pip
     now = json.loads((out / f"{tasks[2].name}.json").read_text())
     assert now["scores"].keys() - kept["scores"].keys() == {"dino_i"}
     assert now["prompt"] == "a cup in the snow" and now["photos"] == ["00.jpg", "01.jpg"]
+    # Scores of another CLIP are not taken for this one's.
+    other = dataclasses.replace(both, clip_name="another")
+    assert dreambench.score_missing(tasks, out, other) == len(tasks)
+    assert dreambench.score_missing(tasks, out, other) == 0
+    by = json.loads((out / f"{tasks[2].name}.json").read_text())["by"]
+    assert by == {"clip_t": "another", "clip_i": "another", "dino_i": ""}
     assert not list(out.rglob(".*")), "a half-written file is left"
 
 

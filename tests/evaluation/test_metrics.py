@@ -91,3 +91,16 @@ def test_tables_have_a_cell_for_each_measure():
         "| full | 0.500 [0.500, 0.500] | 1.000 [1.000, 1.000] |",
     ]
     assert cell([0.0, 1.0], with_interval=False) == "0.500"
+
+
+def test_images_of_a_group_are_drawn_together():
+    """30 subjects of 20 equal images each: the interval is that of 30 numbers, not of 600."""
+    means = np.random.default_rng(3).normal(size=30)
+    values, groups = np.repeat(means, 20), np.repeat([f"subject {i}" for i in range(30)], 20)
+    low, high = metrics.interval(values, groups=groups)
+    # A numpy transcription of the same draw: 4 standard errors of a percentile of 10,000 are about 0.02.
+    drawn = np.random.default_rng(5).choice(means, (10_000, 30)).mean(axis=1)
+    np.testing.assert_allclose((low, high), np.percentile(drawn, (2.5, 97.5)), atol=0.03)
+    narrow = metrics.interval(values)
+    assert high - low > 3 * (narrow[1] - narrow[0])
+    assert metrics.interval([1.0, 3.0], groups=["a", "a"]) == (2.0, 2.0)

@@ -19,7 +19,7 @@ import transformers  # noqa: E402
 
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig  # noqa: E402
 from realcustom_jax.models.config import UNetConfig, from_mapping  # noqa: E402
-from realcustom_jax.models.family import unet_shapes  # noqa: E402
+from realcustom_jax.models.family import Models, unet_shapes  # noqa: E402
 from realcustom_jax.models.init import param_shapes  # noqa: E402
 from realcustom_jax.models.unet import UNet  # noqa: E402
 from realcustom_jax.models.vae import VAE, VAEConfig  # noqa: E402
@@ -94,3 +94,28 @@ def test_dinov2_with_registers():
     theirs = their_shapes(lambda: transformers.Dinov2WithRegistersModel(settings), "mask_token")
     named = {common.dino_key(key): shape for key, shape in theirs.items()}
     assert ours == {name: common.dino_shape(name, shape) for name, shape in named.items()}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_configs_have_the_published_shapes(name):
+    """What configs/*.py tells the ahead-of-time compiler, field by field, against the published values."""
+    path = Path(__file__).resolve().parents[2] / "configs" / f"{name}.py"
+    model = runpy.run_path(str(path))["get_config"]().model.to_dict()
+    ours = Models.from_configs(model)
+    base = published.UNETS["Stable Diffusion 1.5" if name == "sd15" else "Stable Diffusion XL"]
+    wanted = {
+        "unet": from_mapping(UNetConfig, base),
+        "vae": from_mapping(
+            VAEConfig, published.VAE_VALUES | {"scaling_factor": ours.vae_config.scaling_factor}
+        ),
+    }
+    texts = list(published.TEXTS.values())[: len(ours.text_configs)]
+    for key, (projects, values) in zip(("text_encoder", "text_encoder_2"), texts, strict=False):
+        wanted[key] = from_mapping(CLIPTextConfig, values | {"with_projection": projects})
+    for key, config in wanted.items():
+        assert ours.configs[key] == config, key
+    towers = [published.CLIP_VISION] if name == "sd15" else [
+        published.SIGLIP_SO400M, published.DINOV2_LARGE | {"image_size": 384}
+    ]  # fmt: skip
+    for tower, values in zip(ours.image_configs, towers, strict=True):
+        assert all(getattr(tower, field) == value for field, value in values.items())
