@@ -9,75 +9,62 @@ fits. With --json the last line of the output is one JSON object.
 """
 
 import json
-import os
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from realcustom_jax.aot.topology import parse_topology, set_environment
+from realcustom_jax.aot.compiled import compile_program, largest_batch
+from realcustom_jax.aot.programs import Program, sample_program, train_program
+from realcustom_jax.aot.report import as_json, as_table
+from realcustom_jax.aot.topology import devices, parse_topology, set_environment
+from realcustom_jax.cli import parse_flags, run_command
+from realcustom_jax.errors import UserError
+from realcustom_jax.training.config import check_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Generation and sides, as v5e:4x4, v4:2x2x4, v5p:4x4x4, v6e:2x4."
 )
 _WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Which program.")
-_BATCH = flags.DEFINE_integer(
-    "batch", None, "Images a chip; default the config's batch, or 1 for the sampler.", 1
-)
+_BATCH = flags.DEFINE_integer("batch", None, "Images a chip; default the config's batch, 1 to sample.", 1)
 _EFFORT = flags.DEFINE_float("effort", None, "From -1 to 1; default the compiler's own.", -1.0, 1.0)
 _LARGEST = flags.DEFINE_bool("largest", False, "Also work out the largest batch a chip can hold.")
 _JSON = flags.DEFINE_bool("json", False, "End with one JSON object.")
 
 
 def main() -> None:
-    from realcustom_jax.cli import parse_flags
-    from realcustom_jax.errors import UserError
-
     parse_flags(__doc__)
     if _CONFIG.value is None or not _TOPOLOGY.value:
         raise UserError("aot needs --config FILE and --topology NAME, see --help")
-    from realcustom_jax.aot import compiled, programs, report
-    from realcustom_jax.aot.topology import devices
-    from realcustom_jax.training.config import check_config
-
     config, topology = _CONFIG.value, parse_topology(_TOPOLOGY.value)
     check_config(config)
-    found = devices(topology)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on the chips
+    set_environment(topology)
+    chips = devices(topology)
 
-    def make(per_chip: int | None) -> programs.Program:
+    def make(per_chip: int | None) -> Program:
         if _WHAT.value == "train":
-            return programs.train_program(config, found, per_chip)
-        return programs.sample_program(config, found, per_chip or 1)
+            return train_program(config, chips, per_chip)
+        return sample_program(config, chips, per_chip or 1)
 
     program = make(_BATCH.value)
     print(f"compiling for {topology.chips} chips", file=sys.stderr, flush=True)
-    figures = compiled.compile_program(program, topology, _EFFORT.value)
+    figures = compile_program(program, topology, _EFFORT.value)
     largest = None
     if _LARGEST.value:
         # Chips of the tensor axis share their images.
         groups = topology.chips // (config.mesh.tensor if _WHAT.value == "train" else 1)
         per_chip = program.images // groups
-        more = 2 * per_chip
-        print("compiling another batch", file=sys.stderr, flush=True)
-        other = compiled.compile_program(make(more), topology, _EFFORT.value)
-        largest = compiled.largest_batch([(per_chip, figures), (more, other)], topology)
-    values = report.as_json(program, figures, topology, largest)
-    print(report.as_table(values))
+        print("compiling twice the batch", file=sys.stderr, flush=True)
+        other = compile_program(make(2 * per_chip), topology, _EFFORT.value)
+        largest = largest_batch([(per_chip, figures), (2 * per_chip, other)], topology)
+    values = as_json(program, figures, topology, largest)
+    print(as_table(values))
     if _JSON.value:
         print(json.dumps(values))
 
 
 if __name__ == "__main__":
-    # Before anything imports JAX: which platforms it looks for cannot be changed later.
-    for i, argument in enumerate(sys.argv):
-        name, equals, value = argument.partition("=")
-        if name in ("--topology", "-topology"):
-            value = value if equals else next(iter(sys.argv[i + 1 :]), "")
-            from realcustom_jax.errors import exit_on_user_error
-
-            with exit_on_user_error():
-                set_environment(parse_topology(value), os.environ)
-    from realcustom_jax.cli import run_command
-
     run_command(main)

@@ -7,6 +7,8 @@ import re
 from collections.abc import MutableMapping
 from typing import Any
 
+from jax.experimental import topologies
+
 from realcustom_jax.chips import CHIPS, Chip
 from realcustom_jax.errors import UserError
 
@@ -45,8 +47,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def set_environment(topology: Topology, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Before JAX is first used: programs run on CPU, and the TPU's compiler does not look for one."""
-    environment["JAX_PLATFORMS"] = "cpu"
+    """What keeps the TPU's compiler from looking for a TPU; to be set before `devices`."""
     environment["TPU_SKIP_MDS_QUERY"] = "1"
     environment["TPU_WORKER_HOSTNAMES"] = "localhost"
     environment["TPU_ACCELERATOR_TYPE"] = topology.accelerator
@@ -58,8 +59,6 @@ def devices(topology: Topology) -> list[Any]:
     Raises:
       UserError: without the TPU's compiler, or for a topology that it does not know.
     """
-    from jax.experimental import topologies  # after the environment is set
-
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
     except Exception as error:  # of several kinds, by version

@@ -20,10 +20,9 @@ from realcustom_jax.errors import UserError
 def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips, accelerator):
     topology = parse_topology(name)
     assert (topology.chips, topology.accelerator) == (chips, accelerator)
-    environment = {"JAX_PLATFORMS": "tpu"}
+    environment = {}
     set_environment(topology, environment)
     assert environment == {
-        "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": accelerator,
