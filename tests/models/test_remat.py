@@ -7,13 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.init import init_params
 from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.weights.keys import flatten
 
 
 @pytest.fixture(scope="module")
-def gradients(micro_models, micro_params):
-    """{policy: (loss, gradient, floating-point operations)} of one pass with a subject."""
+def gradients(micro_configs):
+    """{policy: (loss, gradient, floating-point operations)} of a pass with a subject.
+
+    One level with two transformer blocks: what takes time is compiling.
+    """
+    unet = {"block_out_channels": (16,), "attention_head_dim": 2, "transformer_layers_per_block": 2}
+    for kind in ("down", "up"):
+        unet[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
+    micro_models = Models.from_configs(micro_configs | {"unet": micro_configs["unet"] | unet})
+    params = init_params(micro_models.param_shapes()["unet"], seed=0)
     rng = np.random.default_rng(0)
     z, text = rng.standard_normal((1, 8, 8, 4)), rng.standard_normal((1, 77, 16))
     features = rng.standard_normal((1, 1, 16, 16))
@@ -28,8 +38,8 @@ def gradients(micro_models, micro_params):
 
             return jnp.square(unet.apply({"params": params}, method=run)).mean()
 
-        compiled = jax.jit(jax.value_and_grad(loss)).lower(micro_params["unet"]).compile()
-        return *compiled(micro_params["unet"]), compiled.cost_analysis()["flops"]
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        return *compiled(params), compiled.cost_analysis()["flops"]
 
     return {policy: measure(policy) for policy in POLICIES}
 

@@ -26,6 +26,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, run
 from realcustom_jax.training.start import starting_pipeline
+from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
@@ -68,6 +69,8 @@ def make_config(data, micro_configs):
         }
         if stage == "customize":
             config.model.realcustom = micro_configs["realcustom"]
+            # With the base frozen, as the method has it; the base stage trains the same UNet.
+            config.trainable = (ADDED,)
         return config
 
     return make
@@ -252,12 +255,12 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits(runs, tmp_path, capsys):
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(runs, tmp_path, monkeypatch, capsys):
-    """The signal comes while the loader makes the third batch, of a run that saves every second step."""
-    config, workdir, digest = runs["customize"]
+    """The signal comes while the loader makes the first batch, of a run that saves every second step."""
+    config, workdir, digest = runs["vae"]
     load = run.Loader.__next__
 
     def load_and_signal(loader):
-        if loader.get_state()["step"] == 2:
+        if loader.get_state()["step"] == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return load(loader)
 
@@ -265,16 +268,17 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(runs, tmp_path, monk
     monkeypatch.setattr(run.Loader, "__next__", load_and_signal)
     assert train(config, tmp_path) is None
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "stopped by SIGTERM after step 3, which is saved" in capsys.readouterr().out
+    assert "stopped by SIGTERM after step 1, which is saved" in capsys.readouterr().out
     monkeypatch.undo()
     assert train(config, tmp_path) == digest
-    assert "resuming from step 3" in capsys.readouterr().out
+    assert "resuming from step 1" in capsys.readouterr().out
     assert losses(tmp_path) == losses(workdir)
 
 
 def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
     """A learning rate beyond float32 spoils the second step's parameters, and all losses after."""
-    config = runs["customize"][0].copy_and_resolve_references()
+    config = runs["vae"][0].copy_and_resolve_references()
+    config.steps = 4
     config.optimizer.update({"learning_rate": 1e38, "most_skipped": 2, "max_norm": 1e38})
     with pytest.raises(UserError, match="was not finite in 2 steps in a row, from step 2 to 3; earlier"):
         train(config, tmp_path)
