@@ -69,6 +69,13 @@ def get_config() -> ml_collections.ConfigDict:
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 20_000}
 
+    # A picture of these in TensorBoard, from the averaged weights: reference, text only, customized.
+    config.samples = {
+        "every": 0,  # steps; 0: none
+        # (prompt, the subject's words, its reference image: a path)
+        "requests": (),
+    }
+
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}  # -1: all devices that the others leave
     # (regex, axis of each of the last dimensions): kernels are divided by their inputs, and by their outputs
     # where there is a tensor axis; those with few inputs, and embeddings, by their outputs. Biases and scales

@@ -85,6 +85,18 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 400}
 
+    # A picture of these in TensorBoard, from the averaged weights: reference, text only, customized.
+    config.samples = {
+        "every": 0,  # steps; 0: none
+        # (prompt, the subject's words, its reference image: a path or "toybox:WORD:SEED")
+        "requests": (
+            ("a bird in the snow", "bird", "toybox:bird:29"),
+            ("a boat at sunset", "boat", "toybox:boat:69"),
+            ("a cup on the beach", "cup", "toybox:cup:9"),
+            ("a robot in the forest", "robot", "toybox:robot:19"),
+        ),
+    }
+
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}  # -1: all devices that the others leave
     config.sharding = ((".*", ()),)  # (regex, axis of each of the last dimensions); () keeps a copy on each
 

@@ -95,6 +95,12 @@ def sample(
     return Samples(np.asarray(images), np.asarray(masks), words)
 
 
+def decode(models: Models, params: Any, latents: Array) -> Array:
+    """Latents (B, h, w, C) → uint8 images (B, H, W, 3). Pure; `params` are the VAE's."""
+    images = models.vae.apply({"params": params}, latents, method=VAE.decode)
+    return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
 def request_keys(seeds: Sequence[int]) -> Array:
     """Random keys (B,), a different one for every seed from 0 to 2**64 − 1.
 
@@ -315,8 +321,4 @@ def _encode_references(models: Models, params: Any, views: Array) -> tuple[Array
     return encode_reference(models, params, views)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(models: Models, params: Any, latents: Array) -> Array:
-    """Latents → uint8 images."""
-    images = models.vae.apply({"params": params}, latents, method=VAE.decode)
-    return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+_decode = jax.jit(decode, static_argnums=0)

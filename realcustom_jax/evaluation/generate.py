@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
@@ -17,10 +16,9 @@ from realcustom_jax import pipeline
 from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
+from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
 from realcustom_jax.subjects import Subject
 
 
@@ -132,6 +130,4 @@ def _make(
     latents, masks = sample_latents(
         params["unet"], conditioning, keys, unet=models.unet, schedule=schedule, config=config
     )
-    images = models.vae.apply({"params": params["vae"]}, latents, method=VAE.decode)
-    pixels = jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
-    return pixels, masks[:, -1]
+    return decode(models, params["vae"], latents), masks[:, -1]

@@ -71,6 +71,8 @@ _KEYS: dict[str, tuple] = {
     "data.bucket_step": (_INTEGER, 1),
     "data.bucket_max_aspect": (_NUMBER, 1),
     "data.encoded": (_FLAG,),
+    "samples.every": (_INTEGER, 0),
+    "samples.requests": (_LIST,),
     "curriculum.start": _SHARE,
     "curriculum.end": _SHARE,
     "curriculum.begin": (_INTEGER,),
@@ -80,7 +82,14 @@ _KEYS: dict[str, tuple] = {
     "mesh.tensor": (_INTEGER,),
 }
 # What configs of before these keys, and those that don't use them, need not have.
-_OPTIONAL = {"data.buckets", "data.bucket_step", "data.bucket_max_aspect", "data.encoded"}
+_OPTIONAL = {
+    "data.buckets",
+    "data.bucket_step",
+    "data.bucket_max_aspect",
+    "data.encoded",
+    "samples.every",
+    "samples.requests",
+}
 _MODEL = {
     "unet": UNetConfig,
     "vae": VAEConfig,
@@ -105,7 +114,7 @@ _CHOICES = {
 _FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
 # These change nothing of what is learned.
 _FREE = re.compile(
-    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|mesh|sharding|remat)(\.|$)"
+    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|samples|mesh|sharding|remat)(\.|$)"
 )
 
 
@@ -131,13 +140,15 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
     if stage == "clip" and values["accumulate"] > 1:
         raise UserError("config.accumulate must be 1 for clip, whose loss joins all examples of a batch")
-    for key in ("data.buckets", "data.encoded"):
+    for key in ("data.buckets", "data.encoded", "samples.every"):
         if values.get(key) and stage not in ("base", "customize"):
             raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
     for key in ("trainable", "frozen"):
         for regex in values[key]:
             _check_regex(key, regex)
     _check_regex("fresh", values["fresh"])
+    if values.get("samples.every"):
+        _check_requests(values.get("samples.requests"))
     for rule in values["sharding"]:
         _check_rule(rule)
 
@@ -177,6 +188,18 @@ def _check_regex(key: str, regex: Any) -> None:
         re.compile(regex)
     except (re.error, TypeError) as error:
         raise UserError(f"config.{key}: {regex!r} is not a regular expression: {error}") from None
+
+
+def _check_requests(requests: Any) -> None:
+    if not requests:
+        raise UserError("config.samples.every is set, but config.samples.requests is empty")
+    for request in requests:
+        texts = isinstance(request, _LIST) and all(isinstance(part, str) for part in request)
+        if not texts or len(request) != 3:
+            raise UserError(
+                f"config.samples.requests: {request!r} is not a prompt, the words of its subject and the "
+                "path of its reference image"
+            )
 
 
 def _check_rule(rule: Any) -> None:

@@ -17,7 +17,7 @@ from realcustom_jax.weights.keys import flatten
 
 class Logger:
     """Progress bar with loss, images/s and time left; a report is one JSON line in WORKDIR/metrics.jsonl and
-    the same numbers as scalars in WORKDIR/tensorboard/.
+    the same numbers as scalars in WORKDIR/tensorboard/, with pictures.
 
     Only the first process writes. A resumed run repeats the steps after its checkpoint, so their earlier
     lines are dropped first; TensorBoard drops them by itself.
@@ -46,6 +46,11 @@ class Logger:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s")
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Show uint8 (H, W, 3) in TensorBoard."""
+        if self._active:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file:

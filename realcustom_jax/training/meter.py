@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -36,6 +37,14 @@ class Meter:
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def aside(self, pending: Any) -> Iterator[None]:
+        """Around what is not training: its time does not count, but that of the `pending` arrays does."""
+        jax.block_until_ready(pending)
+        started = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - started
 
     def step(self) -> None:
         self._steps += 1

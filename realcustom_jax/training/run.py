@@ -24,6 +24,7 @@ from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.plan import Plan, make_plan
 from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.profile import Profile
+from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 from realcustom_jax.weights.components import Place
@@ -63,6 +64,8 @@ def train(
 
     # ---------------------------------------------------------------- state, straight into its shards
     models = dataclasses.replace(pipe.models, dtype=DTYPES[config.compute_dtype], remat=config.remat)
+    every = config.get("samples", {}).get("every", 0)
+    grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
     trainable, frozen = partition.split_trainable(pipe.params, config.trainable, config.frozen)
     del pipe
@@ -83,7 +86,12 @@ def train(
     def save(step: int, state: TrainState) -> None:
         checkpoints.save(step, state, loader.get_state(), config.to_dict())
 
-    step, state = _loop(config, plan, first, state, frozen, loader, logger, profile, save)
+    def show(step: int, state: TrainState, meter: Meter) -> None:
+        if grid and (step % every == 0 or step == config.steps):
+            with meter.aside(state.step):
+                logger.picture(step, "samples", grid(state.ema, frozen))
+
+    step, state = _loop(config, plan, first, state, frozen, loader, logger, profile, save, show)
     checkpoints.close()
     profile.close()
     if step < config.steps:
@@ -124,6 +132,7 @@ def _loop(
     logger: Logger,
     profile: Profile,
     save: Callable[[int, TrainState], None],
+    show: Callable[[int, TrainState, Meter], None],
 ) -> tuple[int, TrainState]:
     """The steps after `first` until the last one or SIGTERM; gives the last that was done, and its state."""
     step, meter = first, Meter(config.batch_size)
@@ -147,6 +156,7 @@ def _loop(
             if step % config.checkpoint_every == 0 or ending:
                 watch.flush()
                 save(step, state)
+            show(step, state, meter)
             if ending:
                 break
     return step, state

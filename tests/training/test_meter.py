@@ -32,6 +32,15 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
         assert values["input_wait"] == pytest.approx(0.25)
 
 
+def test_what_is_not_training_does_not_count(clock):
+    made = meter.Meter(batch_size=8)
+    made.step()
+    clock.time += 2.0
+    with made.aside(jnp.zeros(())):
+        clock.time += 7.0
+    assert made.read()["step_seconds"] == pytest.approx(2.0)
+
+
 def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
     """Two v5e chips of 197 TFLOP/s, on which a step of 98.5 TFLOP takes a second: a quarter of the peak."""
     chip = types.SimpleNamespace(device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 2**31})

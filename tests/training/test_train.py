@@ -1,6 +1,7 @@
 """Whole training runs of the micro model on 64 scenes: every stage, other device counts, stop and resume."""
 
 import functools
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import runpy
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
+import realcustom_jax as rc
 from realcustom_jax import pipeline
 from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
@@ -87,6 +91,7 @@ def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
     root, done, model = tmp_path_factory.mktemp("runs"), {}, ""
     for stage in STAGES:
         config = make_config(stage, model, steps=4 if stage == "customize" else 2)
+        config.samples.every = 3 if stage == "base" else 0
         done[stage] = config, root / stage, train(config, root / stage)
         model = root / stage / "model"
     return done
@@ -129,6 +134,29 @@ def test_metrics_have_a_line_a_step_and_the_hash(runs):
     assert {"loss", "mse", "gradient_norm", "learning_rate", "images_per_second"} <= records[0].keys()
     assert records[0]["learning_rate"] > records[3]["learning_rate"] > 0.0
     assert records[-1] == {"step": 4, "sha256": digest} and re.fullmatch("[0-9a-f]{64}", digest)
+
+
+def test_a_run_shows_what_its_model_makes(runs):
+    """After its last step, here: the picture in TensorBoard is that of the exported model, up to rounding."""
+    config, workdir, _ = runs["base"]
+    (board,) = (workdir / "tensorboard").iterdir()
+    shown = {
+        event.step: v.image for event in events(board) for v in event.summary.value if v.tag == "samples"
+    }
+    assert list(shown) == [2]
+    picture = np.asarray(Image.open(io.BytesIO(shown[2].encoded_image_string)))
+    prompts = [prompt for prompt, _, _ in config.samples.requests]
+    made = rc.sample(pipeline.load(workdir / "model"), prompts, seed=config.seed).images
+    assert np.abs(picture.astype(int) - np.concatenate(made).astype(int)).max() <= 1
+
+
+def events(path: Path):
+    """Of a TensorBoard file: records of a length (8 bytes), a checksum (4), the event and a checksum (4)."""
+    data, start = path.read_bytes(), 0
+    while start < len(data):
+        (length,) = struct.unpack_from("<Q", data, start)
+        yield event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
+        start += 12 + length + 4
 
 
 def test_the_command_ends_with_the_hash(runs, tmp_path):

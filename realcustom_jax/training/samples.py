@@ -1,0 +1,97 @@
+"""Pictures of fixed requests that a run shows of itself while it trains."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from realcustom_jax.data.transforms import center_crop_resize, load_image
+from realcustom_jax.diffusion.sampler import sample_latents
+from realcustom_jax.errors import UserError
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling import decode, image_size, latent_size, make_conditioning, request_keys
+from realcustom_jax.subjects import AUTO, Subject
+from realcustom_jax.toybox import WORDS, Identity, render_reference
+from realcustom_jax.training.partition import BATCH, merge
+
+_TOYBOX = "toybox:"
+
+
+class SampleGrid:
+    """A picture with a row for each of the config's `samples.requests`: reference, text only, customized.
+
+    The base stage has no references: its picture is one column. All devices make as many images, from the
+    averaged weights where they are; every seed is `config.seed`'s, so that only training changes a picture.
+
+    Raises:
+      UserError: for a request without a prompt, whose reference cannot be read or whose words are not in it.
+    """
+
+    def __init__(self, config: ConfigDict, pipe: Pipeline, mesh: Mesh):
+        """With the run's config, and its model; the parameters are given later."""
+        customize = config.stage == "customize"
+        requests = [_request(*request) for request in config.samples.requests]
+        self._size = image_size(pipe.models, pipe.defaults)
+        self._references = [reference for _, _, reference in requests] if customize else []
+        prompts = [prompt for prompt, _, _ in requests]
+        jobs: list[tuple[str, list[Subject]]] = [(prompt, []) for prompt in prompts]
+        if customize:
+            jobs += [(prompt, [Subject(image, words)]) for prompt, words, image in requests]
+        self._count = len(jobs)
+        # Images depend on their own request alone, so the batch may be filled up for the devices with any.
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        jobs += jobs[-1:] * (-len(jobs) % shards)
+        self._draw = _drawing(pipe, jobs, config.seed, mesh)
+
+    def __call__(self, trained: Any, frozen: Any) -> np.ndarray:
+        """The picture, uint8 (rows · H, columns · W, 3); all processes must call it."""
+        images = list(np.asarray(self._draw(trained, frozen))[: self._count])
+        if self._references:
+            photos = [center_crop_resize(image, self._size) for image in self._references]
+            half = self._count // 2
+            rows = zip(photos, images[:half], images[half:], strict=True)
+        else:
+            rows = ([image] for image in images)
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+
+def _request(prompt: str, words: str, reference: str) -> tuple[str, str, np.ndarray]:
+    if words == AUTO:
+        raise UserError(f"config.samples.requests: {prompt!r} must name its subject's words, not {words!r}")
+    if not reference.startswith(_TOYBOX):
+        return prompt, words, load_image(reference)
+    word, _, seed = reference.removeprefix(_TOYBOX).partition(":")
+    if word not in WORDS or not seed.isdecimal():
+        raise UserError(
+            f"config.samples.requests: {reference!r} is no subject of the toybox, which are written like "
+            f"toybox:{WORDS[0]}:9"
+        )
+    return prompt, words, render_reference(Identity(word, int(seed))).image
+
+
+def _drawing(
+    pipe: Pipeline, jobs: Sequence[tuple[str, list[Subject]]], seed: int, mesh: Mesh
+) -> Callable[[Any, Any], Array]:
+    """Jitted (trained, frozen parameters) → uint8 images (n, H, W, 3), whole on every device."""
+    prompts, subjects = [prompt for prompt, _ in jobs], [own for _, own in jobs]
+    options = pipe.defaults
+    config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    rows = NamedSharding(mesh, BATCH)
+
+    def draw(trained: Any, frozen: Any) -> Array:
+        params = merge(trained, frozen)
+        conditioning = make_conditioning(
+            pipe.replace(params=params), prompts, subjects, [""] * len(jobs), options
+        )
+        conditioning = jax.lax.with_sharding_constraint(conditioning, rows)
+        keys = request_keys([seed] * len(jobs))
+        latents, _ = sample_latents(
+            params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
+        )
+        return decode(pipe.models, params["vae"], latents)
+
+    return jax.jit(draw, out_shardings=NamedSharding(mesh, PartitionSpec()))
