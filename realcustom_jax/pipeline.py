@@ -16,6 +16,7 @@ from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.errors import UserError
 from realcustom_jax.matching import Matcher
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
+from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.weights.added import ADDED
@@ -69,6 +70,12 @@ class Pipeline:
     def replace(self, **changes: Any) -> "Pipeline":
         return dataclasses.replace(self, **changes)
 
+    def with_flash(self) -> "Pipeline":
+        """With the flash attention of the devices on which the UNet is, where those have one."""
+        return self.replace(
+            models=dataclasses.replace(self.models, flash=flash_attention(self.params["unet"]))
+        )
+
 
 # ---------------------------------------------------------------- loading
 
@@ -109,7 +116,7 @@ def load(
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
     parts = find_parts(path, realcustom, image_encoders, tokenizers, revision)
-    pipe = load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype)
+    pipe = load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype).with_flash()
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
 
 

@@ -15,6 +15,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.family import Models
+from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.projector import FEATURES, HIGH_RES
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
@@ -72,6 +73,7 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
     """
     models, schedule = find_models(config)
     mesh = partition.make_mesh(**config.mesh, devices=chips)
+    models = dataclasses.replace(models, flash=flash_attention(mesh))
     # The tensor axis shares its images.
     if per_chip is not None:
         config = config.copy_and_resolve_references()
@@ -106,9 +108,9 @@ def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects
     Requests are divided among the chips, each of which holds the UNet.
     """
     models, schedule = find_models(config)
-    models = dataclasses.replace(models, remat="none")
     options = base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("data",))
+    models = dataclasses.replace(models, remat="none", flash=flash_attention(mesh))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     dtype = DTYPES[config.compute_dtype]
     params = jax.tree.map(

@@ -62,7 +62,7 @@ class Generator:
         mesh = _mesh(devices)
         spread = {name: pipe.params[name] for name in ("unet", "vae")}
         params = {**pipe.params, **jax.device_put(spread, NamedSharding(mesh, P()))}
-        return cls(pipe.replace(params=params), mesh, per_device)
+        return cls(pipe.replace(params=params).with_flash(), mesh, per_device)
 
     @property
     def batch(self) -> int:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.models.flash import FlashAttention
+
 
 @flax.struct.dataclass
 class LayerContext:
@@ -65,10 +67,14 @@ def merge_heads(x: Array) -> Array:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over pixels, q/k/v without bias (diffusers `attn1`)."""
+    """Multi-head self-attention over pixels, q/k/v without bias (diffusers `attn1`).
+
+    `flash` takes over where there are many pixels.
+    """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    flash: FlashAttention | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -82,7 +88,8 @@ class SelfAttention(nn.Module):
             for name in ("to_q", "to_k", "to_v")
         )
         probabilities = attention_probabilities(q, k)
-        out = merge_heads(attend(probabilities, v))
+        by_flash = self.flash is not None and self.flash.takes(x.shape[1])
+        out = merge_heads(self.flash(q, k, v) if by_flash else attend(probabilities, v))
         return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out), probabilities.mean(axis=1)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
+from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.projector import FEATURES, HIGH_RES
 from realcustom_jax.models.scoring import InfluenceQuantity
@@ -32,6 +33,7 @@ class Models:
       realcustom: what is added to the base, or None.
       dtype: of computation.
       remat: of the UNet in training; see `remat.POLICIES`.
+      flash: of self-attention over many pixels, on TPUs; see `flash_attention`.
     """
 
     unet_config: UNetConfig
@@ -41,6 +43,7 @@ class Models:
     realcustom: RealCustomConfig | None = None
     dtype: Any = jnp.float32
     remat: str = "none"
+    flash: FlashAttention | None = None
 
     def __post_init__(self):
         """Raises `UserError` when parts do not fit each other."""
@@ -72,11 +75,11 @@ class Models:
 
     @property
     def unet(self) -> UNet:
-        return UNet(self.unet_config, self.realcustom, self.dtype, self.remat)
+        return UNet(self.unet_config, self.realcustom, self.dtype, self.remat, self.flash)
 
     @property
     def vae(self) -> VAE:
-        return VAE(self.vae_config, self.dtype)
+        return VAE(self.vae_config, self.dtype, self.flash)
 
     @property
     def text_encoders(self) -> dict[str, CLIPText]:

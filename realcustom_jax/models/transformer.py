@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
+from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.models.remat import call
 
@@ -37,11 +38,12 @@ class TransformerBlock(nn.Module):
     self_attention: bool = True
     visual: bool = False
     dtype: jnp.dtype = jnp.float32
+    flash: FlashAttention | None = None
 
     def setup(self):
         if self.self_attention:
             self.norm1 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
-            self.attn1 = SelfAttention(self.heads, self.dtype)
+            self.attn1 = SelfAttention(self.heads, self.dtype, self.flash)
         self.norm2 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
         self.attn2 = CrossAttention(self.features, self.heads, self.visual, self.dtype)
         self.norm3 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
@@ -75,6 +77,7 @@ class Transformer2D(nn.Module):
     groups: int = 32
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    flash: FlashAttention | None = None
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
@@ -85,7 +88,9 @@ class Transformer2D(nn.Module):
         )
         self.proj_in = project()
         self.transformer_blocks = [
-            TransformerBlock(self.features, self.heads, self.self_attention, self.visual, self.dtype)
+            TransformerBlock(
+                self.features, self.heads, self.self_attention, self.visual, self.dtype, self.flash
+            )
             for _ in range(self.depth)
         ]
         self.proj_out = project()

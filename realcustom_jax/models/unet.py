@@ -17,6 +17,7 @@ from jax import Array
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.attention import LayerContext, VisualControl
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import (
     Downsample,
     GroupNorm,
@@ -90,6 +91,7 @@ class _Stage(nn.Module):
     visual: bool
     dtype: jnp.dtype
     remat: str
+    flash: FlashAttention | None
 
     def setup(self):
         c, level, kind = self.config, self.level, self.kind
@@ -110,6 +112,7 @@ class _Stage(nn.Module):
             groups=c.norm_num_groups,
             dtype=self.dtype,
             remat=self.remat,
+            flash=self.flash,
         )
         self.attentions = [transformer() for _ in range(transformers)]
         if kind == "down" and level < len(c.block_out_channels) - 1:
@@ -156,12 +159,14 @@ class UNet(nn.Module):
       realcustom: the added parts' shape, or None for the text-to-image base alone.
       dtype: of computation; norms, softmax and scores are float32 always.
       remat: what training keeps of a pass; see `remat.POLICIES`.
+      flash: of self-attention over many pixels; None for the plain way.
     """
 
     config: UNetConfig
     realcustom: RealCustomConfig | None = None
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    flash: FlashAttention | None = None
 
     def setup(self):
         c, rc = self.config, self.realcustom
@@ -169,7 +174,9 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(emb_dim, self.dtype)
         if c.addition_embed_type == "text_time":
             self.add_embedding = TimeEmbedding(emb_dim, self.dtype)
-        stage = functools.partial(_Stage, c, visual=rc is not None, dtype=self.dtype, remat=self.remat)
+        stage = functools.partial(
+            _Stage, c, visual=rc is not None, dtype=self.dtype, remat=self.remat, flash=self.flash
+        )
         levels = range(len(c.block_out_channels))
         self.conv_in = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
         self.down_blocks = [stage(level, "down") for level in levels]

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.models.attention import merge_heads, split_heads
+from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample
 
 
@@ -34,26 +36,31 @@ class _SingleHeadAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype
+    flash: FlashAttention | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-        y = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1).astype(self.dtype), v)
+        if self.flash is not None and self.flash.takes(h * w):
+            y = merge_heads(self.flash(*(split_heads(x, 1) for x in (q, k, v))))
+        else:
+            logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+            y = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1).astype(self.dtype), v)
         return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 
 class _MidBlock(nn.Module):
     config: VAEConfig
     dtype: jnp.dtype
+    flash: FlashAttention | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         groups, features = self.config.norm_num_groups, self.config.block_out_channels[-1]
         x = ResnetBlock(features, groups, 1e-6, self.dtype, name="resnets_0")(x)
-        x = _SingleHeadAttention(groups, self.dtype, name="attentions_0")(x)
+        x = _SingleHeadAttention(groups, self.dtype, self.flash, name="attentions_0")(x)
         return ResnetBlock(features, groups, 1e-6, self.dtype, name="resnets_1")(x)
 
 
@@ -80,6 +87,7 @@ class _Level(nn.Module):
 class _Encoder(nn.Module):
     config: VAEConfig
     dtype: jnp.dtype
+    flash: FlashAttention | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -91,7 +99,7 @@ class _Encoder(nn.Module):
             level = _Level(features, c.layers_per_block, c.norm_num_groups, resample, self.dtype,
                            name=f"down_blocks_{i}")  # fmt: skip
             x = level(x)
-        x = _MidBlock(c, self.dtype, name="mid_block")(x)
+        x = _MidBlock(c, self.dtype, self.flash, name="mid_block")(x)
         x = nn.silu(GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x))
         return nn.Conv(2 * c.latent_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
 
@@ -99,12 +107,13 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     config: VAEConfig
     dtype: jnp.dtype
+    flash: FlashAttention | None
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         c = self.config
         x = nn.Conv(c.block_out_channels[-1], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(z)
-        x = _MidBlock(c, self.dtype, name="mid_block")(x)
+        x = _MidBlock(c, self.dtype, self.flash, name="mid_block")(x)
         last = len(c.block_out_channels) - 1
         for i, features in enumerate(reversed(c.block_out_channels)):
             resample = "up" if i < last else None
@@ -123,11 +132,12 @@ class VAE(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    flash: FlashAttention | None = None
 
     def setup(self):
         c = self.config
-        self.encoder = _Encoder(c, self.dtype)
-        self.decoder = _Decoder(c, self.dtype)
+        self.encoder = _Encoder(c, self.dtype, self.flash)
+        self.decoder = _Decoder(c, self.dtype, self.flash)
         self.quant_conv = nn.Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
         self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=self.dtype)
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader
+from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import global_batch, make_training_loader
@@ -63,7 +64,12 @@ def train(
     pipe, loader = _model_and_loader(config, data, place)
 
     # ---------------------------------------------------------------- state, straight into its shards
-    models = dataclasses.replace(pipe.models, dtype=DTYPES[config.compute_dtype], remat=config.remat)
+    models = dataclasses.replace(
+        pipe.models,
+        dtype=DTYPES[config.compute_dtype],
+        remat=config.remat,
+        flash=flash_attention(mesh),
+    )
     every = config.get("samples", {}).get("every", 0)
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)

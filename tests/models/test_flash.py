@@ -1,0 +1,99 @@
+"""The attention kernel, run step by step on the CPU, against the plain way.
+
+Tolerance 1e-5: float32 sums in another order; values are of order 1.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, flash_attention
+from realcustom_jax.models.vae import VAE
+
+
+def mesh(**axes: int) -> Mesh:
+    count = int(np.prod(list(axes.values())))
+    return Mesh(np.asarray(jax.devices()[:count]).reshape(*axes.values()), tuple(axes))
+
+
+def plain(q, k, v):
+    return attend(attention_probabilities(q, k), v)
+
+
+def qkv(pixels: int, batch: int = 2, heads: int = 2, channels: int = 8):
+    rng = np.random.default_rng(pixels)
+    return (jnp.asarray(rng.standard_normal((batch, pixels, heads, channels)), jnp.float32) for _ in range(3))
+
+
+def test_values_and_gradients_with_heads_and_images_on_four_devices():
+    """200 pixels fill no whole tile, so that what fills it up must not be attended to."""
+    flash = FlashAttention(mesh(data=2, tensor=2), interpret=True)
+    q, k, v = qkv(200)
+    weights = jax.random.normal(jax.random.key(0), q.shape)
+
+    def loss(attention, *x):
+        out = attention(*x)
+        return (out * weights).sum(), out
+
+    found, wanted = (
+        jax.jit(jax.value_and_grad(lambda *x, f=f: loss(f, *x), argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        for f in (flash, plain)
+    )
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "batch", "heads", "spec"),
+    [
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 4, 2, (("data", "fsdp"), None, "tensor", None)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 2, 3, (("data",), None, None, None)),
+        ({"data": 4}, 3, 2, ((), None, None, None)),
+    ],
+)
+def test_only_what_an_axis_divides_is_divided(axes, batch, heads, spec):
+    flash = FlashAttention(mesh(**axes), interpret=True)
+    q, k, v = qkv(128, batch, heads)
+    assert flash._spec(*q.shape) == PartitionSpec(*spec)
+    np.testing.assert_allclose(jax.jit(flash)(q, k, v), plain(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [64, FEWEST_PIXELS])
+def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
+    """The same output and the same probabilities either way, and the kernel only where there are many."""
+    seen, call = [], FlashAttention.__call__
+    monkeypatch.setattr(
+        FlashAttention, "__call__", lambda self, *x: (seen.append(x[0].shape), call(self, *x))[1]
+    )
+    x = np.random.default_rng(0).standard_normal((1, pixels, 16)).astype(np.float32)
+    params = SelfAttention(2).init(jax.random.key(0), x)
+    outputs = [
+        jax.jit(SelfAttention(2, flash=flash).apply)(params, x)
+        for flash in (None, FlashAttention(mesh(data=1), interpret=True))
+    ]
+    assert seen == ([(1, pixels, 2, 8)] if pixels >= FEWEST_PIXELS else [])
+    for ours, theirs in zip(*outputs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_vae_takes_it_too(micro_configs, micro_params):
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
+    config = Models.from_configs(micro_configs).vae_config
+    means = [
+        jax.jit(VAE(config, flash=flash).apply, static_argnames="method")(
+            {"params": micro_params["vae"]}, images, method="encode"
+        )
+        for flash in (None, FlashAttention(mesh(data=1), interpret=True))
+    ]
+    assert means[0].shape[1:3] == (32, 32)
+    assert not np.array_equal(*means), "not the same program twice"
+    np.testing.assert_allclose(*means, atol=1e-5, rtol=1e-5)
+
+
+def test_devices_that_are_no_tpus_have_none(micro_params):
+    assert flash_attention(mesh(data=2)) is None
+    assert flash_attention(jax.device_put(micro_params["unet"])) is None
