@@ -11,6 +11,7 @@ from jax.errors import JaxRuntimeError
 
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
+from realcustom_jax.models.flash import kernel_cost
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
@@ -28,7 +29,8 @@ class Figures:
       hbm_peak_bytes: arguments, results and temporaries at once.
       temp_bytes: of the temporaries, activations above all.
       flops, bytes_accessed: of one run.
-      estimated_seconds: of one run, by the compiler's cost model.
+      estimated_seconds: of one run, by the compiler's cost model, and for attention kernels, which it does
+        not cover, the least they can take.
       collectives: {kind: (count, bytes of their results)}, those within loops once.
       compile_seconds: how long compiling took here.
       fits: whether the compiler found room.
@@ -63,7 +65,9 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
         took = time.perf_counter() - started
         return Figures(_wanted(str(error)), None, None, None, None, {}, took, False)
     took = time.perf_counter() - started
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    operations, busy = kernel_cost(text)
+    flops, seconds = _positive(cost.get("flops")), _positive(cost.get("optimal_seconds"))
     peak = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
@@ -71,11 +75,11 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
     return Figures(
         peak,
         memory.temp_size_in_bytes,
-        _positive(cost.get("flops")),
+        flops and flops + operations,
         _positive(cost.get("bytes accessed")),
         # Negative for large programs at full effort: then it is no estimate.
-        _positive(cost.get("optimal_seconds")),
-        count_collectives(compiled.as_text()),
+        seconds and seconds + busy / topology.chip.peak,
+        count_collectives(text),
         took,
         peak <= topology.chip.usable,
     )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
+from realcustom_jax.models.flash import kernel_cost
 from realcustom_jax.training import partition
 from realcustom_jax.training.losses import make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
@@ -51,8 +52,9 @@ class Plan:
         After the first step the compiled program comes from the cache.
         """
         compiled = self.step.lower(self.state, self.frozen, batch).compile()
+        operations = compiled.cost_analysis()["flops"] + kernel_cost(compiled.as_text())[0]
         # Of one device, and of one part: the compiler counts a loop's body once.
-        return compiled.cost_analysis()["flops"] * self.batch.mesh.size * self.accumulate
+        return operations * self.batch.mesh.size * self.accumulate
 
 
 def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:

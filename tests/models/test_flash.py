@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, flash_attention
+from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, flash_attention, kernel_cost
 from realcustom_jax.models.vae import VAE
 
 
@@ -92,6 +92,25 @@ def test_the_vae_takes_it_too(micro_configs, micro_params):
     assert means[0].shape[1:3] == (32, 32)
     assert not np.array_equal(*means), "not the same program twice"
     np.testing.assert_allclose(*means, atol=1e-5, rtol=1e-5)
+
+
+# Lines of a program for a v5e, shortened.
+FORWARD = (
+    "  %splash_mha_fwd_residuals.1 = (f32[2,512,40]{2,1,0:T(8,128)}, bf16[2,8,4096,40]{3,2,1,0:T(8,128)}) "
+    'custom-call(%c, %b.1, %b.2), custom_call_target="tpu_custom_call", operand_layout_constraints={'
+    "s8[1,8,8]{2,1,0}, s8[1,8,8]{2,1,0}, bf16[2,8,4096,40]{3,2,1,0}, bf16[2,8,4096,40]{3,2,1,0}}, metadata={}"
+)
+BACKWARD = FORWARD.replace("splash_mha_fwd_residuals", "splash_mha_dkv_no_residuals")
+OF_ONE_HEAD = FORWARD.replace("bf16[2,8,4096,40]{3,2,1,0}", "bf16[1,16384,512]{2,1,0}")
+
+
+def test_the_cost_of_kernels_is_read_from_a_program():
+    """2 images of 8 heads: 2·N·N·D operations a product; 40 channels keep 128 lanes busy."""
+    product = 2 * 2 * 8 * 4096**2
+    assert kernel_cost(FORWARD) == (2 * product * 40, 2 * product * 128)
+    assert kernel_cost(f"{FORWARD}\n{BACKWARD}\n") == (7 * product * 40, 7 * product * 128)
+    assert kernel_cost(OF_ONE_HEAD) == (2 * 2 * 16384**2 * 512,) * 2
+    assert kernel_cost('  %x = f32[2]{0} custom-call(%y), custom_call_target="other"') == (0.0, 0.0)
 
 
 def test_devices_that_are_no_tpus_have_none(micro_params):
