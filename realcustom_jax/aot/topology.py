@@ -49,8 +49,23 @@ def parse_topology(name: str) -> Topology:
 def set_environment(topology: Topology, environment: MutableMapping[str, str] = os.environ) -> None:
     """What keeps the TPU's compiler from looking for a TPU; to be set before `devices`."""
     environment["TPU_SKIP_MDS_QUERY"] = "1"
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
+        "1"  # beside another compilation, or a run on this machine's TPU
+    )
     environment["TPU_WORKER_HOSTNAMES"] = "localhost"
     environment["TPU_ACCELERATOR_TYPE"] = topology.accelerator
+
+
+def description_options(topology: Topology) -> dict[str, Any]:
+    """What the compiler must be told of a slice besides its name."""
+    generation, _, layout = topology.name.partition(":")
+    sides = [int(side) for side in layout.split("x")]
+    options: dict[str, Any] = {}
+    if min(sides[:2]) < 2:  # a host has 2×2 chips, or all of a smaller slice
+        options["chips_per_host_bounds"] = (*(min(side, 2) for side in sides[:2]), 1)
+    if generation == "v4":  # whose two cores it takes for two devices otherwise, which JAX does not
+        options["chip_config_name"] = "megacore"
+    return options
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -60,7 +75,10 @@ def devices(topology: Topology) -> list[Any]:
       UserError: without the TPU's compiler, or for a topology that it does not know.
     """
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **description_options(topology)
+        )
+        return list(description.devices)
     except Exception as error:  # of several kinds, by version
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -2,28 +2,30 @@
 
 import pytest
 
-from realcustom_jax.aot.topology import parse_topology, set_environment
+from realcustom_jax.aot.topology import description_options, parse_topology, set_environment
 from realcustom_jax.chips import CHIPS, GIB, chip_of
 from realcustom_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("name", "chips", "accelerator"),
+    ("name", "chips", "accelerator", "options"),
     [
-        ("v5e:4x4", 16, "v5litepod-16"),
-        ("v5e:2x4", 8, "v5litepod-8"),
-        ("v4:2x2x4", 16, "v4-32"),  # counts cores, two a chip
-        ("v5p:4x4x4", 64, "v5p-128"),
-        ("v6e:1x1", 1, "v6e-1"),
+        ("v5e:4x4", 16, "v5litepod-16", {}),
+        ("v5e:2x4", 8, "v5litepod-8", {}),
+        ("v4:2x2x4", 16, "v4-32", {"chip_config_name": "megacore"}),  # counts cores, two a chip
+        ("v5p:4x4x4", 64, "v5p-128", {}),
+        ("v6e:1x1", 1, "v6e-1", {"chips_per_host_bounds": (1, 1, 1)}),
     ],
 )
-def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips, accelerator):
+def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips, accelerator, options):
     topology = parse_topology(name)
     assert (topology.chips, topology.accelerator) == (chips, accelerator)
+    assert description_options(topology) == options
     environment = {}
     set_environment(topology, environment)
     assert environment == {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": accelerator,
     }
