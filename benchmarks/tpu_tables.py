@@ -1,0 +1,90 @@
+"""What training and sampling need of TPUs: `python benchmarks/tpu_tables.py [--cache runs/aot]`.
+
+Compiles the training steps of configs/sd15.py and configs/sdxl.py, and their samplers, with the real TPU
+compiler for slices that need not be there, one after the other, and prints docs/tpus.md's tables in Markdown.
+Needs the extra "tpu". Some minutes each on two cores; what is in --cache is not compiled again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from realcustom_jax.chips import GIB
+from realcustom_jax.cli import run_command
+from realcustom_jax.errors import UserError
+
+SLICES = {
+    "v5e:1x1": "one v5e",
+    "v5e:2x4": "v5e-8",
+    "v5e:4x4": "v5e-16",
+    "v4:2x2x4": "v4-32",
+    "v5p:4x4x4": "v5p-128",
+}
+# Images a chip: as many as fit with room to spare, by config and generation.
+TRAIN = {
+    "sd15": {"v5e:1x1": 8, "v5e:2x4": 16, "v5e:4x4": 16, "v4:2x2x4": 32, "v5p:4x4x4": 64},
+    "sdxl": {"v5e:2x4": 2, "v5e:4x4": 4, "v4:2x2x4": 8, "v5p:4x4x4": 16},
+}
+SAMPLE = {"sd15": {"v5e:1x1": 1}, "sdxl": {"v5e:1x1": 1}}
+COLUMNS = (
+    "config", "slice", "images a chip", "HBM of a chip", "step", "images/s a chip", "of the peak",
+    "collectives",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, default=Path("runs/aot"), help="for results (%(default)s)")
+    parser.add_argument("--effort", default="-1", help="of the compiler, from -1 to 1 (%(default)s)")
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    for what, table in (("train", TRAIN), ("sample", SAMPLE)):
+        print(f"\n`--what {what}`\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        for config, batches in table.items():
+            for topology, batch in batches.items():
+                values = compiled(args.cache, config, topology, what, batch, args.effort)
+                print(row(config, topology, values), flush=True)
+
+
+def compiled(cache: Path, config: str, topology: str, what: str, batch: int, effort: str) -> dict[str, Any]:
+    """The JSON object of `aot`, from the cache where it is there."""
+    path = cache / f"{config}-{topology.replace(':', '-')}-{what}-{batch}-effort{effort}.json"
+    if not path.is_file():
+        command = [
+            sys.executable, "-m", "realcustom_jax.aot", "--config", f"configs/{config}.py",
+            "--topology", topology, "--what", what, "--batch", str(batch), f"--effort={effort}", "--json",
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(f"{' '.join(command[1:])} failed: {result.stderr.strip().splitlines()[-1]}")
+        path.write_text(result.stdout.strip().splitlines()[-1])
+    return json.loads(path.read_text())
+
+
+def row(config: str, topology: str, values: dict[str, Any]) -> str:
+    peak, seconds, use = values["hbm_peak_bytes"], values["estimated_step_seconds"], values["utilisation"]
+    memory = f"{peak / GIB:.1f} GiB, {peak / values['hbm_bytes']:.0%}" if peak else "unknown"
+    collectives = ", ".join(
+        f"{found['count']} {kind} ({found['bytes'] / GIB:.2f} GiB)"
+        for kind, found in values["collectives"].items()
+    )
+    cells = (
+        config,
+        f"{SLICES[topology]} (`{topology}`)",
+        f"{values['images'] / values['chips']:g}",
+        memory if values["fits"] else f"{memory}: does not fit",
+        f"{seconds:.3f} s" if seconds else "unknown",
+        f"{values['images_per_second_per_chip']:.1f}" if seconds else "unknown",
+        f"{use:.0%}" if use else "unknown",
+        collectives or "none",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    run_command(main)
