@@ -25,7 +25,7 @@ def with_article(phrase: str) -> str:
 def join(phrases: Sequence[str], background: str) -> str:
     """ "a cat and a robot on the beach" from the phrases and a background's short name."""
     check_background(background)
-    return f"{_listed(phrases)} {PHRASES[background]}"
+    return f"{' and '.join(with_article(p) for p in phrases)} {PHRASES[background]}"
 
 
 def prompt(words: Sequence[str], background: str) -> str:
@@ -56,24 +56,13 @@ def _described(rng: np.random.Generator, identity: Identity) -> str:
 
 
 def sample_caption(rng: np.random.Generator, identities: Sequence[Identity], background: str) -> str:
-    """A caption of a scene: 25 % the plain prompt, 35 % with attributes, 30 % the full description without a
-    place, 10 % another sentence.
-
-    Without the place it is the subjects' looks that tell one caption of a batch from the others, so that the
-    contrastive loss teaches them.
-    """
+    """A caption of a scene: 55 % the plain prompt, 35 % with attributes, 10 % another sentence."""
     words = [i.word for i in identities]
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.55:
         return prompt(words, background)
-    if kind < 0.60:
-        return join([_described(rng, i) for i in identities], background)
     if kind < 0.90:
-        return _listed([describe(i) for i in identities])
+        return join([_described(rng, i) for i in identities], background)
+    subjects = " and ".join(with_article(w) for w in words)
     template = VARIATIONS[int(rng.integers(len(VARIATIONS)))]
-    return template.format(s=_listed(words), p=PHRASES[background])
-
-
-def _listed(phrases: Sequence[str]) -> str:
-    """ "a cat and a robot"."""
-    return " and ".join(map(with_article, phrases))
+    return template.format(s=subjects, p=PHRASES[background])
