@@ -58,6 +58,7 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     }
     config.loss = {
         "min_snr_gamma": 0.0,  # eq. 1 itself
+        "timestep_shift": 1.0,  # above 1 noisy steps are drawn more often
         "gamma_num_min": 0.3,  # range of the share of visual tokens that scoring keeps (eq. 10)
         "gamma_num_max": 1.0,
     }

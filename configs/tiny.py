@@ -2,8 +2,8 @@
 
 The stages run in this order, each from the model folder that the one before wrote (`--config.init_from`).
 Without a stage it is `customize`, from the base that ships with the package. On two idle cores the base stage
-takes about 40 images/s and customize, which trains the base too, 25; docs/training.md tells how the shipped model
-came to be.
+takes about 40 images/s and customize, which trains the base too, 25; docs/training.md tells how the shipped
+model came to be.
 """
 
 import ml_collections
@@ -65,6 +65,8 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         # Base, customize; 0 is the plain loss, which weighs noisy steps more: there words and references tell
         # most.
         "min_snr_gamma": 0.0,
+        # Base, customize; above 1 noisy steps are drawn more often: half of all above s / (1 + s) of the way.
+        "timestep_shift": 1.0,
         "gamma_num_min": 0.3,  # customize: range of the share of visual tokens that are kept
         "gamma_num_max": 1.0,
     }

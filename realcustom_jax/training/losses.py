@@ -23,8 +23,8 @@ Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 STAGES = {
     "vae": ("kl_weight", "edge_weight"),
     "clip": ("temperature",),
-    "base": ("min_snr_gamma",),
-    "customize": ("min_snr_gamma", "gamma_num_min", "gamma_num_max"),
+    "base": ("min_snr_gamma", "timestep_shift"),
+    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max"),
 }
 
 
@@ -39,10 +39,12 @@ def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Map
     if stage == "clip":
         return _clip_loss(models, options["temperature"])
     if stage == "base":
-        return _diffusion_loss(models, schedule, options["min_snr_gamma"], None)
+        return _diffusion_loss(models, schedule, options["min_snr_gamma"], options["timestep_shift"], None)
     if stage == "customize":
         gamma_num = (options["gamma_num_min"], options["gamma_num_max"])
-        return _diffusion_loss(models, schedule, options["min_snr_gamma"], gamma_num)
+        return _diffusion_loss(
+            models, schedule, options["min_snr_gamma"], options["timestep_shift"], gamma_num
+        )
     raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
 
 
@@ -97,12 +99,13 @@ def _diffusion_loss(
     models: Models,
     schedule: ScheduleConfig,
     min_snr_gamma: float,
+    timestep_shift: float,
     gamma_num: tuple[float, float] | None,
 ) -> Loss:
     """Denoising loss (eq. 1), of the base or, with a range for γ_num, of the customization.
 
     Every SNR is weighted by min(SNR, γ) as in min-SNR weighting, divided as the prediction type asks;
-    `min_snr_gamma` 0 turns that off and gives eq. 1 itself.
+    `min_snr_gamma` 0 turns that off, and with `timestep_shift` 1 gives eq. 1 itself.
     """
     alphas = jnp.asarray(schedule.alphas_cumprod(), jnp.float32)
 
@@ -115,6 +118,7 @@ def _diffusion_loss(
         if pooled is not None:  # latents know the image's size too, where it is not there
             sizes = size_ids(count, *(side * models.vae_config.downscale for side in z0.shape[1:3]))
         t = jax.random.randint(k_t, (count,), 0, schedule.num_train_timesteps)
+        t = shift_timesteps(t, timestep_shift, schedule.num_train_timesteps)
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
         z = add_noise(z0, noise, signal, sigma)
@@ -143,6 +147,16 @@ def _diffusion_loss(
         }
 
     return loss
+
+
+def shift_timesteps(t: Array, shift: float, count: int) -> Array:
+    """Timesteps of 0 … count − 1, moved towards noise: the share x of the way becomes s·x / (1 + (s − 1)·x).
+
+    Half of uniform ones then lie above s / (1 + s) of the way. The shift of resolution-dependent schedules in
+    "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", eq. 23.
+    """
+    x = (t + 0.5) / count
+    return jnp.floor(count * (shift * x / (1.0 + (shift - 1.0) * x))).astype(t.dtype)
 
 
 def _latents(models: Models, params: Params, batch: Batch, key: Array) -> Array:

@@ -120,7 +120,9 @@ def test_the_loss_from_latents_is_the_loss_from_pixels(encoded, data, micro_pipe
         vae=micro_pipe.models.vae, vae_config=micro_pipe.models.vae_config, unet_config=UNetConfig(),
         text_encoders={"text_encoder": text}, unet=Halves(),
     )  # fmt: skip
-    loss = jax.jit(make_loss("base", models, micro_pipe.schedule, {"min_snr_gamma": 0.0}))
+    loss = jax.jit(
+        make_loss("base", models, micro_pipe.schedule, {"min_snr_gamma": 0.0, "timestep_shift": 1.0})
+    )
     params = {"vae": micro_pipe.params["vae"], "text_encoder": None, "unet": None}
     batches = batches_of(encoded, data, micro_pipe, side=None)
     pixels, latents = (float(loss(params, batch, jax.random.key(1))[0]) for batch in batches)

@@ -12,7 +12,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
-from realcustom_jax.training.losses import make_loss
+from realcustom_jax.training.losses import make_loss, shift_timesteps
 
 COUNT = 64
 OPTIONS = {
@@ -20,6 +20,7 @@ OPTIONS = {
     "edge_weight": 0.5,
     "temperature": 0.2,
     "min_snr_gamma": 5.0,
+    "timestep_shift": 1.0,
     "gamma_num_min": 0.3,
     "gamma_num_max": 1.0,
 }
@@ -198,3 +199,16 @@ def test_bytes_become_signed():
 def test_an_unknown_stage_is_named(micro_models):
     with pytest.raises(UserError, match="stage 'bogus' is unknown; known: vae, clip, base, customize"):
         make_loss("bogus", micro_models, ScheduleConfig(), OPTIONS)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_shifted_timesteps_lie_where_half_of_them_should(shift):
+    """Against the formula in float64; without a shift every timestep stays. Half lie above s / (1 + s)."""
+    t = np.arange(1000)
+    found = np.asarray(shift_timesteps(jnp.asarray(t), shift, 1000))
+    x = (t + 0.5) / 1000
+    np.testing.assert_allclose(found, np.floor(1000 * shift * x / (1 + (shift - 1) * x)), atol=1)
+    assert found.min() >= 0 and found.max() <= 999 and found.dtype == np.int32
+    assert np.mean(found >= 1000 * shift / (1 + shift)) == pytest.approx(0.5, abs=2e-3)
+    if shift == 1.0:
+        np.testing.assert_array_equal(found, t)
