@@ -60,7 +60,7 @@ def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
         models = read_models(config.init_from, dtype)
     else:
         raise UserError("the config has neither the shapes of a model (model.unet …) nor an init_from")
-    return dataclasses.replace(models, remat=config.remat), schedule
+    return dataclasses.replace(models, remat=config.remat, scan=config.get("scan", False)), schedule
 
 
 def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) -> Program:
@@ -92,7 +92,8 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
         "optimizer": per_chip_bytes(plan.state.opt_state),
         "batch": per_chip_bytes(batch),
     }
-    return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, config.accumulate > 1)
+    loops = config.accumulate > 1 or models.scan
+    return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, loops)
 
 
 def with_dtypes(params: Any, config: ConfigDict) -> Any:

@@ -34,6 +34,7 @@ class Models:
       dtype: of computation.
       remat: of the UNet in training; see `remat.POLICIES`.
       flash: of self-attention over many pixels, on TPUs; see `flash_attention`.
+      scan: whether the blocks of a UNet's transformer are a loop; see `Transformer2D`.
     """
 
     unet_config: UNetConfig
@@ -44,6 +45,7 @@ class Models:
     dtype: Any = jnp.float32
     remat: str = "none"
     flash: FlashAttention | None = None
+    scan: bool = False
 
     def __post_init__(self):
         """Raises `UserError` when parts do not fit each other."""
@@ -75,7 +77,7 @@ class Models:
 
     @property
     def unet(self) -> UNet:
-        return UNet(self.unet_config, self.realcustom, self.dtype, self.remat, self.flash)
+        return UNet(self.unet_config, self.realcustom, self.dtype, self.remat, self.flash, self.scan)
 
     @property
     def vae(self) -> VAE:

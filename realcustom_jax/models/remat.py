@@ -1,5 +1,6 @@
 """Rematerialisation: what a training step keeps of the forward pass, and what it computes again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,12 @@ def call(module: nn.Module, policy: str, *args: Any) -> Any:
     if policy == "none":
         return module(*args)
     return nn.remat(_call, policy=POLICIES[policy])(module, *args)
+
+
+def policed(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
+    """The body of a scan under a policy of `POLICIES`."""
+    # Within a loop nothing can be merged with the first pass, so nothing need keep XLA from it.
+    return step if policy == "none" else jax.checkpoint(step, policy=POLICIES[policy], prevent_cse=False)
 
 
 def _call(module: nn.Module, *args: Any) -> Any:

@@ -1,5 +1,8 @@
 """The transformer that follows a residual block in the UNet (diffusers `Transformer2DModel`)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ from jax import Array
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import GroupNorm
-from realcustom_jax.models.remat import call
+from realcustom_jax.models.remat import call, policed
 
 
 class _GEGLU(nn.Module):
@@ -66,7 +69,11 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """`depth` transformer blocks over the pixels of a feature map, projected in and out, with a skip."""
+    """`depth` transformer blocks over the pixels of a feature map, projected in and out, with a skip.
+
+    With `scan` the blocks are one loop, whose body compiles once. Their parameters stay apart, each under its
+    own name, and are only put next to each other for the loop.
+    """
 
     features: int
     heads: int
@@ -78,6 +85,7 @@ class Transformer2D(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     flash: FlashAttention | None = None
+    scan: bool = False
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
@@ -104,16 +112,51 @@ class Transformer2D(nn.Module):
         contexts: tuple[LayerContext, ...],
         control: VisualControl | None,
         words: Array | None,
+        attentions: bool,
     ) -> tuple[Array, list[Array], list[Array]]:
         """x: (B, h, w, C) → the same shape, and of each block: the word map (B, R, h, w) when `words` are
-        given, and the self-attention (B, h·w, h·w) where it has one."""
+        given, and with `attentions` the self-attention (B, h·w, h·w) where it has one."""
         b, h, w, c = x.shape
         y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
+        looped = self.scan and self.depth > 1 and not self.is_initializing()
+        blocks = self._loop if looped else self._one_by_one
+        y, maps, self_attentions = blocks(y, contexts, control, words, attentions)
+        maps = [word_maps.reshape(b, -1, h, w) for word_maps in maps if word_maps is not None]
+        return x + self.proj_out(y.reshape(b, h, w, c)), maps, [a for a in self_attentions if a is not None]
+
+    def _one_by_one(
+        self,
+        y: Array,
+        contexts: tuple[LayerContext, ...],
+        control: VisualControl | None,
+        words: Array | None,
+        attentions: bool,
+    ) -> tuple[Array, list[Array | None], list[Array | None]]:
         maps, self_attentions = [], []
         for block, context in zip(self.transformer_blocks, contexts, strict=True):
             y, word_maps, self_attention = call(block, self.remat, y, context, control, words)
-            if word_maps is not None:
-                maps.append(word_maps.reshape(b, -1, h, w))
-            if self_attention is not None:
-                self_attentions.append(self_attention)
-        return x + self.proj_out(y.reshape(b, h, w, c)), maps, self_attentions
+            maps.append(word_maps)
+            self_attentions.append(self_attention if attentions else None)
+        return y, maps, self_attentions
+
+    def _loop(
+        self,
+        y: Array,
+        contexts: tuple[LayerContext, ...],
+        control: VisualControl | None,
+        words: Array | None,
+        attentions: bool,
+    ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
+        block = self.transformer_blocks[0].clone(parent=None)
+
+        def step(y: Array, of_block: Any) -> tuple[Array, Any]:
+            params, context = of_block
+            y, word_maps, self_attention = block.apply({"params": params}, y, context, control, words)
+            return y, (word_maps, self_attention if attentions else None)
+
+        of_blocks = [
+            (b.variables["params"], c) for b, c in zip(self.transformer_blocks, contexts, strict=True)
+        ]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        y, (maps, self_attentions) = jax.lax.scan(policed(step, self.remat), y, stacked)
+        return y, () if maps is None else maps, () if self_attentions is None else self_attentions

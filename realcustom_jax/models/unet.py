@@ -92,6 +92,7 @@ class _Stage(nn.Module):
     dtype: jnp.dtype
     remat: str
     flash: FlashAttention | None
+    scan: bool
 
     def setup(self):
         c, level, kind = self.config, self.level, self.kind
@@ -113,6 +114,7 @@ class _Stage(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             flash=self.flash,
+            scan=self.scan,
         )
         self.attentions = [transformer() for _ in range(transformers)]
         if kind == "down" and level < len(c.block_out_channels) - 1:
@@ -131,14 +133,18 @@ class _Stage(nn.Module):
         contexts: Iterator[tuple[LayerContext, ...]],
         control: VisualControl | None,
         words: Array | None,
+        attentions: bool,
     ) -> tuple[Array, list[Array], list[Array]]:
-        """x: (B, h, w, C) → the next stage's input, word maps, self-attentions; uses or adds to `skips`."""
+        """x: (B, h, w, C) → the next stage's input, word maps, and with `attentions` self-attentions; uses or
+        adds to `skips`."""
         maps, self_attentions = [], []
         for i, resnet in enumerate(self.resnets):
             x = jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x
             x = call(resnet, self.remat, x, emb)
             if i < len(self.attentions):
-                x, new_maps, new_attentions = self.attentions[i](x, next(contexts), control, words)
+                x, new_maps, new_attentions = self.attentions[i](
+                    x, next(contexts), control, words, attentions
+                )
                 maps += new_maps
                 self_attentions += new_attentions
             if self.kind == "down":
@@ -160,6 +166,7 @@ class UNet(nn.Module):
       dtype: of computation; norms, softmax and scores are float32 always.
       remat: what training keeps of a pass; see `remat.POLICIES`.
       flash: of self-attention over many pixels; None for the plain way.
+      scan: whether the blocks of a transformer are a loop, which compiles faster.
     """
 
     config: UNetConfig
@@ -167,6 +174,7 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     flash: FlashAttention | None = None
+    scan: bool = False
 
     def setup(self):
         c, rc = self.config, self.realcustom
@@ -175,7 +183,13 @@ class UNet(nn.Module):
         if c.addition_embed_type == "text_time":
             self.add_embedding = TimeEmbedding(emb_dim, self.dtype)
         stage = functools.partial(
-            _Stage, c, visual=rc is not None, dtype=self.dtype, remat=self.remat, flash=self.flash
+            _Stage,
+            c,
+            visual=rc is not None,
+            dtype=self.dtype,
+            remat=self.remat,
+            flash=self.flash,
+            scan=self.scan,
         )
         levels = range(len(c.block_out_channels))
         self.conv_in = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
@@ -281,10 +295,10 @@ class UNet(nn.Module):
         self_attentions = []
         for stage in self._stages:
             control = controls and controls[stage.level]
-            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words)
+            wanted = stage.level == self_attention_level
+            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, wanted)
             maps += new_maps
-            if stage.level == self_attention_level:
-                self_attentions += new_attentions
+            self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
         # Added one by one: a level's maps are large, and stacked they would all be kept at once.
         mean = sum(self_attentions) / len(self_attentions) if self_attentions else None

@@ -50,6 +50,7 @@ _KEYS: dict[str, tuple] = {
     "frozen_dtype": (_TEXT,),
     "remat": (_TEXT,),
     "accumulate": (_INTEGER, 1),
+    "scan": (_FLAG,),
     "optimizer.learning_rate": (_NUMBER, 0),
     "optimizer.warmup": (_INTEGER, 0),
     "optimizer.end_fraction": _SHARE,
@@ -83,6 +84,7 @@ _KEYS: dict[str, tuple] = {
 }
 # What configs of before these keys, and those that don't use them, need not have.
 _OPTIONAL = {
+    "scan",
     "data.buckets",
     "data.bucket_step",
     "data.bucket_max_aspect",
@@ -114,7 +116,7 @@ _CHOICES = {
 _FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
 # These change nothing of what is learned.
 _FREE = re.compile(
-    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|samples|mesh|sharding|remat)(\.|$)"
+    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|samples|mesh|sharding|remat|scan)(\.|$)"
 )
 
 

@@ -69,6 +69,7 @@ def train(
         dtype=DTYPES[config.compute_dtype],
         remat=config.remat,
         flash=flash_attention(mesh),
+        scan=config.get("scan", False),
     )
     every = config.get("samples", {}).get("every", 0)
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
