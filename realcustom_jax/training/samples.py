@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from realcustom_jax.data.target_words import words_mask
 from realcustom_jax.data.transforms import center_crop_resize, load_image
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.errors import UserError
@@ -28,7 +29,7 @@ class SampleGrid:
     averaged weights where they are; every seed is `config.seed`'s, so that only training changes a picture.
 
     Raises:
-      UserError: for a request without a prompt, whose reference cannot be read or whose words are not in it.
+      UserError: for a request whose reference cannot be read or whose words are not in its prompt.
     """
 
     def __init__(self, config: ConfigDict, pipe: Pipeline, mesh: Mesh):
@@ -37,6 +38,8 @@ class SampleGrid:
         requests = [_request(*request) for request in config.samples.requests]
         self._size = image_size(pipe.models, pipe.defaults)
         self._references = [reference for _, _, reference in requests] if customize else []
+        for prompt, words, _ in requests:  # now, and not hours later at the first picture
+            words_mask(pipe.tokenizers, prompt, words)
         prompts = [prompt for prompt, _, _ in requests]
         jobs: list[tuple[str, list[Subject]]] = [(prompt, []) for prompt in prompts]
         if customize:

@@ -88,6 +88,7 @@ def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, f
         (("a cat", "cat", "toybox:cat"), "'toybox:cat' is no subject of the toybox"),
         (("a cat", "auto", "toybox:cat:9"), "'a cat' must name its subject's words, not 'auto'"),
         (("a cat", "cat", "nowhere.png"), "nowhere.png' does not exist"),
+        (("a cat", "dog", "toybox:dog:9"), "dog"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused_at_the_start(config, few_steps, request_, message):
