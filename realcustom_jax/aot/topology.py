@@ -49,9 +49,8 @@ def parse_topology(name: str) -> Topology:
 def set_environment(topology: Topology, environment: MutableMapping[str, str] = os.environ) -> None:
     """What keeps the TPU's compiler from looking for a TPU; to be set before `devices`."""
     environment["TPU_SKIP_MDS_QUERY"] = "1"
-    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
-        "1"  # beside another compilation, or a run on this machine's TPU
-    )
+    # Beside another compilation, or a run on this machine's TPU.
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     environment["TPU_WORKER_HOSTNAMES"] = "localhost"
     environment["TPU_ACCELERATOR_TYPE"] = topology.accelerator
 
