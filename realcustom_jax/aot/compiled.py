@@ -64,25 +64,46 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
             raise
         took = time.perf_counter() - started
         return Figures(_wanted(str(error)), None, None, None, None, {}, took, False)
-    took = time.perf_counter() - started
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    operations, busy = kernel_cost(text)
-    flops, seconds = _positive(cost.get("flops")), _positive(cost.get("optimal_seconds"))
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     peak = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
+    if program.parts:
+        parts = [(lowered.compile(compiler_options=options), times) for lowered, times in program.parts]
+    else:
+        parts = [(compiled, 1)]
+    costs = [[_times(cost, times) for cost in _costs(part, topology)] for part, times in parts]
     return Figures(
         peak,
         memory.temp_size_in_bytes,
+        *(_sum(each) for each in zip(*costs, strict=True)),
+        count_collectives(text),
+        time.perf_counter() - started,
+        peak <= topology.chip.usable,
+    )
+
+
+def _costs(compiled: Any, topology: Topology) -> tuple[float | None, float | None, float | None]:
+    """Operations, bytes moved and seconds of one run, those of attention kernels included."""
+    cost = compiled.cost_analysis()
+    operations, busy = kernel_cost(compiled.as_text())
+    flops, seconds = _positive(cost.get("flops")), _positive(cost.get("optimal_seconds"))
+    return (
         flops and flops + operations,
         _positive(cost.get("bytes accessed")),
         # Negative for large programs at full effort: then it is no estimate.
         seconds and seconds + busy / topology.chip.peak,
-        count_collectives(text),
-        took,
-        peak <= topology.chip.usable,
     )
+
+
+def _times(value: float | None, times: int) -> float | None:
+    return None if value is None else times * value
+
+
+def _sum(values: tuple[float | None, ...]) -> float | None:
+    """None where one is not known."""
+    return None if None in values else sum(values)
 
 
 def _positive(value: Any) -> float | None:

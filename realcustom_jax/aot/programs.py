@@ -10,8 +10,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
+from realcustom_jax.diffusion.sampler import (
+    Conditioning,
+    Denoiser,
+    SamplerState,
+    Settings,
+    sample_latents,
+    sample_step,
+)
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.diffusion.solvers import SolverTable
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.family import Models
@@ -35,12 +43,15 @@ class Program:
       images: that one run makes or trains on, over all chips.
       held: {what: bytes a chip keeps of it}: parameters, optimizer …
       loops: whether its work is in loops, whose bodies the compiler's figures count once.
+      parts: (lowered, times) of the programs that do the work of its loops, where operations and time are to
+        be read off them.
     """
 
     lowered: Any
     images: int
     held: dict[str, int]
     loops: bool = False
+    parts: tuple[tuple[Any, int], ...] = ()
 
 
 def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
@@ -103,13 +114,19 @@ def with_dtypes(params: Any, config: ConfigDict) -> Any:
     return partition.merge(trainable, frozen)
 
 
-def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects: int = 1) -> Program:
-    """The whole sampling loop, with the base's default options.
+def sample_program(
+    config: ConfigDict,
+    chips: list[Any],
+    per_chip: int,
+    subjects: int = 1,
+    options: SamplingOptions | None = None,
+) -> Program:
+    """The whole sampling loop; None are the base's default options.
 
     Requests are divided among the chips, each of which holds the UNet.
     """
     models, schedule = find_models(config)
-    options = base_defaults(models)
+    options = options or base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("data",))
     models = dataclasses.replace(models, remat="none", flash=flash_attention(mesh))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
@@ -123,8 +140,9 @@ def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects
     def struct(*shape: int, of: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *shape), of, sharding=divided)
 
-    conditioning = _conditioning(models, options, subjects, struct)
+    conditioning, keys = _conditioning(models, options, subjects, struct), struct(2, of=jnp.uint32)
     sampler = options.sampler_config(*latent_size(models, None, None))
+    denoiser = Denoiser(models.unet, schedule, sampler)
     run = jax.jit(
         lambda params, conditioning, keys: sample_latents(
             params,
@@ -136,7 +154,40 @@ def sample_program(config: ConfigDict, chips: list[Any], per_chip: int, subjects
         )
     )
     held = {"parameters": per_chip_bytes(params), "requests": per_chip_bytes(conditioning)}
-    return Program(run.lower(params, conditioning, struct(2, of=jnp.uint32)), count, held, loops=True)
+    parts = _sampler_parts(denoiser, params, conditioning, keys, struct)
+    return Program(run.lower(params, conditioning, keys), count, held, loops=True, parts=parts)
+
+
+def _sampler_parts(
+    denoiser: Denoiser, params: Any, conditioning: Conditioning, keys: Any, struct: Any
+) -> tuple[tuple[Any, int], ...]:
+    """What is computed once, a guided step, and one that reuses the masks, each as often as it runs."""
+    config = denoiser.config
+    encode = jax.jit(denoiser.encode)
+    contexts = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=keys.sharding),
+        jax.eval_shape(encode, params, conditioning),
+    )
+    latents = struct(config.height, config.width, denoiser.unet.config.in_channels)
+    slots = conditioning.flags.shape[1]
+    state = SamplerState(*[latents] * 3, struct(slots, config.mask_height, config.mask_width))
+    everywhere = NamedSharding(keys.sharding.mesh, PartitionSpec())
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    row = (
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
+        SolverTable(*[scalar] * len(SolverTable._fields)),
+    )
+
+    def step(guided: bool, params: Any, conditioning: Any, contexts: Any, keys: Any, *rest: Any) -> Any:
+        keys = jax.random.wrap_key_data(keys)
+        return sample_step(denoiser, params, conditioning, contexts, keys, guided, *rest)
+
+    arguments = (params, conditioning, contexts, keys, state, row)
+    parts = [(encode.lower(params, conditioning), 1)]
+    for guided, times in ((True, config.guided_steps), (False, config.steps - config.guided_steps)):
+        if times:
+            parts.append((jax.jit(step, static_argnums=0).lower(guided, *arguments), times))
+    return tuple(parts)
 
 
 def _conditioning(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:

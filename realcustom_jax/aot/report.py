@@ -13,7 +13,7 @@ UNKNOWN = "unknown"
 
 def as_json(program: Program, figures: Figures, topology: Topology, largest: int | None) -> dict[str, Any]:
     """All figures by name; what is not known is None."""
-    if program.loops:
+    if program.loops and not program.parts:
         figures = dataclasses.replace(figures, flops=None, bytes_accessed=None, estimated_seconds=None)
     seconds = figures.estimated_seconds
     rate = program.images / seconds / topology.chips if seconds else None

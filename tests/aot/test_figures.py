@@ -116,3 +116,17 @@ def test_what_the_compiler_counts_once_is_not_told(figures):
     values = as_json(dataclasses.replace(program, loops=True), found, TOPOLOGY, None)
     assert values["flops"] is values["estimated_step_seconds"] is values["utilisation"] is None
     assert values["hbm_peak_bytes"] == found.hbm_peak_bytes
+
+
+def test_parts_tell_what_a_loop_hides():
+    """A loop of seven products in one program, counted once; the product alone, seven times."""
+    x = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    w = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    body = jax.jit(jnp.matmul).lower(x, w)
+    loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, 7, lambda _, x: x @ w, x)).lower(x, w)
+    hidden = Program(loop, 32, {}, loops=True)
+    told = dataclasses.replace(hidden, parts=((body, 7),))
+    values = [as_json(p, compile_program(p, TOPOLOGY, None), TOPOLOGY, None) for p in (hidden, told)]
+    assert values[0]["flops"] is None
+    assert values[1]["flops"] == pytest.approx(7 * 2 * 32**3)
+    assert values[1]["estimated_step_seconds"] is None  # CPU's compiler has none

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from realcustom_jax.aot import programs
+from realcustom_jax.options import SamplingOptions
 from realcustom_jax.training import partition
 from realcustom_jax.training.plan import make_plan
 
@@ -55,8 +56,17 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     assert program.images == 8
     assert program.held["optimizer"] > 2 * program.held["trained parameters"] > 60e6
     assert "stablehlo" in program.lowered.as_text()
-    program = programs.sample_program(config_of("tiny", "customize"), jax.devices(), per_chip=2)
+    options = SamplingOptions(steps=25, mask_steps=10)
+    program = programs.sample_program(
+        config_of("tiny", "customize"), jax.devices(), per_chip=2, options=options
+    )
     assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
+    once, *steps = program.parts
+    assert once[1] == 1 and [times for _, times in steps] == [10, 15]
+    texts = [lowered.as_text() for lowered, _ in steps]
+    assert not any("stablehlo.while" in text for text in texts)
+    # The word maps are looked at in guided steps alone.
+    assert len(texts[0]) > len(texts[1])
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
