@@ -6,7 +6,6 @@ and the count of equal hashes; the exit status is 1 when one differs.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -17,16 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from small_runs import SMALL, last_step, reports
+
 from realcustom_jax.cli import run_command
 
-TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
 STEPS = 40
-# A model as small as the shapes allow: what is tried is the stopping, not the learning.
-SMALL = [
-    f"--config.steps={STEPS}", "--config.checkpoint_every=5", "--config.log_every=1", "--config.batch_size=8",
-    "--config.data.toybox_examples=200", "--config.optimizer.warmup=2",
-    "--config.model.vae.block_out_channels=(8, 8)", "--config.model.vae.sample_size=64",
-]  # fmt: skip
 
 
 def main() -> None:
@@ -74,16 +68,10 @@ def trial_run(workdir: Path, how: signal.Signals, rng: random.Random) -> tuple[l
     raise RuntimeError(f"the run ended without a hash: {errors[-2000:]}")
 
 
-def last_step(workdir: Path) -> int:
-    """The last step that a run reported; the end of its process may have cut a line off."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    whole = [line for line in lines if line.endswith("}")]
-    return json.loads(whole[-1])["step"] if whole else 0
-
-
 def start(workdir: Path) -> subprocess.Popen:
-    config = [f"--config={TINY}:vae", f"--workdir={workdir}", *SMALL]
+    config = [
+        *SMALL, f"--workdir={workdir}", f"--config.steps={STEPS}", "--config.checkpoint_every=5",
+    ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "realcustom_jax.train", *config],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -94,8 +82,7 @@ def start(workdir: Path) -> subprocess.Popen:
 def finish(workdir: Path) -> str:
     """The hash of a run that nobody touches."""
     output, errors = start(workdir).communicate()
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    if "sha256" not in records[-1]:
+    if "sha256" not in reports(workdir)[-1]:
         raise RuntimeError(errors[-2000:])
     return output.split()[-1]
 

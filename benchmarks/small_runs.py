@@ -1,0 +1,24 @@
+"""What the benchmarks that stop and restart trainings share: a run as small as the shapes allow."""
+
+import json
+from pathlib import Path
+
+TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+# What is tried is the stopping, not the learning.
+SMALL = (
+    f"--config={TINY}:vae", "--config.log_every=1", "--config.batch_size=8",
+    "--config.data.toybox_examples=200", "--config.optimizer.warmup=2",
+    "--config.model.vae.block_out_channels=(8, 8)", "--config.model.vae.sample_size=64",
+)  # fmt: skip
+
+
+def reports(workdir: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl; the end of its process may have cut the last one off."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def last_step(workdir: Path) -> int:
+    """The last step that a run reported; 0 before the first."""
+    return max((report["step"] for report in reports(workdir)), default=0)
