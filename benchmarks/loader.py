@@ -59,7 +59,7 @@ def main() -> None:
 
 def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> tuple[float, float]:
     """Images a second, and a second of processor time, from the record to the batch, after the first few."""
-    loader = make_training_loader(config, pipe, data, vae={})
+    loader = make_training_loader(config, pipe, data, encoders={})
     for _ in range(2 * config.data.prefetch):  # what was made ahead does not count
         next(loader)
     count, start, cpu = 0, time.perf_counter(), time.process_time()
@@ -72,7 +72,7 @@ def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float)
 
 def step_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> float:
     """Images a second of the step alone, on the same batch again and again."""
-    loader = make_training_loader(config, pipe, data, vae={})
+    loader = make_training_loader(config, pipe, data, encoders={})
     batch = next(loader)
     loader.close()
     plan = make_plan(config, pipe.models, pipe.schedule, pipe.params, partition.make_mesh())

@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
         "bucket_step": 64,  # of the buckets' sides, in pixels
         "bucket_max_aspect": 2.0,  # long side by short side
         "encoded": False,  # take the latents that data.encode stored; the VAE's encoder does not run
+        "encoded_text": False,  # and the text features of --encode-text; the text encoders do not run
         "drop_text": 0.05,  # empty caption
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,

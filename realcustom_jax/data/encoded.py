@@ -1,24 +1,27 @@
-"""Latents that were computed beforehand, read beside the examples that they belong to.
+"""Latents and text features that were computed beforehand, read beside the examples that they belong to.
 
 They lie in the data set's folder, in `encoded-SPLIT/`: an `encoded.json` that tells what they are, and
-ArrayRecord files that hold, in the order of the data set's records, mean and log-variance of the posterior.
+ArrayRecord files that hold, in the order of the data set's records, mean and log-variance of the posterior
+and, where it was asked for, what the UNet takes of the caption; `empty.safetensors` holds that of no caption.
 """
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_tensors
 
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.errors import UserError
 
-_INFO = "encoded.json"
+TEXT_FEATURES = ("text", "pooled")  # the second of SDXL's kind alone
+_INFO, _EMPTY = "encoded.json", "empty.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +32,28 @@ class EncodedInfo:
       vae: fingerprint of the VAE's encoder.
       shapes: (height, width) in pixels that the images were cropped to: one, or those of the buckets.
       examples: how many there are.
+      text: fingerprint of the text encoders; "" for latents alone.
     """
 
     vae: str
     shapes: tuple[tuple[int, int], ...]
     examples: int
+    text: str = ""
 
 
 class EncodedSplit:
     """A split whose examples have "mean" and "log_variance", float16 (h, w, c); picklable as `Split` is.
 
     They have no "image" unless it is asked for.
+
+    Attributes:
+      empty_text: {"text": (n_t, C_t)[, "pooled": (C,)]}, float16, of an empty caption, where the examples
+        have these of theirs; else None.
     """
 
-    def __init__(self, data: Split, latents: Any, with_image: bool):
+    def __init__(self, data: Split, latents: Any, with_image: bool, empty_text: dict[str, np.ndarray] | None):
         self._data, self._latents, self._with_image = data, latents, with_image
+        self.empty_text = empty_text
 
     def __len__(self) -> int:
         return len(self._data)
@@ -54,12 +64,15 @@ class EncodedSplit:
         else:
             example = self._data.without_image(index)
             del example["image"]
-        return {**example, **load_tensors(self._latents[index])}
+        stored = load_tensors(self._latents[index])
+        if self.empty_text is None:
+            stored = {name: x for name, x in stored.items() if name not in TEXT_FEATURES}
+        return {**example, **stored}
 
 
-def pack(mean: np.ndarray, log_variance: np.ndarray) -> bytes:
+def pack(values: Mapping[str, np.ndarray]) -> bytes:
     """The record of one example; float16 keeps three digits, of latents that are noise below the second."""
-    return save_tensors({"mean": mean.astype(np.float16), "log_variance": log_variance.astype(np.float16)})
+    return save_tensors({name: np.asarray(x, np.float16) for name, x in values.items()})
 
 
 def encoded_folder(data: Split) -> Path:
@@ -70,8 +83,10 @@ def shard_path(folder: Path, number: int, count: int) -> Path:
     return folder / f"latents.array_record-{number:05d}-of-{count:05d}"
 
 
-def write_info(folder: Path, info: EncodedInfo) -> None:
-    """Declares the latents whole."""
+def write_info(folder: Path, info: EncodedInfo, empty_text: Mapping[str, np.ndarray] | None) -> None:
+    """Declares the latents whole; with the features of an empty caption where captions' are stored."""
+    if empty_text is not None:
+        save_file({name: np.asarray(x, np.float16) for name, x in empty_text.items()}, folder / _EMPTY)
     (folder / _INFO).write_text(json.dumps(dataclasses.asdict(info)) + "\n")
 
 
@@ -81,10 +96,13 @@ def read_info(folder: Path) -> EncodedInfo | None:
     if not path.is_file():
         return None
     values = json.loads(path.read_text())
-    return EncodedInfo(values["vae"], tuple(tuple(x) for x in values["shapes"]), values["examples"])
+    shapes = tuple(tuple(x) for x in values["shapes"])
+    return EncodedInfo(values["vae"], shapes, values["examples"], values.get("text", ""))
 
 
-def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_image: bool) -> EncodedSplit:
+def open_encoded(
+    data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_image: bool, text: str = ""
+) -> EncodedSplit:
     """A split with its stored latents.
 
     Args:
@@ -92,9 +110,10 @@ def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_
       vae: fingerprint of the model's.
       shapes: (height, width) that training crops images to.
       with_image: whether the examples need their pixels too, which takes the time of decoding.
+      text: fingerprint of the model's text encoders; "" to leave stored text features where they are.
 
     Raises:
-      UserError: there are none, or they are of another VAE or other shapes.
+      UserError: there are none, or they are of another VAE, other shapes or other text encoders.
     """
     folder = encoded_folder(data)
     info = read_info(folder)
@@ -114,6 +133,15 @@ def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_
         raise UserError(
             f"'{folder}' has latents of {info.examples} examples, but the data set has {len(data)}"
         )
+    if text and not info.text:
+        raise UserError(
+            f"'{folder}' holds no text features, which config.data.encoded_text takes; {how}, with "
+            "--encode-text, where that folder was deleted"
+        )
+    if text and info.text != text:
+        raise UserError(
+            f"the text features in '{folder}' are of other text encoders than the model's; {how} anew"
+        )
     # By number: names of more than five digits do not sort.
     files = sorted(folder.glob("latents.*"), key=lambda path: int(path.name.split("-")[1]))
     latents = ArrayRecordDataSource([str(path) for path in files])
@@ -121,4 +149,4 @@ def open_encoded(data: Split, vae: str, shapes: Sequence[tuple[int, int]], with_
         raise UserError(
             f"'{folder}' has {len(latents)} latents of {len(data)}: a file is missing; {how} anew"
         )
-    return EncodedSplit(data, latents, with_image)
+    return EncodedSplit(data, latents, with_image, load_file(folder / _EMPTY) if text else None)

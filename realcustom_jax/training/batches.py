@@ -9,11 +9,12 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from realcustom_jax.data.buckets import make_buckets
-from realcustom_jax.data.encode import fingerprint, training_shapes
+from realcustom_jax.data.encode import text_fingerprint, training_shapes, vae_fingerprint
 from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader, make_loader
-from realcustom_jax.models.family import Models
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
@@ -21,14 +22,17 @@ from realcustom_jax.training.examples import MakeExample
 Shape = tuple[tuple[int, ...], Any]
 
 
-def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: Any) -> Loader:
+def make_training_loader(
+    config: ConfigDict, pipe: Pipeline, data: Split, encoders: Mapping[str, Any]
+) -> Loader:
     """This process's part of the batches that a run of the config trains on.
 
     Args:
       config: the run's.
       pipe: its model; parameters are not needed.
       data: its training split.
-      vae: parameters of the VAE as they were loaded, which stored latents must be of.
+      encoders: parameters of the components that `stored_components` names, as they were loaded: what is
+        stored must be of them.
 
     Raises:
       UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
@@ -36,6 +40,17 @@ def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: A
     options = config.data
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
+    shapes, source = None, data
+    if options.get("buckets") or options.get("encoded"):
+        shapes = training_shapes(
+            pipe.models,
+            options.get("buckets", False),
+            options.get("bucket_step", 64),
+            options.get("bucket_max_aspect", 2.0),
+        )
+    if options.get("encoded"):
+        text = text_fingerprint(encoders) if options.get("encoded_text") else ""
+        source = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
     transform = MakeExample(
         pipe.tokenizers,
         pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
@@ -47,19 +62,8 @@ def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: A
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
+        empty_text=source.empty_text if options.get("encoded") else None,
     )
-    buckets, source = None, data
-    if options.get("buckets") or options.get("encoded"):
-        shapes = training_shapes(
-            pipe.models,
-            options.get("buckets", False),
-            options.get("bucket_step", 64),
-            options.get("bucket_max_aspect", 2.0),
-        )
-        if options.get("buckets"):
-            buckets = make_buckets(data.sizes(), shapes)
-        if options.get("encoded"):
-            source = open_encoded(data, fingerprint(vae), shapes, with_image=customize)
     return make_loader(
         source,
         transform,
@@ -69,14 +73,37 @@ def make_training_loader(config: ConfigDict, pipe: Pipeline, data: Split, vae: A
         process_count=jax.process_count(),
         num_workers=options.workers,
         prefetch=options.prefetch,
-        buckets=buckets,
+        buckets=make_buckets(data.sizes(), shapes) if options.get("buckets") else None,
     )
+
+
+def stored_components(config: ConfigDict) -> tuple[str, ...]:
+    """The components whose output is stored with the data and read in place of running them."""
+    options = config.data
+    text = TEXT if options.get("encoded_text") else ()
+    return ("vae", *text) if options.get("encoded") else ()
+
+
+def check_stored(config: ConfigDict, trainable: Mapping[str, Any]) -> None:
+    """Raises UserError when what trains are components whose stored output would never change."""
+    for component in stored_components(config):
+        if component in trainable:
+            raise UserError(
+                f"config.trainable trains {component}, but config.data takes stored output of it (encoded, "
+                "encoded_text)"
+            )
 
 
 def example_shapes(config: ConfigDict, models: Models) -> dict[str, Shape]:
     """{name: (shape, dtype)} of an example as `make_training_loader` gives it; squares also with buckets."""
     side = models.vae_config.downscale * models.unet_config.sample_size
-    example: dict[str, Shape] = {"ids": ((len(models.text_configs), models.text_tokens), np.int32)}
+    example: dict[str, Shape] = {}
+    if config.data.get("encoded_text"):
+        example["text"] = ((models.text_tokens, models.unet_config.cross_attention_dim), np.float16)
+        if models.unet_config.addition_embed_type == "text_time":
+            example["pooled"] = ((models.text_configs[-1].projection_dim,), np.float16)
+    else:
+        example["ids"] = ((len(models.text_configs), models.text_tokens), np.int32)
     if config.data.get("encoded"):
         latent = ((models.unet_config.sample_size,) * 2 + (models.vae_config.latent_channels,), np.float16)
         example |= {"mean": latent, "log_variance": latent}

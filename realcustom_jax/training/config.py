@@ -72,6 +72,7 @@ _KEYS: dict[str, tuple] = {
     "data.bucket_step": (_INTEGER, 1),
     "data.bucket_max_aspect": (_NUMBER, 1),
     "data.encoded": (_FLAG,),
+    "data.encoded_text": (_FLAG,),
     "samples.every": (_INTEGER, 0),
     "samples.requests": (_LIST,),
     "curriculum.start": _SHARE,
@@ -89,6 +90,7 @@ _OPTIONAL = {
     "data.bucket_step",
     "data.bucket_max_aspect",
     "data.encoded",
+    "data.encoded_text",
     "samples.every",
     "samples.requests",
 }
@@ -142,7 +144,9 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
     if stage == "clip" and values["accumulate"] > 1:
         raise UserError("config.accumulate must be 1 for clip, whose loss joins all examples of a batch")
-    for key in ("data.buckets", "data.encoded", "samples.every"):
+    if values.get("data.encoded_text") and not values.get("data.encoded"):
+        raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
+    for key in ("data.buckets", "data.encoded", "data.encoded_text", "samples.every"):
         if values.get(key) and stage not in ("base", "customize"):
             raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
     for key in ("trainable", "frozen"):

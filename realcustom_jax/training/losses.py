@@ -112,7 +112,7 @@ def _diffusion_loss(
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         k_latent, k_t, k_noise, k_gamma = jax.random.split(key, 4)
         z0 = _latents(models, params, batch, k_latent)
-        text, pooled = encode_text(models, params, list(jnp.moveaxis(batch["ids"], 1, 0)))
+        text, pooled = _text(models, params, batch)
         count = z0.shape[0]
         sizes = None
         if pooled is not None:  # latents know the image's size too, where it is not there
@@ -166,6 +166,14 @@ def _latents(models: Models, params: Params, batch: Batch, key: Array) -> Array:
         return models.vae.apply(variables, images, key, method=VAE.encode)
     mean, log_variance = (batch[name].astype(jnp.float32) for name in ("mean", "log_variance"))
     return models.vae.apply({}, mean, log_variance, key, method=VAE.sample)
+
+
+def _text(models: Models, params: Params, batch: Batch) -> tuple[Array, Array | None]:
+    """`encode_text` of the batch's captions, which may have been stored in their place."""
+    if "text" not in batch:
+        return encode_text(models, params, list(jnp.moveaxis(batch["ids"], 1, 0)))
+    pooled = batch["pooled"].astype(jnp.float32) if "pooled" in batch else None
+    return batch["text"].astype(jnp.float32), pooled
 
 
 def _snr_weight(snr: Array, gamma: float, prediction_type: str) -> Array:

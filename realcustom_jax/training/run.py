@@ -15,7 +15,12 @@ from realcustom_jax.data.loader import Loader
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
-from realcustom_jax.training.batches import global_batch, make_training_loader
+from realcustom_jax.training.batches import (
+    check_stored,
+    global_batch,
+    make_training_loader,
+    stored_components,
+)
 from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import DTYPES, check_config, check_resume
 from realcustom_jax.training.export import export
@@ -75,6 +80,7 @@ def train(
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
     trainable, frozen = partition.split_trainable(pipe.params, config.trainable, config.frozen)
+    check_stored(config, trainable)
     del pipe
     first, restored = 0, checkpoints.restore_newest(plan.state)
     if restored:
@@ -118,15 +124,16 @@ def train(
 
 def _model_and_loader(config: ConfigDict, data: Split, put: Place) -> tuple[Pipeline, Loader]:
     """The model that the run begins with, its parameters where `put` puts them, and the loader."""
-    vae: dict[str, np.ndarray] = {}
+    encoders: dict[str, np.ndarray] = {}
+    stored = stored_components(config)
 
     def place(path: str, value: np.ndarray) -> jax.Array:
-        if config.data.get("encoded") and path.startswith("vae/"):
-            vae[path.removeprefix("vae/")] = value  # what stored latents must be of, before it is rounded
+        if path.split("/")[0] in stored:
+            encoders[path] = value  # what is stored must be of these, before they are rounded
         return put(path, value)
 
     pipe = starting_pipeline(config, data, place)
-    return pipe, make_training_loader(config, pipe, data, unflatten(vae))
+    return pipe, make_training_loader(config, pipe, data, unflatten(encoders))
 
 
 def _loop(

@@ -1,4 +1,4 @@
-"""Stored latents: what is stored, that training from them is training from pixels, and what is refused."""
+"""Stored latents and text: what is stored, that training from it is training from pixels, what is refused."""
 
 import dataclasses
 import runpy
@@ -14,15 +14,26 @@ import pytest
 from realcustom_jax import pipeline
 from realcustom_jax.data import encode as command
 from realcustom_jax.data.buckets import make_buckets
-from realcustom_jax.data.encode import encode_split, fingerprint, make_encoding, training_shapes
-from realcustom_jax.data.encoded import encoded_folder, open_encoded, read_info
+from realcustom_jax.data.encode import (
+    Encoding,
+    encode_split,
+    make_encoding,
+    text_fingerprint,
+    training_shapes,
+    vae_fingerprint,
+)
+from realcustom_jax.data.encoded import EncodedSplit, encoded_folder, open_encoded, read_info
 from realcustom_jax.data.image_text import Split, open_split
 from realcustom_jax.data.loader import make_loader
 from realcustom_jax.data.prepare import prepare
 from realcustom_jax.data.recipe import Recipe
+from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import center_crop_resize, to_float
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.config import UNetConfig
+from realcustom_jax.models.conditioning import encode_text
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.init import init_params
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
 from realcustom_jax.training.losses import make_loss
@@ -33,10 +44,20 @@ COUNT = 19  # no multiple of the batch of 8, nor of the chunk
 
 
 @pytest.fixture(scope="module")
-def model(micro_pipe, tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("models") / "micro"
-    pipeline.save(micro_pipe, path)
-    return str(path)
+def two_texts(micro_pipe, micro_configs) -> Pipeline:
+    """The micro model with SDXL's two text encoders and pooled text."""
+    first = micro_configs["text_encoder"]
+    second = first | {"hidden_size": 8, "with_projection": True, "projection_dim": 12}
+    added = {
+        "cross_attention_dim": 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 12 + 6 * 4,
+    }
+    configs = micro_configs | {"text_encoder_2": second, "unet": micro_configs["unet"] | added}
+    models = Models.from_configs(configs)
+    params = init_params(models.param_shapes(), seed=1) | {"vae": micro_pipe.params["vae"]}
+    return Pipeline(models, micro_pipe.schedule, params, micro_pipe.tokenizers * 2)
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +65,47 @@ def data(tmp_path_factory) -> Split:
     """Pictures of three proportions."""
     folder = tmp_path_factory.mktemp("data")
     sizes = [(32, 24), (20, 40), (26, 26)]
+    captions = (b"a cat", b"a dog in the snow")
     samples = [
-        {"jpg": common.encode(common.picture(i, *sizes[i % 3])), "txt": b"a cat"} for i in range(COUNT)
+        {"jpg": common.encode(common.picture(i, *sizes[i % 3])), "txt": captions[i % 2]} for i in range(COUNT)
     ]
     common.write_tar(folder / "0.tar", samples)
     prepare([str(folder)], folder / "out", Recipe())
     return open_split(folder / "out", "train")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["squares", "buckets"])
-def encoded(request, model, data):
-    """(encoding, split with latents), the latents made in chunks of 5."""
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    encoding: Encoding
+    split: EncodedSplit
+    pipe: Pipeline
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["squares", "buckets, text"])
+def encoded(request, micro_pipe, two_texts, data, tmp_path_factory):
+    """Latents made in chunks of 5; also text, of a model of SDXL's kind."""
+    pipe = two_texts if request.param else micro_pipe
+    model = tmp_path_factory.mktemp("models") / "micro"
+    pipeline.save(pipe, model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "_CHUNK", 5)
-        encoding = make_encoding(model, 1, request.param, step=4, max_aspect=2.0)
+        encoding = make_encoding(str(model), 1, request.param, step=4, max_aspect=2.0, text=request.param)
         encode_split(data, encoding)
-    yield encoding, open_encoded(data, encoding.vae, encoding.shapes, with_image=True)
+    yield Encoded(encoding, open_encoded(data, encoding.vae, encoding.shapes, True, encoding.text), pipe)
     shutil.rmtree(encoded_folder(data))
 
 
-def test_the_posterior_of_each_image_is_stored(encoded, micro_pipe):
+def test_the_posterior_of_each_image_is_stored(encoded):
     """Against the VAE on one image at a time: float16 has 11 bits, so 2e-3 of values up to 4.
 
     The last six images have all proportions and are of the last chunk, whose last batch is not full.
     """
     moments = jax.jit(
-        lambda image: micro_pipe.models.vae.apply(
-            {"params": micro_pipe.params["vae"]}, image, method="moments"
+        lambda image: encoded.pipe.models.vae.apply(
+            {"params": encoded.pipe.params["vae"]}, image, method="moments"
         )
     )
-    encoding, split = encoded
+    encoding, split = encoded.encoding, encoded.split
     assert len(split) == COUNT
     shapes = set()
     for i in range(COUNT - 6, COUNT):
@@ -89,69 +121,100 @@ def test_the_posterior_of_each_image_is_stored(encoded, micro_pipe):
     assert len(shapes) == (1 if len(encoding.shapes) == 1 else 3)
 
 
-def batches_of(encoded, data, pipe, side: int | None) -> list[dict]:
-    """The first batch from pixels, and the same from latents."""
-    encoding, split = encoded
-    buckets = make_buckets(data.sizes(), encoding.shapes) if len(encoding.shapes) > 1 else None
-    transform = MakeExample(pipe.tokenizers, 16, side, False, 4, Curriculum(start=1.0), 0.1, 0.1, 0.1, 0.5)
-    return [
-        next(make_loader(source, transform, batch_size=4, seed=3, buckets=buckets))
-        for source in (data, split)
-    ]
+def test_the_text_of_each_caption_is_stored(encoded):
+    """Against one caption at a time: float16 has 11 bits, of values up to 4. Of an empty caption too."""
+    if not encoded.encoding.text:
+        assert encoded.split.empty_text is None and "text" not in encoded.split[0]
+        return
+    pipe, encode = encoded.pipe, jax.jit(encode_text, static_argnums=0)
+    captions = set()
+    for stored in (*(encoded.split[i] for i in range(COUNT)), {"caption": "", **encoded.split.empty_text}):
+        if stored["caption"] in captions:
+            continue
+        captions.add(stored["caption"])
+        ids = [tokenize(tokenizer, stored["caption"]) for tokenizer in pipe.tokenizers]
+        for name, expected in zip(("text", "pooled"), encode(pipe.models, pipe.params, ids), strict=True):
+            assert stored[name].dtype == np.float16
+            np.testing.assert_allclose(stored[name], expected[0], rtol=1e-3, atol=2e-3)
+    assert captions == {"a cat", "a dog in the snow", ""}
 
 
-def test_a_batch_differs_in_nothing_but_the_latents(encoded, data, micro_pipe):
-    """The reference is still drawn from the pixels, with the same augmentation."""
-    pixels, latents = batches_of(encoded, data, micro_pipe, side=16)
+def batches_of(encoded, data, side: int | None) -> list[dict]:
+    """The first batch from pixels, and the same from what is stored."""
+    shapes = encoded.encoding.shapes
+    buckets = make_buckets(data.sizes(), shapes) if len(shapes) > 1 else None
+    made = []
+    for source, empty in ((data, None), (encoded.split, encoded.split.empty_text)):
+        transform = MakeExample(
+            encoded.pipe.tokenizers, 16, side, False, 4, Curriculum(start=1.0), 0.3, 0.1, 0.1, 0.5, empty
+        )
+        made.append(next(make_loader(source, transform, batch_size=4, seed=1, buckets=buckets)))
+    return made
+
+
+def test_a_batch_differs_in_nothing_but_what_is_stored(encoded, data):
+    """The reference is still of the pixels, with the same augmentation; the same texts are dropped."""
+    pixels, stored = batches_of(encoded, data, side=16)
     assert pixels.keys() == {"image", "ids", "reference", "flag"}
-    assert latents.keys() == {"mean", "log_variance", "ids", "reference", "flag"}
-    for name in ("ids", "reference", "flag"):
-        np.testing.assert_array_equal(pixels[name], latents[name])
+    text = {"text", "pooled"} if encoded.encoding.text else {"ids"}
+    assert stored.keys() == {"mean", "log_variance", "reference", "flag", *text}
+    for name in pixels.keys() & stored.keys():
+        np.testing.assert_array_equal(pixels[name], stored[name])
+    if encoded.encoding.text:
+        empty = tokenize(encoded.pipe.tokenizers[0], "")
+        dropped = [bool((ids[0] == empty).all()) for ids in pixels["ids"]]
+        found = [bool((text == encoded.split.empty_text["text"]).all()) for text in stored["text"]]
+        assert found == dropped and len(set(dropped)) == 2
 
 
-def test_the_loss_from_latents_is_the_loss_from_pixels(encoded, data, micro_pipe):
-    """Same key, same draws: equal but for float16's 5e-4 of each latent; the loss is an average: 1e-3.
+def test_the_loss_from_what_is_stored_is_the_loss_from_pixels(encoded, data):
+    """Same key, same draws: equal but for float16's 5e-4 of each number; the loss is an average: 1e-3.
 
-    With a UNet that halves its input, so the loss depends on the latents. Another key is off by more than
-    three times the tolerance: the draw from the posterior is the same one.
+    With a UNet that halves its input and adds the text, so the loss depends on both. Another key is off by
+    more than three times the tolerance: the draw from the posterior is the same one.
     """
-    text = SimpleNamespace(apply=lambda *_: SimpleNamespace(last=jnp.ones((4, 2, 3))))
+    pipe = encoded.pipe
     models = SimpleNamespace(
-        vae=micro_pipe.models.vae, vae_config=micro_pipe.models.vae_config, unet_config=UNetConfig(),
-        text_encoders={"text_encoder": text}, unet=Halves(),
+        vae=pipe.models.vae, vae_config=pipe.models.vae_config, unet_config=pipe.models.unet_config,
+        text_encoders=pipe.models.text_encoders, unet=HalvesAndAdds(),
     )  # fmt: skip
-    loss = jax.jit(
-        make_loss("base", models, micro_pipe.schedule, {"min_snr_gamma": 0.0, "timestep_shift": 1.0})
-    )
-    params = {"vae": micro_pipe.params["vae"], "text_encoder": None, "unet": None}
-    batches = batches_of(encoded, data, micro_pipe, side=None)
-    pixels, latents = (float(loss(params, batch, jax.random.key(1))[0]) for batch in batches)
-    assert latents == pytest.approx(pixels, rel=1e-3)
+    loss = jax.jit(make_loss("base", models, pipe.schedule, {"min_snr_gamma": 0.0, "timestep_shift": 1.0}))
+    params = pipe.params | {"unet": None}
+    batches = batches_of(encoded, data, side=None)
+    pixels, stored = (float(loss(params, batch, jax.random.key(1))[0]) for batch in batches)
+    assert stored == pytest.approx(pixels, rel=1e-3)
     assert float(loss(params, batches[1], jax.random.key(2))[0]) != pytest.approx(pixels, rel=3e-3)
+    if encoded.encoding.text:
+        for name in ("text", "pooled"):
+            other = batches[1] | {name: batches[1][name][::-1]}
+            assert float(loss(params, other, jax.random.key(1))[0]) != pytest.approx(pixels, rel=3e-3)
 
 
-class Halves:
+class HalvesAndAdds:
     """Stands for the UNet."""
 
     def apply(self, variables, *, method):
         return method(self)
 
-    def encode_context(self, *args, **kwargs):
-        return None
+    def encode_context(self, text, features, flags, pooled=None, time_ids=None):
+        added = text[:, 1].mean(axis=-1)
+        return added if pooled is None else added + pooled.mean(axis=-1)
 
     def __call__(self, z, t, context, quantity=None):
-        return 0.5 * z, None
+        return 0.5 * z + context[:, None, None, None], None
 
 
 def test_training_from_latents_alone_decodes_no_image(encoded, data):
-    encoding, _ = encoded
-    example = open_encoded(data, encoding.vae, encoding.shapes, with_image=False)[3]
-    assert "image" not in example and example["caption"] == "a cat"
+    """And text that is not asked for is left where it is."""
+    encoding = encoded.encoding
+    split = open_encoded(data, encoding.vae, encoding.shapes, with_image=False)
+    assert split[3].keys().isdisjoint({"image", "text", "pooled"}) and split.empty_text is None
+    assert {split[i]["caption"] for i in range(COUNT)} == {"a cat", "a dog in the snow"}
 
 
 def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
     """Killed after two of four chunks: the other two are computed, and the latents are the same."""
-    encoding, split = encoded
+    encoding, split = encoded.encoding, encoded.split
     expected = [split[i]["mean"] for i in range(COUNT)]
     folder = encoded_folder(data)
     kept = folder.rename(folder.with_name("kept"))
@@ -181,13 +244,19 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
 
 
 def test_latents_of_another_kind_are_refused(encoded, data):
-    encoding, _ = encoded
+    encoding = encoded.encoding
     with pytest.raises(UserError, match="are of another VAE than the model's"):
         open_encoded(data, "other", encoding.shapes, True)
     with pytest.raises(UserError, match=r"are of images of .*16×16.*, and training is of 32×32"):
         open_encoded(data, encoding.vae, ((32, 32),), True)
-    with pytest.raises(UserError, match="holds latents of another VAE or other shapes; delete it first"):
-        encode_split(data, dataclasses.replace(encoding, vae="other"))
+    message = "holds no text features.*--encode-text"
+    if encoding.text:
+        message = "text features in .* are of other text encoders"
+    with pytest.raises(UserError, match=message):
+        open_encoded(data, encoding.vae, encoding.shapes, True, text="other")
+    for changes in ({"vae": "other"}, {"text": "other"}):
+        with pytest.raises(UserError, match="holds latents of another VAE or other shapes, or was made with"):
+            encode_split(data, dataclasses.replace(encoding, **changes))
 
 
 def test_latents_that_are_not_there_are_asked_for(tmp_path):
@@ -198,14 +267,23 @@ def test_latents_that_are_not_there_are_asked_for(tmp_path):
         open_encoded(data, "x", ((16, 16),), True)
 
 
-def test_the_fingerprint_is_of_the_encoder_in_half_precision(micro_params):
-    vae = flatten(micro_params["vae"])
-    half = {path: value.astype(np.float16).astype(np.float32) for path, value in vae.items()}
-    decoder = {path: value * 2 if path.startswith("decoder/") else value for path, value in vae.items()}
-    encoder = vae | {"encoder/conv_in/kernel": vae["encoder/conv_in/kernel"] * 1.01}
-    own = fingerprint(micro_params["vae"])
-    assert [fingerprint(unflatten(x)) == own for x in (half, decoder, encoder)] == [True, True, False]
-    assert fingerprint(jax.tree.map(jnp.asarray, micro_params["vae"])) == own
+def test_the_fingerprint_is_of_the_encoders_in_half_precision(two_texts):
+    params = flatten(two_texts.params)
+    half = {path: np.asarray(value, np.float16).astype(np.float32) for path, value in params.items()}
+
+    def changed(part: str) -> dict:
+        return {path: value * 1.01 if path.startswith(part) else value for path, value in params.items()}
+
+    def equal(fingerprint, flat) -> bool:
+        return fingerprint(unflatten(flat)) == fingerprint(two_texts.params)
+
+    for flat, same_vae, same_text in (
+        (half, True, True), (changed("vae/decoder"), True, True),
+        (changed("vae/encoder/conv_in"), False, True), (changed("text_encoder_2/"), True, False),
+    ):  # fmt: skip
+        assert [equal(vae_fingerprint, flat), equal(text_fingerprint, flat)] == [same_vae, same_text]
+    on_device = jax.tree.map(jnp.asarray, two_texts.params)
+    assert vae_fingerprint(on_device) == vae_fingerprint(two_texts.params)
 
 
 def test_a_step_that_the_unet_cannot_halve_is_refused(micro_models):

@@ -34,7 +34,7 @@ def test_only_the_drawn_toybox_needs_to_know_how_many_examples():
     check_config(config)
 
 
-@pytest.mark.parametrize("key", ["buckets", "bucket_step", "bucket_max_aspect", "encoded"])
+@pytest.mark.parametrize("key", ["buckets", "bucket_step", "bucket_max_aspect", "encoded", "encoded_text"])
 def test_configs_of_before_buckets_still_pass(key):
     config = get_config("base")
     del config.data[key]
@@ -75,6 +75,11 @@ def test_an_unknown_projector_is_named():
         ("fresh", "(", "config.fresh: '(' is not a regular expression"),
         ("data.drop_text", 1.5, "config.data.drop_text must be 1 or less, not 1.5"),
         ("loss.gamma_num_min", -0.1, "config.loss.gamma_num_min must be 0 or more, not -0.1"),
+        (
+            "data.encoded_text",
+            True,
+            "config.data.encoded_text needs config.data.encoded: text is stored with",
+        ),
     ],
 )
 def test_an_impossible_value_is_named(key, value, message):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
@@ -37,14 +38,20 @@ def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
         np.testing.assert_array_equal(result[path], value + 1.0 if path in changed else value, err_msg=path)
 
 
-@pytest.mark.parametrize("stage", ["base", "customize"])
-def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "stored"), [("base", False), ("customize", False), ("base", True), ("customize", True)]
+)
+def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, stage, stored):
     """What the ahead-of-time compiler is told, against what training is given."""
     write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
     options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
     options |= dict.fromkeys(("drop_text", "drop_image", "drop_both"), 0.0)
+    options |= {"encoded": stored, "encoded_text": stored}
+    if stored:
+        pipeline.save(micro_pipe, tmp_path / "model")
+        encode_data_set(tmp_path, make_encoding(str(tmp_path / "model"), 1, text=True))
     config = ConfigDict({"stage": stage, "batch_size": 2, "seed": 0, "data": options, "curriculum": {}})
-    loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), vae={})
+    loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), micro_pipe.params)
     batch = next(loader)
     loader.close()
     found = {name: (x.shape[1:], x.dtype) for name, x in batch.items()}

@@ -312,10 +312,11 @@ def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
         train(config, tmp_path)
 
 
-def test_a_run_on_buckets_of_stored_latents(runs, make_config, tmp_path):
+def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path):
     """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
 
-    The steps' losses are those of the same run from pixels but for float16, 5e-4 of each latent: 1e-2.
+    The steps' losses are those of the same run from pixels and captions but for float16, 5e-4 of each number:
+    1e-2. The text encoder's stored output would not change, so it cannot be trained.
     """
     images = [Image.fromarray(np.full((24, 40, 3), 10 * i, np.uint8)) for i in range(12)]
     for i, image in enumerate([*images, *(image.transpose(Image.Transpose.ROTATE_90) for image in images)]):
@@ -324,18 +325,21 @@ def test_a_run_on_buckets_of_stored_latents(runs, make_config, tmp_path):
         (tmp_path / "source" / f"{i}.txt").write_text("a cat on the beach")
     prepare([str(tmp_path / "source")], tmp_path / "data", Recipe())
     model = runs["clip"][1] / "model"
-    encode_data_set(tmp_path / "data", make_encoding(str(model), 1, buckets=True, step=4))
+    encode_data_set(tmp_path / "data", make_encoding(str(model), 1, buckets=True, step=4, text=True))
     found = []
     for encoded in (True, False):
         config = make_config("base", model, steps=3)
-        config.data.update(
-            {"path": str(tmp_path / "data"), "buckets": True, "bucket_step": 4, "encoded": encoded}
-        )
+        config.data.update({"path": str(tmp_path / "data"), "buckets": True, "bucket_step": 4})
+        config.data.update({"encoded": encoded, "encoded_text": encoded})
         workdir = tmp_path / str(encoded)
         train(config, workdir)
         found.append(list(losses(workdir).values()))
     assert len(found[0]) == 3 and np.isfinite(found[0]).all()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+    config.data.update({"encoded": True, "encoded_text": True})
+    config.trainable = ("^unet/", "^text_encoder/")
+    with pytest.raises(UserError, match="trains text_encoder, but config"):
+        train(config, tmp_path / "refused")
 
 
 def test_a_finished_run_is_not_trained_again(runs, tmp_path):
