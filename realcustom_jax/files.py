@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +38,15 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             write(half)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def check_local(path: str | os.PathLike, name: str) -> None:
+    """Raises UserError when a path is the address of a bucket, which would become a folder called "gs:"."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise UserError(
+            f"the {name} {os.fspath(path)!r} is an address, not a folder: mount the bucket, as the scripts "
+            "in launch/ do with gcsfuse, and give the folder it is mounted at"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

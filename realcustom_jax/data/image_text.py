@@ -26,6 +26,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import check_local
 
 # What PIL calls the formats that a data set holds. MPO: the JPEG of phones, with a second picture behind the
 # first. WebP is smaller, and is not read by TFDS's TensorFlow decoder.
@@ -183,6 +184,7 @@ def new_folder(data_dir: str | os.PathLike) -> Path:
     Raises:
       UserError: there is one already.
     """
+    check_local(data_dir, "data folder")
     folder = _folder(data_dir)
     if folder.exists():
         raise UserError(f"'{folder}' holds a data set already; delete it or choose another folder")
@@ -266,6 +268,7 @@ def _folder(data_dir: str | os.PathLike) -> Path:
 
 
 def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    check_local(data_dir, "data folder")
     folder = _folder(data_dir)
     if not is_written(data_dir):
         raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")

@@ -138,6 +138,8 @@ def check_config(config: ConfigDict) -> None:
             _check_value(key, values[key], *rule)
     for name in STAGES[stage]:
         _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
+    if values.get("loss.timestep_shift") == 0:
+        raise UserError("config.loss.timestep_shift must be above 0: 0 would leave no noise at all")
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             known = ", ".join(choices)

@@ -17,6 +17,7 @@ from realcustom_jax.data.image_text import Split, is_written, open_split
 from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import check_local
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
@@ -45,6 +46,7 @@ def make_folder(path: Path, name: str) -> None:
     Raises:
       UserError: when it can't; the sentence calls the folder `name` and says why.
     """
+    check_local(path, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

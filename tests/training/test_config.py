@@ -74,6 +74,7 @@ def test_an_unknown_projector_is_named():
         ("trainable", ("(",), "config.trainable: '(' is not a regular expression"),
         ("fresh", "(", "config.fresh: '(' is not a regular expression"),
         ("data.drop_text", 1.5, "config.data.drop_text must be 1 or less, not 1.5"),
+        ("loss.timestep_shift", 0.0, "config.loss.timestep_shift must be above 0"),
         ("loss.gamma_num_min", -0.1, "config.loss.gamma_num_min must be 0 or more, not -0.1"),
         (
             "data.encoded_text",
