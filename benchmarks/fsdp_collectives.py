@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from realcustom_jax.aot.compiled import count_collectives
+from realcustom_jax.aot.collectives import by_part, total
 from realcustom_jax.aot.topology import devices, parse_topology, set_environment
 from realcustom_jax.cli import run_command
 
@@ -34,7 +34,7 @@ def main() -> None:
         cells = [f"{pixels}", f"{inputs} x {outputs}", f"{2 * inputs * outputs / 2**20:.2f}"]
         for options in ({}, WHOLE):
             compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": -1.0, **options})
-            found = count_collectives(compiled.as_text())
+            found = total(by_part(compiled.as_text()))
             cells.append(
                 ", ".join(f"{n} {kind}, {size / 2**20:.2f} MiB" for kind, (n, size) in found.items())
             )

@@ -1,6 +1,5 @@
 """Compiles a program and reads off what the compiler knows of it."""
 
-import collections
 import dataclasses
 import math
 import re
@@ -9,16 +8,10 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
+from realcustom_jax.aot.collectives import Count, by_part
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
 from realcustom_jax.models.flash import kernel_cost
-
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
-          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
-# An operation that starts and one that ends are one collective; the second is not counted.
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +24,7 @@ class Figures:
       flops, bytes_accessed: of one run.
       estimated_seconds: of one run, by the compiler's cost model, and for attention kernels, which it does
         not cover, the least they can take.
-      collectives: {kind: (count, bytes of their results)}, those within loops once.
+      collectives: {part: {kind: (count, bytes of their results)}}, those within loops once.
       compile_seconds: how long compiling took here.
       fits: whether the compiler found room.
     """
@@ -41,7 +34,7 @@ class Figures:
     flops: float | None
     bytes_accessed: float | None
     estimated_seconds: float | None
-    collectives: dict[str, tuple[int, int]]
+    collectives: dict[str, Count]
     compile_seconds: float
     fits: bool
 
@@ -78,7 +71,7 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
         peak,
         memory.temp_size_in_bytes,
         *(_sum(each) for each in zip(*costs, strict=True)),
-        count_collectives(text),
+        by_part(text),
         time.perf_counter() - started,
         peak <= topology.chip.usable,
     )
@@ -114,24 +107,6 @@ def _wanted(message: str) -> int | None:
     """The bytes that a program which does not fit would have used, as the compiler's error says."""
     match = re.search(r"[Uu]sed ([\d.]+)([KMG]) of", message)
     return int(float(match[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[match[2]]) if match else None
-
-
-def count_collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """{kind: (count, bytes of the results)} of a compiled program's text."""
-    found: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-    for shapes, kind, started in _COLLECTIVE.findall(hlo):
-        sizes = [
-            math.prod(int(side) for side in sides.split(",") if side) * _BYTES[dtype]
-            for dtype, sides in _SHAPE.findall(shapes)
-            if dtype in _BYTES
-        ]
-        found[kind][0] += 1
-        if started and kind == "collective-permute":  # operand, result, two numbers
-            sizes = sizes[1:2]
-        elif started and kind != "all-reduce":  # operands, then as many results
-            sizes = sizes[len(sizes) // 2 :]
-        found[kind][1] += sum(sizes)
-    return {kind: (found[kind][0], found[kind][1]) for kind in COLLECTIVES if kind in found}
 
 
 def largest_batch(tried: list[tuple[int, Figures]], topology: Topology) -> int | None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from realcustom_jax.aot.collectives import Count, total
 from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
@@ -28,13 +29,18 @@ def as_json(program: Program, figures: Figures, topology: Topology, largest: int
         "fits": figures.fits,
         "flops": figures.flops,
         "bytes_accessed": figures.bytes_accessed,
-        "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in figures.collectives.items()},
+        "collectives": _counts(total(figures.collectives)),
+        "collectives_by_part": {part: _counts(count) for part, count in figures.collectives.items()},
         "estimated_step_seconds": seconds,
         "images_per_second_per_chip": rate,
         "utilisation": figures.flops / seconds / topology.chip.peak if seconds and figures.flops else None,
         "compile_seconds": round(figures.compile_seconds, 1),
         "largest_batch_per_chip": largest,
     }
+
+
+def _counts(count: Count) -> dict[str, dict[str, int]]:
+    return {kind: {"count": n, "bytes": size} for kind, (n, size) in count.items()}
 
 
 def as_table(values: dict[str, Any]) -> str:
@@ -56,6 +62,9 @@ def as_table(values: dict[str, Any]) -> str:
     ]
     for kind, found in values["collectives"].items():
         rows.append((f"{kind}, {found['count']} times", _gib(found["bytes"])))
+        for part, counts in values["collectives_by_part"].items():
+            if kind in counts:
+                rows.append((f"  {part}, {counts[kind]['count']} times", _gib(counts[kind]["bytes"])))
     seconds, rate = values["estimated_step_seconds"], values["images_per_second_per_chip"]
     use = values["utilisation"]
     rows += [

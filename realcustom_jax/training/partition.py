@@ -87,6 +87,22 @@ def with_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def gather_tables(params: Any, mesh: Mesh) -> Any:
+    """The same parameters, token embeddings whole on every device; for use within a jitted function.
+
+    Rows that are looked up in a table divided by channels are divided by channels, and the whole text encoder
+    after them would be: on each device a part of the channels of all the batch, joined by an all-reduce after
+    every layer, whose size grows with the batch. From whole tables the batch stays divided.
+    """
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("token_embedding/embedding"):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def placer(trainable: Sequence[str], frozen_dtype: Any, rules: Rules, mesh: Mesh) -> Place:
     """Puts host arrays, the same in every process, into their shards; a device gets only its own.
 

@@ -16,7 +16,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import kernel_cost
 from realcustom_jax.training import partition
-from realcustom_jax.training.losses import make_loss
+from realcustom_jax.training.losses import Batch, Metrics, make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.state import TrainState, create_state, make_train_step
 
@@ -79,7 +79,11 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
     state, frozen = (partition.with_shardings(tree, config.sharding, mesh) for tree in (state, frozen))
     batch = NamedSharding(mesh, partition.BATCH)
     loss = make_loss(config.stage, models, schedule, config.loss)
-    step = make_train_step(loss, optimizer, rate, options.ema_decay, config.seed, config.accumulate)
+
+    def on_mesh(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return loss(partition.gather_tables(params, mesh), batch, key)
+
+    step = make_train_step(on_mesh, optimizer, rate, options.ema_decay, config.seed, config.accumulate)
     shardings = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, frozen))
     state_shardings, frozen_shardings = shardings
     jitted = jax.jit(
