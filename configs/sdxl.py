@@ -45,7 +45,9 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     config.frozen_dtype = "bfloat16"  # of parameters that do not train
     config.remat = "blocks"  # what a step keeps of the forward pass: none (all), dots, blocks (least)
     config.accumulate = 1  # parts that a batch is worked off in, to fit memory
-    config.scan = False  # make a loop of a transformer's blocks: compiles faster, but aot then knows no times
+    config.scan = (
+        False  # make a loop of a transformer's blocks: compiles faster, but aot then knows no time of a step
+    )
 
     config.optimizer = {
         "learning_rate": 1e-4,

@@ -47,7 +47,9 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     config.frozen_dtype = "float32"  # of parameters that do not train
     config.remat = "none"  # what a step keeps of the forward pass: none (all), dots, blocks (least)
     config.accumulate = 1  # parts that a batch is worked off in, to fit memory
-    config.scan = False  # make a loop of a transformer's blocks: compiles faster, but aot then knows no times
+    config.scan = (
+        False  # make a loop of a transformer's blocks: compiles faster, but aot then knows no time of a step
+    )
 
     config.optimizer = {
         "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 1e-3}[stage],

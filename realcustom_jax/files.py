@@ -40,6 +40,21 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+@contextlib.contextmanager
+def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
+    """A full disk, a folder without permission: one sentence. What is done stays, and can be gone on from."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(f"the data folder '{data_dir}' cannot be written: {error.strerror}") from None
+    except RuntimeError as error:  # ArrayRecord's
+        if "No space left" not in str(error):
+            raise
+        raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
+
+
 def check_local(path: str | os.PathLike, name: str) -> None:
     """Raises UserError when a path is the address of a bucket, which would become a folder called "gs:"."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):

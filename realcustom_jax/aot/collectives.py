@@ -5,22 +5,27 @@ import math
 import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-REST = "rest"  # the part of operations outside of all modules: the loss, the optimizer
+REST = "rest"  # the part of operations outside of all modules: the loss, the optimizer, the sampler's algebra
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
           "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 # An operation that starts and one that ends are one collective; the second is not counted.
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _NAME = re.compile(r'op_name="([^"]*)"')
-# The module that an operation was traced in, without its method, and whether it is of a backward pass.
-_MODULE = re.compile(r"(transpose\()?jvp\((\w+)")
+# The module that an operation was traced in, without its method, and whether it is of a backward pass. Its
+# name begins with a capital, which those of jitted helpers do not.
+_MODULE = re.compile(r"(?:(transpose\()?jvp\(|/)([A-Z]\w+)(?:\.\w+)?[)/]")
 
 # {kind: (count, bytes of the results)}
-Count = dict[str, tuple[int, int]]
+Counts = dict[str, tuple[int, int]]
 
 
-def by_part(hlo: str) -> dict[str, Count]:
-    """{part: {kind: (count, bytes of the results)}}; a part is a module, or its backward pass."""
+def by_part(hlo: str) -> dict[str, Counts]:
+    """{part: {kind: (count, bytes of the results)}}; a part is a class of modules, or its backward pass.
+
+    What a backward pass computes again (rematerialisation) is its own. Where the compiler has joined
+    collectives, the name of one of them tells the part.
+    """
     found: dict[str, dict[str, list[int]]] = {}
     for line in hlo.splitlines():
         match = _COLLECTIVE.search(line)
@@ -33,7 +38,7 @@ def by_part(hlo: str) -> dict[str, Count]:
     return {part: _ordered(counts) for part, counts in sorted(found.items())}
 
 
-def total(parts: dict[str, Count]) -> Count:
+def total(parts: dict[str, Counts]) -> Counts:
     """Of all parts together."""
     sums: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for counts in parts.values():
@@ -43,7 +48,7 @@ def total(parts: dict[str, Count]) -> Count:
     return _ordered(sums)
 
 
-def _ordered(counts: dict[str, list[int]]) -> Count:
+def _ordered(counts: dict[str, list[int]]) -> Counts:
     return {kind: (counts[kind][0], counts[kind][1]) for kind in KINDS if kind in counts}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from realcustom_jax.aot.collectives import Count, by_part
+from realcustom_jax.aot.collectives import Counts, by_part
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
 from realcustom_jax.models.flash import kernel_cost
@@ -34,7 +34,7 @@ class Figures:
     flops: float | None
     bytes_accessed: float | None
     estimated_seconds: float | None
-    collectives: dict[str, Count]
+    collectives: dict[str, Counts]
     compile_seconds: float
     fits: bool
 
@@ -62,11 +62,16 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
-    if program.parts:
+    try:
         parts = [(lowered.compile(compiler_options=options), times) for lowered, times in program.parts]
-    else:
-        parts = [(compiled, 1)]
-    costs = [[_times(cost, times) for cost in _costs(part, topology)] for part, times in parts]
+        costs = [
+            [_times(cost, times) for cost in _costs(part, topology)]
+            for part, times in parts or [(compiled, 1)]
+        ]
+    except JaxRuntimeError as error:  # alone, a part may need more room than within the program
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        costs = [[None] * 3]
     return Figures(
         peak,
         memory.temp_size_in_bytes,

@@ -29,9 +29,10 @@ from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.sampling import latent_size, mask_grid
 from realcustom_jax.training import partition
-from realcustom_jax.training.batches import example_shapes
+from realcustom_jax.training.batches import check_stored, example_shapes
 from realcustom_jax.training.config import DTYPES
 from realcustom_jax.training.plan import make_plan
+from realcustom_jax.weights.keys import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Program:
       images: that one run makes or trains on, over all chips.
       held: {what: bytes a chip keeps of it}: parameters, optimizer …
       loops: whether its work is in loops, whose bodies the compiler's figures count once.
-      parts: (lowered, times) of the programs that do the work of its loops, where operations and time are to
-        be read off them.
+      parts: (lowered, times) of programs without loops that together do its work, where operations and time
+        are to be read off them.
     """
 
     lowered: Any
@@ -91,6 +92,7 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
         config.batch_size = per_chip * len(chips) // mesh.shape["tensor"]
     images = config.batch_size
     params = with_dtypes(models.param_shapes(), config)
+    check_stored(config, flatten(params))
     plan = make_plan(config, models, schedule, params, mesh)
     batch = {
         name: jax.ShapeDtypeStruct((images, *shape), dtype, sharding=plan.batch)
@@ -128,7 +130,8 @@ def sample_program(
     models, schedule = find_models(config)
     options = options or base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("data",))
-    models = dataclasses.replace(models, remat="none", flash=flash_attention(mesh))
+    # As `sample` runs it; `scan` would hide the work of the blocks within the steps.
+    models = dataclasses.replace(models, remat="none", scan=False, flash=flash_attention(mesh))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     dtype = DTYPES[config.compute_dtype]
     params = jax.tree.map(

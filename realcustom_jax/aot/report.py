@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from realcustom_jax.aot.collectives import Count, total
+from realcustom_jax.aot.collectives import Counts, total
 from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
@@ -39,7 +39,7 @@ def as_json(program: Program, figures: Figures, topology: Topology, largest: int
     }
 
 
-def _counts(count: Count) -> dict[str, dict[str, int]]:
+def _counts(count: Counts) -> dict[str, dict[str, int]]:
     return {kind: {"count": n, "bytes": size} for kind, (n, size) in count.items()}
 
 

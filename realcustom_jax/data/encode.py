@@ -7,15 +7,17 @@ images are cropped to aspect-ratio buckets, as --config.data.buckets=True does.
 
 With --encode-text what the UNet takes of each caption is stored too, for --config.data.encoded_text=True:
 the text encoders then do not run either. It is much: 116 KiB an image of SD1.5 (77 tokens of 768 numbers),
-310 KiB of SDXL, beside 64 and 256 KiB of latents. Features of the reference are not stored: they would be of
-one crop, but training varies it.
+310 KiB of SDXL, beside 64 and 256 KiB of latents; and both are stored together, so decide before. Features of
+the reference are not stored: they would be of one crop, but training varies it.
 
 A run that was cut off goes on when it is started again.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,10 +47,11 @@ from realcustom_jax.data.image_text import Split, open_split, split_names
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import center_crop_resize
 from realcustom_jax.errors import UserError
-from realcustom_jax.files import replacing
+from realcustom_jax.files import disk_errors, replacing
 from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.weights.keys import flatten
 
 _CHUNK = 1024  # examples of one file, whose latents are in memory until it is written
@@ -85,9 +88,11 @@ def vae_fingerprint(params: Mapping[str, Any]) -> str:
     )
 
 
-def text_fingerprint(params: Mapping[str, Any]) -> str:
-    """Tells text encoders apart by their weights."""
-    return _digest(flatten({name: params[name] for name in TEXT if name in params}))
+def text_fingerprint(pipe: Pipeline, params: Mapping[str, Any]) -> str:
+    """Tells text encoders apart by weights and configs, and by what their tokenizers make of a caption."""
+    ids = [tokenize(tokenizer, ["", "a dog"]).tolist() for tokenizer in pipe.tokenizers]
+    weights = _digest(flatten({name: params[name] for name in TEXT if name in params}))
+    return hashlib.sha256(f"{weights} {pipe.models.text_configs} {ids}".encode()).hexdigest()
 
 
 def _digest(params: Mapping[str, Any]) -> str:
@@ -160,7 +165,7 @@ def make_encoding(
         lambda images: encode(params, jax.device_put(images, sharding)),
         encode_captions if text else None,
         vae_fingerprint(own),
-        text_fingerprint(own) if text else "",
+        text_fingerprint(pipe, own) if text else "",
         shapes,
         batch_size * mesh.size,
     )
@@ -186,10 +191,10 @@ def encode_split(data: Split, encoding: Encoding) -> None:
     if found is not None:
         raise UserError(
             f"'{folder}' holds latents of another VAE or other shapes, or was made with other or no text "
-            "encoders; delete it first"
+            f"encoders; delete it first, and what begins with '{folder.name}.incomplete' beside it"
         )
     # Another kind's half-finished files must not be gone on with.
-    kind = hashlib.sha256(repr(info).encode()).hexdigest()[:16]
+    kind = hashlib.sha256(json.dumps(dataclasses.asdict(info)).encode()).hexdigest()[:16]
     work = folder.with_name(f"{folder.name}.incomplete-{kind}")
     work.mkdir(parents=True, exist_ok=True)
     which = np.zeros(len(data), int) if len(info.shapes) == 1 else nearest(data.sizes(), info.shapes)
@@ -201,7 +206,7 @@ def encode_split(data: Split, encoding: Encoding) -> None:
             chunk = range(number * _CHUNK, min((number + 1) * _CHUNK, len(data)))
             path = shard_path(work, number, count)
             if not path.is_file():
-                _write(path, _latents(data, chunk, which, encoding, threads))
+                _write(path, _records(data, chunk, which, encoding, threads))
             bar.update(len(chunk))
     empty = None
     if encoding.encode_captions:
@@ -211,22 +216,27 @@ def encode_split(data: Split, encoding: Encoding) -> None:
     work.rename(folder)
 
 
-def _latents(
+def _records(
     data: Split, chunk: range, which: np.ndarray, encoding: Encoding, threads: ThreadPoolExecutor
 ) -> list[bytes]:
-    """Records of a chunk, in its order, computed shape by shape."""
+    """Those of a chunk, in its order, computed shape by shape."""
+
+    def read(number: int, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
+        example = data[number]
+        return center_crop_resize(example["image"], shape), example["caption"]
+
     records = {}
     for i in np.unique(which[chunk.start : chunk.stop]):
         members = [number for number in chunk if which[number] == i]
         for start in range(0, len(members), encoding.batch_size):
             numbers = members[start : start + encoding.batch_size]
             shape = encoding.shapes[i]
-            examples = list(threads.map(data.__getitem__, numbers))
+            examples = list(threads.map(functools.partial(read, shape=shape), numbers))
             examples += examples[-1:] * (encoding.batch_size - len(examples))  # one program a shape
-            images = threads.map(lambda x, s=shape: center_crop_resize(x["image"], s), examples)
-            encoded = encoding.encode(np.stack(list(images)))
+            images, captions = zip(*examples, strict=True)
+            encoded = encoding.encode(np.stack(images))
             if encoding.encode_captions:
-                encoded |= encoding.encode_captions([example["caption"] for example in examples])
+                encoded |= encoding.encode_captions(list(captions))
             encoded = {name: np.asarray(x) for name, x in encoded.items()}
             for place, number in enumerate(numbers):
                 records[number] = pack({name: x[place] for name, x in encoded.items()})
@@ -242,11 +252,12 @@ def _write(path: Path, records: Sequence[bytes]) -> None:
 
 
 def encode_data_set(data_dir: str | os.PathLike, encoding: Encoding) -> None:
-    """Stores the latents of all splits of a data set."""
+    """Stores the latents of all splits of a data set, and its text features, as `encode_split` does."""
     what = "latents and text features" if encoding.encode_captions else "latents"
     for name in split_names(data_dir):
         data = open_split(data_dir, name)
-        encode_split(data, encoding)
+        with disk_errors(data_dir):
+            encode_split(data, encoding)
         print(f"wrote {len(data):,} {what} to {encoded_folder(data)}", flush=True)
 
 

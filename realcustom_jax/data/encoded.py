@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_tensors
@@ -51,8 +52,8 @@ class EncodedSplit:
         have these of theirs; else None.
     """
 
-    def __init__(self, data: Split, latents: Any, with_image: bool, empty_text: dict[str, np.ndarray] | None):
-        self._data, self._latents, self._with_image = data, latents, with_image
+    def __init__(self, data: Split, records: Any, with_image: bool, empty_text: dict[str, np.ndarray] | None):
+        self._data, self._records, self._with_image = data, records, with_image
         self.empty_text = empty_text
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class EncodedSplit:
         else:
             example = self._data.without_image(index)
             del example["image"]
-        stored = load_tensors(self._latents[index])
+        stored = load_tensors(self._records[index])
         if self.empty_text is None:
             stored = {name: x for name, x in stored.items() if name not in TEXT_FEATURES}
         return {**example, **stored}
@@ -118,16 +119,17 @@ def open_encoded(
     folder = encoded_folder(data)
     info = read_info(folder)
     how = "python -m realcustom_jax.data.encode makes them"
+    again = f"delete that folder, then {how} anew"
     if info is None:
         raise UserError(
             f"the data set has no stored latents in '{folder}', which config.data.encoded takes; {how}"
         )
     if info.vae != vae:
-        raise UserError(f"the latents in '{folder}' are of another VAE than the model's; {how} anew")
+        raise UserError(f"the latents in '{folder}' are of another VAE than the model's; {again}")
     if info.shapes != tuple(shapes):
         texts = [", ".join(f"{h}×{w}" for h, w in some) for some in (info.shapes, shapes)]
         raise UserError(
-            f"the latents in '{folder}' are of images of {texts[0]}, and training is of {texts[1]}; {how}"
+            f"the latents in '{folder}' are of images of {texts[0]}, and training is of {texts[1]}; {again}"
         )
     if info.examples != len(data):
         raise UserError(
@@ -135,18 +137,20 @@ def open_encoded(
         )
     if text and not info.text:
         raise UserError(
-            f"'{folder}' holds no text features, which config.data.encoded_text takes; {how}, with "
-            "--encode-text, where that folder was deleted"
+            f"'{folder}' holds no text features, which config.data.encoded_text takes; {again}, with "
+            "--encode-text"
         )
     if text and info.text != text:
         raise UserError(
-            f"the text features in '{folder}' are of other text encoders than the model's; {how} anew"
+            f"the text features in '{folder}' are of other text encoders than the model's; {again}"
         )
     # By number: names of more than five digits do not sort.
     files = sorted(folder.glob("latents.*"), key=lambda path: int(path.name.split("-")[1]))
-    latents = ArrayRecordDataSource([str(path) for path in files])
-    if len(latents) != len(data):
-        raise UserError(
-            f"'{folder}' has {len(latents)} latents of {len(data)}: a file is missing; {how} anew"
-        )
-    return EncodedSplit(data, latents, with_image, load_file(folder / _EMPTY) if text else None)
+    records = ArrayRecordDataSource([str(path) for path in files])
+    if len(records) != len(data):
+        raise UserError(f"'{folder}' has {len(records)} latents of {len(data)}: a file is missing; {again}")
+    try:
+        empty = load_file(folder / _EMPTY) if text else None
+    except (OSError, SafetensorError):
+        raise UserError(f"'{folder / _EMPTY}' is missing or broken; {again}") from None
+    return EncodedSplit(data, records, with_image, empty)

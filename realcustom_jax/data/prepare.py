@@ -13,7 +13,8 @@ they are, unless --resize shrinks them. The result is read by the train command:
 A run that was cut off goes on when it is started again. With --beam it runs as an Apache Beam pipeline, whose
 options follow after --; DIR must be a folder that all workers see:
   … --beam -- --runner=FlinkRunner --flink_master=HOST:8081
-With --encode MODEL the model's VAE then runs over all images; realcustom_jax.data.encode tells what for.
+With --encode MODEL the model's VAE then runs over all images, and with --encode-text its text encoders over
+all captions; realcustom_jax.data.encode tells what for.
 """
 
 import argparse
@@ -24,18 +25,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from realcustom_jax.data.image_text import new_folder
+from realcustom_jax.data.image_text import is_written, new_folder
 from realcustom_jax.data.recipe import Recipe
 from realcustom_jax.data.report import Report
 from realcustom_jax.data.run_parts import run_beam, run_here
 from realcustom_jax.data.shards import begin, finish, write_part
 from realcustom_jax.data.sources import Names, find_parts
 from realcustom_jax.errors import UserError, exit_on_user_error
+from realcustom_jax.files import disk_errors
 
 # A share says little about fewer.
 _ENOUGH = 1000
@@ -71,7 +73,7 @@ def prepare(
     """
     final = new_folder(data_dir)
     parts = find_parts(sources)
-    with _disk_errors(data_dir):
+    with disk_errors(data_dir):
         work = final.with_name(f"{final.name}.incomplete")
         done = begin(work, recipe)
         if done:
@@ -121,21 +123,6 @@ def _write_report(data_dir: Path, total: Report, sources: list[str], recipe: Rec
     (data_dir / "report.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-@contextlib.contextmanager
-def _disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
-    """A full disk, a folder without permission: one sentence. What is done stays, and can be gone on from."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise UserError(f"the data folder '{data_dir}' cannot be written: {error.strerror}") from None
-    except RuntimeError as error:  # ArrayRecord's
-        if "No space left" not in str(error):
-            raise
-        raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line, writes the data set, and prints what became of the examples."""
     with exit_on_user_error():
@@ -146,9 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.encode:
             from realcustom_jax.data.encode import encode_data_set, from_arguments
 
-            encoding = from_arguments(
-                args.encode, args
-            )  # a mistake here should not wait for hours of reading
+            # Mistakes should not wait for hours of reading.
+            _check_unwritten(args)
+            encoding = from_arguments(args.encode, args)
         total = prepare(
             args.source,
             args.data_dir,
@@ -164,6 +151,16 @@ def main(arguments: list[str] | None = None) -> None:
             encode_data_set(args.data_dir, encoding)
 
 
+def _check_unwritten(args: argparse.Namespace) -> None:
+    """Raises UserError when the data set is there already; it may have been cut off while it was encoded."""
+    if is_written(args.data_dir):
+        raise UserError(
+            f"'{args.data_dir}' holds a data set already; python -m realcustom_jax.data.encode --data-dir "
+            f"{args.data_dir} --model {args.encode} goes on with storing its latents"
+        )
+    new_folder(args.data_dir)
+
+
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
     """The options, and those of Beam, which follow after `--`."""
     beam_options: list[str] = []
@@ -173,6 +170,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
     args = _parser().parse_args(arguments)
     if beam_options and not args.beam:
         raise UserError(f"options after -- are Beam's, such as {beam_options[0]}, and need --beam")
+    if not args.encode and (args.encode_text or args.buckets):
+        raise UserError(
+            "--encode-text and --buckets are of what is stored beside the images: add --encode MODEL"
+        )
     if args.beam and args.limit is not None:
         raise UserError(
             "--limit keeps the first examples in order, but --beam reads in none; use one of them"
@@ -216,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     group("--format", choices=("jpeg", "webp", "png"), default="jpeg",
           help="of images that are shrunk or of another format (%(default)s)")  # fmt: skip
     group("--quality", type=_integer(1, 100), default=95, metavar="N", help="of jpeg and webp (%(default)s)")
-    group = parser.add_argument_group("latents, for training without the VAE's encoder")
+    group = parser.add_argument_group("latents and text features, for training without encoders")
     group.add_argument("--encode", metavar="MODEL", help="model folder, hub id, or toybox (none)")
     add_arguments(group)
     return parser

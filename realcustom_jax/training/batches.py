@@ -1,6 +1,7 @@
 """The batches of a run: its loader, what an example becomes, and a batch on all devices."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from realcustom_jax.data.loader import Loader, make_loader
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.training import partition
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
 
@@ -49,7 +51,7 @@ def make_training_loader(
             options.get("bucket_max_aspect", 2.0),
         )
     if options.get("encoded"):
-        text = text_fingerprint(encoders) if options.get("encoded_text") else ""
+        text = text_fingerprint(pipe, encoders) if options.get("encoded_text") else ""
         source = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
     transform = MakeExample(
         pipe.tokenizers,
@@ -84,10 +86,29 @@ def stored_components(config: ConfigDict) -> tuple[str, ...]:
     return ("vae", *text) if options.get("encoded") else ()
 
 
-def check_stored(config: ConfigDict, trainable: Mapping[str, Any]) -> None:
-    """Raises UserError when what trains are components whose stored output would never change."""
-    for component in stored_components(config):
-        if component in trainable:
+def split_params(config: ConfigDict, params: Mapping[str, Any]) -> tuple[Any, Any]:
+    """`partition.split_trainable` by the config, without the frozen components that the run never uses."""
+    trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
+    idle = idle_components(config)
+    return trainable, {name: tree for name, tree in frozen.items() if name not in idle}
+
+
+def idle_components(config: ConfigDict) -> tuple[str, ...]:
+    """The stored components, unless pictures of the run need them: devices need not hold them."""
+    return () if config.get("samples", {}).get("every", 0) else stored_components(config)
+
+
+def check_stored(config: ConfigDict, paths: Iterable[str]) -> None:
+    """Raises UserError when what trains are components whose stored output would never change.
+
+    Args:
+      config: of the run.
+      paths: of all parameters, "component/module/…/kernel".
+    """
+    stored = stored_components(config)
+    for path in paths:
+        component = path.split("/")[0]
+        if component in stored and any(re.search(regex, path) for regex in config.trainable):
             raise UserError(
                 f"config.trainable trains {component}, but config.data takes stored output of it (encoded, "
                 "encoded_text)"

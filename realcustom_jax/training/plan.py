@@ -16,6 +16,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import kernel_cost
 from realcustom_jax.training import partition
+from realcustom_jax.training.batches import split_params
 from realcustom_jax.training.losses import Batch, Metrics, make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.state import TrainState, create_state, make_train_step
@@ -74,7 +75,7 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
     options = config.optimizer
     rate = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
     optimizer = make_optimizer(rate, options.weight_decay, options.b2, options.max_norm)
-    trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
+    trainable, frozen = split_params(config, params)
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     state, frozen = (partition.with_shardings(tree, config.sharding, mesh) for tree in (state, frozen))
     batch = NamedSharding(mesh, partition.BATCH)

@@ -18,7 +18,9 @@ from realcustom_jax.training import partition
 from realcustom_jax.training.batches import (
     check_stored,
     global_batch,
+    idle_components,
     make_training_loader,
+    split_params,
     stored_components,
 )
 from realcustom_jax.training.checkpoint import Checkpoints
@@ -34,7 +36,7 @@ from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 from realcustom_jax.weights.components import Place
-from realcustom_jax.weights.keys import unflatten
+from realcustom_jax.weights.keys import flatten, unflatten
 
 
 def train(
@@ -79,8 +81,7 @@ def train(
     every = config.get("samples", {}).get("every", 0)
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
-    trainable, frozen = partition.split_trainable(pipe.params, config.trainable, config.frozen)
-    check_stored(config, trainable)
+    trainable, frozen = split_params(config, pipe.params)
     del pipe
     first, restored = 0, checkpoints.restore_newest(plan.state)
     if restored:
@@ -125,14 +126,16 @@ def train(
 def _model_and_loader(config: ConfigDict, data: Split, put: Place) -> tuple[Pipeline, Loader]:
     """The model that the run begins with, its parameters where `put` puts them, and the loader."""
     encoders: dict[str, np.ndarray] = {}
-    stored = stored_components(config)
+    stored, idle = stored_components(config), idle_components(config)
 
-    def place(path: str, value: np.ndarray) -> jax.Array:
-        if path.split("/")[0] in stored:
+    def place(path: str, value: np.ndarray) -> Any:
+        component = path.split("/")[0]
+        if component in stored:
             encoders[path] = value  # what is stored must be of these, before they are rounded
-        return put(path, value)
+        return value if component in idle else put(path, value)
 
     pipe = starting_pipeline(config, data, place)
+    check_stored(config, flatten(pipe.params))
     return pipe, make_training_loader(config, pipe, data, unflatten(encoders))
 
 

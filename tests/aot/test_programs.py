@@ -11,10 +11,12 @@ import jax
 import pytest
 
 from realcustom_jax.aot import programs
+from realcustom_jax.aot.collectives import by_part
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.training import partition
 from realcustom_jax.training.plan import make_plan
 
+MODULES = ("CLIPText", "UNet", "UNet, backward", "VAE")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -56,10 +58,10 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     assert program.images == 8
     assert program.held["optimizer"] > 2 * program.held["trained parameters"] > 60e6
     assert "stablehlo" in program.lowered.as_text()
-    options = SamplingOptions(steps=25, mask_steps=10)
-    program = programs.sample_program(
-        config_of("tiny", "customize"), jax.devices(), per_chip=2, options=options
-    )
+    config, options = config_of("tiny", "customize"), SamplingOptions(steps=25, mask_steps=10)
+    config.scan = True  # of training
+    config.model.unet.transformer_layers_per_block = 2
+    program = programs.sample_program(config, jax.devices(), per_chip=2, options=options)
     assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
     once, *steps = program.parts
     assert once[1] == 1 and [times for _, times in steps] == [10, 15]
@@ -67,6 +69,43 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     assert not any("stablehlo.while" in text for text in texts)
     # The word maps are looked at in guided steps alone.
     assert len(texts[0]) > len(texts[1])
+
+
+def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_configs):
+    """Everything divided by 8: modules are told apart, and the text encoder joins nothing of the batch."""
+    config = config_of("tiny", "base")
+    # One level without self-attention, one text layer: what takes time here is compiling.
+    small = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
+    for kind in ("down", "up"):
+        small[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
+    config.model = {
+        "unet": micro_configs["unet"] | small,
+        "vae": micro_configs["vae"],
+        "text_encoder": micro_configs["text_encoder"] | {"num_hidden_layers": 1},
+        "image_encoder": micro_configs["image_encoder"],
+        "scheduler": {},
+    }
+    config.mesh.update({"data": 1, "fsdp": 8})
+    config.sharding = (("(kernel|embedding)$", ("fsdp",)), (".*", ()))
+    program = programs.train_program(config, jax.devices(), per_chip=1)
+    parts = by_part(program.lowered.compile().as_text())
+    assert {"CLIPText", "UNet", "UNet, backward", "VAE"} <= parts.keys() <= {*MODULES, "rest"}
+    assert "all-gather" in parts["CLIPText"] and "all-reduce" not in parts["CLIPText"]
+
+
+def test_components_whose_output_is_stored_are_on_no_chip():
+    """Unless pictures of the run need them."""
+    config = config_of("tiny", "customize")
+    models, schedule = programs.find_models(config)
+    params = programs.with_dtypes(models.param_shapes(), config)
+    held = {}
+    for stored, every in ((False, 0), (True, 0), (True, 100)):
+        config.data.update({"encoded": stored, "encoded_text": stored})
+        config.samples.every = every
+        plan = make_plan(config, models, schedule, params, partition.make_mesh())
+        held[stored, every] = set(plan.frozen)
+    assert held[False, 0] == held[True, 100] == {"vae", "text_encoder", "image_encoder"}
+    assert held[True, 0] == {"image_encoder"}
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")

@@ -220,19 +220,19 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
     kept = folder.rename(folder.with_name("kept"))
     calls = []
     monkeypatch.setattr(command, "_CHUNK", 5)
-    latents = command._latents
+    records = command._records
 
     def stop(split, chunk, *rest):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(chunk)
-        return latents(split, chunk, *rest)
+        return records(split, chunk, *rest)
 
-    monkeypatch.setattr(command, "_latents", stop)
+    monkeypatch.setattr(command, "_records", stop)
     with pytest.raises(KeyboardInterrupt):
         encode_split(data, encoding)
     assert read_info(folder) is None
-    monkeypatch.setattr(command, "_latents", lambda *a: calls.append(a[1]) or latents(*a))
+    monkeypatch.setattr(command, "_records", lambda *a: calls.append(a[1]) or records(*a))
     encode_split(data, encoding)
     encode_split(data, encoding)  # there is nothing left to do
     assert calls == [range(5), range(5, 10), range(10, 15), range(15, 19)]
@@ -274,6 +274,9 @@ def test_the_fingerprint_is_of_the_encoders_in_half_precision(two_texts):
     def changed(part: str) -> dict:
         return {path: value * 1.01 if path.startswith(part) else value for path, value in params.items()}
 
+    def text(params) -> str:
+        return text_fingerprint(two_texts, params)
+
     def equal(fingerprint, flat) -> bool:
         return fingerprint(unflatten(flat)) == fingerprint(two_texts.params)
 
@@ -281,9 +284,34 @@ def test_the_fingerprint_is_of_the_encoders_in_half_precision(two_texts):
         (half, True, True), (changed("vae/decoder"), True, True),
         (changed("vae/encoder/conv_in"), False, True), (changed("text_encoder_2/"), True, False),
     ):  # fmt: skip
-        assert [equal(vae_fingerprint, flat), equal(text_fingerprint, flat)] == [same_vae, same_text]
+        assert [equal(vae_fingerprint, flat), equal(text, flat)] == [same_vae, same_text]
     on_device = jax.tree.map(jnp.asarray, two_texts.params)
     assert vae_fingerprint(on_device) == vae_fingerprint(two_texts.params)
+    one = two_texts.replace(tokenizers=two_texts.tokenizers[:1])
+    assert text_fingerprint(one, two_texts.params) != text(two_texts.params)
+
+
+def test_a_broken_file_of_the_empty_text_is_named(encoded, data):
+    if not encoded.encoding.text:
+        return
+    path = encoded_folder(data) / "empty.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    with pytest.raises(UserError, match=r"empty.safetensors' is missing or broken; delete that folder"):
+        open_encoded(data, encoded.encoding.vae, encoded.encoding.shapes, True, encoded.encoding.text)
+    path.write_bytes(whole)
+
+
+def test_the_command_stores_what_it_is_asked_for(data, two_texts, tmp_path, capsys):
+    """From its options to the folder; the data set is a copy, without what other tests stored."""
+    model, copy = tmp_path / "model", tmp_path / "data"
+    pipeline.save(two_texts, model)
+    shutil.copytree(data.folder, copy / data.folder.relative_to(data.folder.parents[1]),
+                    ignore=shutil.ignore_patterns("encoded-*"))  # fmt: skip
+    command.main(["--data-dir", str(copy), "--model", str(model), "--encode-batch", "1", "--encode-text"])
+    assert f"wrote {COUNT} latents and text features" in capsys.readouterr().out
+    info = read_info(encoded_folder(open_split(copy, "train")))
+    assert info.examples == COUNT and info.text == text_fingerprint(two_texts, two_texts.params)
 
 
 def test_a_step_that_the_unet_cannot_halve_is_refused(micro_models):

@@ -313,20 +313,32 @@ def test_a_mistake_is_one_sentence(source, tmp_path, capsys, options, message):
     assert err.startswith("error: ") and message in err and len(err.splitlines()) == 1
 
 
-def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch):
+def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch, capsys):
     """The model is loaded first: a mistake in its name must not wait for hours of reading."""
     done = []
 
     def load(model, args):
-        done.append((model, args.encode_batch, args.buckets, is_written(tmp_path / "data")))
+        done.append((model, args.encode_batch, args.buckets, args.encode_text, is_written(tmp_path / "data")))
         return "the encoding"
 
     monkeypatch.setattr(encode_module, "from_arguments", load)
     monkeypatch.setattr(encode_module, "encode_data_set", lambda *given: done.append(given))
     options = ["--source", source, "--data-dir", str(tmp_path / "data"), "--workers", "0"]
-    command.main([*options, "--encode", "MODEL", "--buckets", "--encode-batch", "3"])
-    assert done == [("MODEL", 3, True, False), (str(tmp_path / "data"), "the encoding")]
+    options += ["--encode", "MODEL", "--buckets", "--encode-batch", "3", "--encode-text"]
+    command.main(options)
+    assert done == [("MODEL", 3, True, True, False), (str(tmp_path / "data"), "the encoding")]
     assert is_written(tmp_path / "data")
+    with pytest.raises(SystemExit):  # as when it was cut off while encoding; no model is loaded
+        command.main(options)
+    assert f"data.encode --data-dir {tmp_path / 'data'} --model MODEL goes on" in capsys.readouterr().err
+    assert len(done) == 2
+
+
+def test_what_is_stored_beside_images_needs_a_model(source, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--source", source, "--data-dir", str(tmp_path / "data"), "--encode-text"])
+    assert "add --encode MODEL" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 def test_an_existing_data_set_is_kept(source, tmp_path):

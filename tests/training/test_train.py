@@ -336,6 +336,8 @@ def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path
         found.append(list(losses(workdir).values()))
     assert len(found[0]) == 3 and np.isfinite(found[0]).all()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+    exported = [flatten(pipeline.load(tmp_path / name / "model").params) for name in ("True", "False")]
+    assert exported[0].keys() == exported[1].keys()  # also of the encoders, which no device held
     config.data.update({"encoded": True, "encoded_text": True})
     config.trainable = ("^unet/", "^text_encoder/")
     with pytest.raises(UserError, match="trains text_encoder, but config"):
