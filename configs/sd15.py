@@ -6,15 +6,24 @@ Put base and image tower together first, then train what RealCustom adds:
     --image-encoder openai/clip-vit-large-patch14 --out models/sd15
   python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15 --config.data.path=DATA
 
+`--config configs/sd15.py:v5e-16` takes the batch that suits such a slice of TPUs, also v5e-1, v5e-8, v4-32
+and v5p-128; docs/tpus.md tells what they need. Parameters fit each chip whole, so chips share the batch alone.
 Sampling from the result defaults to DDIM with 50 steps and weights of 7.5 (text) and 12.5 (image).
 """
 
 import ml_collections
 
+from realcustom_jax.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
+# Slice → chips, images a chip: from 8 on the chips are as busy as with more.
+SLICES = {"v5e-1": (1, 8), "v5e-8": (8, 16), "v5e-16": (16, 16), "v4-32": (16, 16), "v5p-128": (64, 16)}
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(tpu: str = "") -> ml_collections.ConfigDict:
+    if tpu and tpu not in SLICES:
+        raise UserError(f"configs/sd15.py knows the slices {', '.join(SLICES)}, not {tpu!r}")
+    chips, images = SLICES.get(tpu, (1, 64))
     config = ml_collections.ConfigDict()
 
     config.stage = "customize"
@@ -22,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.fresh = ""  # parameters to initialise again although `init_from` has them
     config.seed = 0  # of fresh parameters, data order, noise
     config.steps = 100_000
-    config.batch_size = 64  # over all devices
+    config.batch_size = chips * images  # over all devices
     config.log_every = 50
     config.checkpoint_every = 1000
     config.checkpoints_kept = 3  # the newest

@@ -7,9 +7,11 @@ Put base and image towers together first, then train what RealCustom++ adds:
     --image-encoder facebook/dinov2-with-registers-large --out models/sdxl
   python -m realcustom_jax.train --config configs/sdxl.py --workdir runs/sdxl --config.data.path=DATA
 
-`--config configs/sdxl.py:shallow` takes the projector that also attends to shallow layers. Adaptive scoring,
-which RealCustom++ leaves out, works here too: `--config.model.realcustom.scoring=True`. Sampling from the
-result defaults to DPM-Solver++ with 25 steps, 12 of them guided, and a weight of 3.5.
+`--config configs/sdxl.py:shallow` takes the projector that also attends to shallow layers, and
+`configs/sdxl.py:v5e-16` the batch that suits such a slice of TPUs, also v5e-8, v4-32 and v5p-128, whose chips
+divide parameters and batch among them (docs/tpus.md); both together are `configs/sdxl.py:shallow,v5e-16`.
+Adaptive scoring, which RealCustom++ leaves out, works here too: `--config.model.realcustom.scoring=True`.
+Sampling from the result defaults to DPM-Solver++ with 25 steps, 12 of them guided, and a weight of 3.5.
 """
 
 import ml_collections
@@ -21,9 +23,20 @@ from realcustom_jax.weights.added import ADDED
 LAYERS = {"deep": ((-2,), (-2,)), "shallow": ((8, 14, 20, -2), (5, 11, 17, -2))}
 
 
-def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
-    if projector not in LAYERS:
-        raise UserError(f"configs/sdxl.py knows the projectors {', '.join(LAYERS)}, not {projector!r}")
+# Slice → chips, images a chip.
+SLICES = {"v5e-8": (8, 2), "v5e-16": (16, 4), "v4-32": (16, 8), "v5p-128": (64, 8)}
+
+
+def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
+    given = choices.split(",")
+    for choice in given:
+        if choice not in LAYERS and choice not in SLICES:
+            raise UserError(
+                f"configs/sdxl.py knows the projectors {', '.join(LAYERS)} and the slices "
+                f"{', '.join(SLICES)}, not {choice!r}"
+            )
+    projector = next((choice for choice in given if choice in LAYERS), "deep")
+    chips, images = next((SLICES[choice] for choice in given if choice in SLICES), (1, 64))
     config = ml_collections.ConfigDict()
 
     config.stage = "customize"
@@ -31,7 +44,7 @@ def get_config(projector: str = "deep") -> ml_collections.ConfigDict:
     config.fresh = ""  # parameters to initialise again although `init_from` has them
     config.seed = 0  # of fresh parameters, data order, noise
     config.steps = 100_000
-    config.batch_size = 64  # over all devices
+    config.batch_size = chips * images  # over all devices
     config.log_every = 50
     config.checkpoint_every = 1000
     config.checkpoints_kept = 3  # the newest

@@ -20,9 +20,20 @@ def test_the_shipped_configs_pass(stage):
     check_config(get_config(stage))
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("sd15", ()), ("sdxl", ()), ("sdxl", ("shallow",))])
-def test_the_configs_of_the_published_bases_pass(name, arguments):
-    check_config(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments))
+@pytest.mark.parametrize(
+    ("name", "arguments", "batch"),
+    [
+        ("sd15", (), 64), ("sd15", ("v5e-1",), 8), ("sd15", ("v5p-128",), 1024), ("sdxl", (), 64),
+        ("sdxl", ("shallow",), 64), ("sdxl", ("v5e-8",), 16), ("sdxl", ("v4-32,shallow",), 128),
+    ],
+)  # fmt: skip
+def test_the_configs_of_the_published_bases_pass(name, arguments, batch):
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments)
+    check_config(config)
+    assert config.batch_size == batch
+    if name == "sdxl":
+        shallow = any("shallow" in argument for argument in arguments)
+        assert config.model.realcustom.projector == ("shallow" if shallow else "deep")
 
 
 def test_only_the_drawn_toybox_needs_to_know_how_many_examples():
@@ -52,9 +63,19 @@ def test_buckets_and_latents_are_for_diffusion(stage, key):
         check_config(config)
 
 
-def test_an_unknown_projector_is_named():
-    with pytest.raises(UserError, match="knows the projectors deep, shallow, not 'flat'"):
-        runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"]("flat")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "sdxl",
+            "knows the projectors deep, shallow and the slices v5e-8, v5e-16, v4-32, v5p-128, not 'flat'",
+        ),
+        ("sd15", "knows the slices v5e-1, v5e-8, v5e-16, v4-32, v5p-128, not 'flat'"),
+    ],
+)
+def test_an_unknown_choice_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]("flat")
 
 
 @pytest.mark.parametrize(
