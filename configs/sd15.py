@@ -7,7 +7,7 @@ Put base and image tower together first, then train what RealCustom adds:
   python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15 --config.data.path=DATA
 
 `--config configs/sd15.py:v5e-16` takes the batch that suits such a slice of TPUs, also v5e-1, v5e-8, v4-32
-and v5p-128; docs/tpus.md tells what they need. Parameters fit each chip whole, so chips share the batch alone.
+and v5p-128; docs/tpus.md tells what they need. Parameters fit each chip whole: chips share the batch alone.
 Sampling from the result defaults to DDIM with 50 steps and weights of 7.5 (text) and 12.5 (image).
 """
 
