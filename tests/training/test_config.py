@@ -24,7 +24,7 @@ def test_the_shipped_configs_pass(stage):
     ("name", "arguments", "batch"),
     [
         ("sd15", (), 64), ("sd15", ("v5e-1",), 8), ("sd15", ("v5p-128",), 1024), ("sdxl", (), 64),
-        ("sdxl", ("shallow",), 64), ("sdxl", ("v5e-8",), 16), ("sdxl", ("v4-32,shallow",), 128),
+        ("sdxl", ("shallow",), 64), ("sdxl", ("v5e-8",), 16), ("sdxl", ("v5p-128,shallow",), 512),
     ],
 )  # fmt: skip
 def test_the_configs_of_the_published_bases_pass(name, arguments, batch):
