@@ -38,13 +38,15 @@ def main() -> None:
         print(f"untouched: {expected}", flush=True)
         equal = 0
         for trial in range(args.times):
-            steps, found = trial_run(root / "killed", getattr(signal, f"SIG{args.signal}"), rng)
-            equal += found == expected and len(steps) > 0  # one that ended before its kill shows nothing
+            steps: list[int] = []
+            while not steps:  # a run that ended before its signal shows nothing
+                shutil.rmtree(root / "killed", ignore_errors=True)
+                steps, found = trial_run(root / "killed", getattr(signal, f"SIG{args.signal}"), rng)
+            equal += found == expected
             print(
                 f"trial {trial + 1}: killed after steps {steps}, {'equal' if found == expected else found}",
                 flush=True,
             )
-            shutil.rmtree(root / "killed")
     print(f"{equal} of {args.times} runs, stopped by SIG{args.signal}, end with the same parameters")
     raise SystemExit(equal < args.times)
 
