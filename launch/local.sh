@@ -32,6 +32,7 @@ for ((i = 1; i <= $#; i++)); do
   esac
 done
 [ -n "$workdir" ] || fail "the training's arguments have no --workdir"
+[[ $workdir != *://* ]] || fail "the workdir $workdir is an address, not a folder: mount the bucket first"
 
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes

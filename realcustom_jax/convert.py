@@ -19,6 +19,7 @@ from pathlib import Path
 from realcustom_jax import pipeline
 from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import check_local
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import (
     export_added,
@@ -50,6 +51,7 @@ def main() -> None:
 
 def _check_out(to: str, out: Path) -> None:
     """Before minutes of reading: whether the output can be what was asked for."""
+    check_local(out, "--out")
     if to in _FILES and out.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--out {str(out)!r} must end in .safetensors or .pth for --to {to}")
     if to in _FOLDERS and out.is_file():

@@ -30,6 +30,7 @@ from realcustom_jax.evaluation.toybox import (
     make_requests,
     means,
 )
+from realcustom_jax.files import make_folder
 from realcustom_jax.hosts import connect
 from realcustom_jax.option_flags import add_option_flags, given_options
 
@@ -103,6 +104,7 @@ def _dreambench(args: argparse.Namespace) -> None:
     tasks = read_tasks(Path(args.dreambench), args.subjects, args.seeds)
     options = given_options(args)
     settings = {"model": str(args.model), **options}
+    make_folder(args.out, "--out")
     dreambench.check_settings(args.out, settings)
     if args.clip:
         plots.check_plots()

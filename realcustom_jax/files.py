@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,23 @@ def check_local(path: str | os.PathLike, name: str) -> None:
             f"the {name} {os.fspath(path)!r} is an address, not a folder: mount the bucket, as the scripts "
             "in launch/ do with gcsfuse, and give the folder it is mounted at"
         )
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make a folder that can be written to.
+
+    Raises:
+      UserError: when it can't; the sentence calls the folder `name` and says why.
+    """
+    check_local(path, name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise UserError(f"the {name} {str(path)!r} is a file, it must be a folder") from None
+    except OSError as error:
+        raise UserError(f"the {name} {str(path)!r} cannot be written to: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,6 @@ at every step beside them with --masks.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import make_folder
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.pipeline import load
 from realcustom_jax.sampling import SEED, Samples, sample
@@ -36,7 +36,8 @@ def main() -> None:
     if repeated:
         raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
     # Loading a large model takes minutes, so what can fail before should.
-    out = _make_folder(args.out)
+    out = Path(args.out)
+    make_folder(out, "--out")
     pipe = load(args.model, matcher=args.matcher, tokenizers=args.tokenizer)
     samples = sample(
         pipe,
@@ -70,16 +71,6 @@ def _save(image: np.ndarray, path: Path) -> None:
         Image.fromarray(image).save(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def _make_folder(name: str) -> Path:
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {name!r} cannot be made a folder: {error.strerror}") from None
-    if not os.access(name, os.W_OK):
-        raise UserError(f"--out {name!r} is a folder that cannot be written to")
-    return Path(name)
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:

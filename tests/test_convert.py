@@ -64,6 +64,7 @@ def test_one_file_holds_the_whole_unet(micro_pipe, folder, tmp_path, monkeypatch
         (("--to", "unet", "--out", "folder"), "must end in .safetensors or .pth for --to unet"),
         (("--out", "file"), "is a file, but --to folder writes a folder"),
         (("--out", "full"), "is not empty"),
+        (("--out", "gs://b/model"), "is an address, not a folder"),
         (("--to", "timm", "--out", "new"), "image_encoder is a CLIP tower"),
         (("--out", "new", *("--image-encoder", "a") * 3), "there can be 2 image encoders, not 3"),
         (("--out", "new", "--realcustom", "absent.pth"), "'absent.pth' does not exist"),

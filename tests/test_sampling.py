@@ -371,8 +371,9 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
         (["--seed", "-1"], "--seed must be from 0 to 18446744073709551615, not -1"),
         (["--seed", "five"], "argument --seed: invalid int value: 'five'"),
         (["--seed", "1", "2", "1"], "--seed 1 is given twice"),
-        (["--out", "FILE"], "cannot be made a folder: File exists"),
-        (["--out", "FILE/deeper"], "cannot be made a folder: Not a directory"),
+        (["--out", "FILE"], "is a file, it must be a folder"),
+        (["--out", "gs://b/images"], "is an address, not a folder"),
+        (["--out", "FILE/deeper"], "cannot be written to: Not a directory"),
     ],
     ids=" ".join,
 )

@@ -156,7 +156,7 @@ def _check_unwritten(args: argparse.Namespace) -> None:
     if is_written(args.data_dir):
         raise UserError(
             f"'{args.data_dir}' holds a data set already; python -m realcustom_jax.data.encode --data-dir "
-            f"{args.data_dir} --model {args.encode} goes on with storing its latents"
+            f"{args.data_dir} --model {args.encode} goes on with storing its latents, with the same options"
         )
     new_folder(args.data_dir)
 

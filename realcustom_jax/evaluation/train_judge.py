@@ -19,10 +19,9 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation.judge import Judge, JudgeNet, judge_shapes
 from realcustom_jax.evaluation.judge_augment import soften
 from realcustom_jax.evaluation.judge_data import Pairs, load_or_draw
-from realcustom_jax.files import replacing
+from realcustom_jax.files import make_folder, replacing
 from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
-from realcustom_jax.training.start import make_folder
 
 STORY = """\
 Trains the judge of the toybox benchmark on drawn scenes with exact labels: which word, which background,

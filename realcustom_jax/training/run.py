@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader
+from realcustom_jax.files import make_folder
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
@@ -33,7 +34,7 @@ from realcustom_jax.training.plan import Plan, make_plan
 from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.samples import SampleGrid
-from realcustom_jax.training.start import make_folder, open_data, starting_pipeline
+from realcustom_jax.training.start import open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 from realcustom_jax.weights.components import Place
 from realcustom_jax.weights.keys import flatten, unflatten

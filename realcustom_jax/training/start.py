@@ -17,7 +17,7 @@ from realcustom_jax.data.image_text import Split, is_written, open_split
 from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
-from realcustom_jax.files import check_local
+from realcustom_jax.files import make_folder
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
@@ -38,23 +38,6 @@ _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 
 
 _ON_HOST = on_host(np.float32)
-
-
-def make_folder(path: Path, name: str) -> None:
-    """Make a folder that can be written to.
-
-    Raises:
-      UserError: when it can't; the sentence calls the folder `name` and says why.
-    """
-    check_local(path, name)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except FileExistsError:
-        raise UserError(f"the {name} {str(path)!r} is a file, it must be a folder") from None
-    except OSError as error:
-        raise UserError(f"the {name} {str(path)!r} cannot be written to: {error.strerror}") from None
 
 
 def open_data(options: ConfigDict, cache: Path) -> Split:

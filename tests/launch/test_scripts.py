@@ -68,6 +68,7 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
         ("local", ("--cores", "2", *TRAIN), "unknown option --cores"),
         ("local", (), "there are no arguments for the training after --"),
         ("local", ("--", "--config", "x"), "the training's arguments have no --workdir"),
+        ("local", ("--", "--workdir", "gs://b/run"), "the workdir gs://b/run is an address, not a folder"),
         ("tpu_vm", ("--name", "n", *TRAIN), "--zone is needed"),
         ("tpu_vm", ("--dry-run", *TPU), "there are no arguments for the training after --"),
         ("tpu_pod", ("--dry-run", *TPU[:6], *TRAIN), "a pod's hosts share no disk: --bucket"),
