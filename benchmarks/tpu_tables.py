@@ -26,7 +26,7 @@ SLICES = {
 # Images a chip, to be tried; what does not fit is said so.
 TRAIN = {
     "sd15": {"v5e:1x1": 8, "v5e:2x4": 16, "v5e:4x4": 16, "v4:2x2x4": 16, "v5p:4x4x4": 16},
-    "sdxl": {"v5e:2x4": 2, "v5e:4x4": 4, "v4:2x2x4": 8, "v5p:4x4x4": 8},
+    "sdxl": {"v5e:2x4": 2, "v5e:4x4": 4, "v4:2x2x4": 4, "v5p:4x4x4": 8},
 }
 SAMPLE = {"sd15": {"v5e:1x1": 1}, "sdxl": {"v5e:1x1": 1}}
 COLUMNS = (

@@ -23,7 +23,7 @@ from realcustom_jax.weights.added import ADDED
 LAYERS = {"deep": ((-2,), (-2,)), "shallow": ((8, 14, 20, -2), (5, 11, 17, -2))}
 
 
-# Slice → chips, images a chip; 8 on v4 fit too, but take 96 % of the memory.
+# Slice → chips, images a chip.
 SLICES = {"v5e-8": (8, 2), "v5e-16": (16, 4), "v4-32": (16, 4), "v5p-128": (64, 8)}
 
 
