@@ -17,7 +17,7 @@ from realcustom_jax.toybox import sample_scene
 SEEDS_PER_DATASET = 10**8  # half of them for each split
 # Of the drawings and captions. Raise it when a change of the toybox changes what a seed gives: data sets that
 # were drawn before are then not mixed with newer ones.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 
 
 def write_dataset(

@@ -145,7 +145,7 @@ def pattern_tile(look: Look, side: int) -> Image.Image:
     main, second = look.rgb
     tile = Image.new("RGBA", (side, side), main)
     rng = np.random.default_rng([look.identity.seed, 2])
-    step = side * rng.uniform(0.15, 0.19)
+    step = side * rng.uniform(0.27, 0.33)
     # The phase keeps the second colour on the middle of the tile, where the body is.
     phase = side / 2 - step / 4 + rng.uniform(-0.25, 0.25) * step
     draw = ImageDraw.Draw(tile)
