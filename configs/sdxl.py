@@ -92,6 +92,7 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,
         "text_only": 0.0,  # no reference at all; for a base that trains too
+        "reference": "image",  # the training image itself, or "subject": one that its metadata marks, cut out
     }
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
     config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 20_000}

@@ -1,4 +1,4 @@
-"""The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, one of vae, clip, base, customize.
+"""The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, STAGE one of `STAGES`.
 
 The stages run in this order, each from the model folder that the one before wrote (`--config.init_from`).
 Without a stage it is `customize`, from the base that ships with the package. On two idle cores the base stage
@@ -11,7 +11,7 @@ import ml_collections
 from realcustom_jax.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
-STAGES = ("vae", "clip", "base", "customize")
+STAGES = ("vae", "clip", "instance", "base", "customize")
 
 
 def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
@@ -19,11 +19,12 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         raise UserError(f"configs/tiny.py knows the stages {', '.join(STAGES)}, not {stage!r}")
     config = ml_collections.ConfigDict()
 
-    config.stage = stage  # what is trained: vae, clip, base or customize
+    config.stage = stage  # what is trained: vae, clip, instance, base or customize
     config.init_from = {"vae": "", "customize": "toybox"}.get(stage, "")  # model folder; "" starts afresh
     config.seed = 0  # of fresh parameters, data order, noise
-    config.steps = {"vae": 1700, "clip": 350, "base": 9400, "customize": 5900}[stage]
-    config.batch_size = {"vae": 16, "clip": 128, "base": 32, "customize": 32}[stage]  # over all devices
+    config.steps = {"vae": 1700, "clip": 350, "instance": 500, "base": 9400, "customize": 2400}[stage]
+    # Over all devices.
+    config.batch_size = {"vae": 16, "clip": 128, "instance": 128, "base": 32, "customize": 32}[stage]
     config.log_every = 20  # steps between lines of metrics.jsonl
     config.checkpoint_every = 200  # steps between checkpoints
     config.checkpoints_kept = 2  # the newest
@@ -37,6 +38,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     config.trainable = {
         "vae": ("^vae/",),
         "clip": ("^text_encoder/", "^image_encoder/"),
+        "instance": ("^image_encoder_2/",),  # the last tower
         "base": ("^unet/",),
         # The base learns on: it is so small and young that what is added to it cannot do all the work alone.
         "customize": (ADDED, "^unet/"),
@@ -52,24 +54,25 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     )
 
     config.optimizer = {
-        "learning_rate": {"vae": 2e-3, "clip": 1e-3, "base": 1e-3, "customize": 1e-3}[stage],
-        "warmup": {"vae": 50, "clip": 50, "base": 200, "customize": 200}[stage],  # steps
+        "learning_rate": {"vae": 2e-3, "instance": 2e-3}.get(stage, 1e-3),
+        "warmup": {"base": 200, "customize": 100}.get(stage, 50),  # steps
         "end_fraction": 0.02,  # of the learning rate, at the last step
         "weight_decay": 0.01,
         "b2": 0.99,
         "max_norm": 1.0,  # of the gradient
-        "ema_decay": {"vae": 0.99, "clip": 0.99, "base": 0.998, "customize": 0.998}[stage],
+        "ema_decay": 0.998 if stage in ("base", "customize") else 0.99,
         "most_skipped": 10,  # updates in a row whose loss or gradient is not finite
     }
     config.loss = {
         "kl_weight": 1e-4,  # vae
         "edge_weight": 0.5,  # vae
-        "temperature": 0.07,  # clip
+        "temperature": 0.1 if stage == "instance" else 0.07,  # clip, instance
+        "grey_share": 0.0,  # instance: of the batches; those have no colours to tell subjects apart by
         # Base, customize; 0 is the plain loss, which weighs noisy steps more: there words and references tell
         # most.
         "min_snr_gamma": 0.0,
         # Base, customize; above 1 noisy steps are drawn more often: half of all above s / (1 + s) of the way.
-        "timestep_shift": 1.0,
+        "timestep_shift": 1.5 if stage == "customize" else 1.0,
         "gamma_num_min": 0.3,  # customize: range of the share of visual tokens that are kept
         "gamma_num_max": 1.0,
     }
@@ -87,10 +90,14 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "drop_text": 0.05,  # empty caption
         "drop_image": 0.05,  # black reference
         "drop_both": 0.05,
-        "text_only": 0.4,  # no reference at all: there the base learns on
+        "text_only": 0.2,  # no reference at all: there the base learns on
+        # What the reference is: "image", the training image itself, or "subject", one of the subjects that
+        # the data set marks in it, cut out and put on a ground of its own.
+        "reference": "subject",
+        "by_word": False,  # instance: batches of one word's subjects only
     }
     # Augmentation of the reference: linear from `start` to `end` between the steps `begin` and `finish`.
-    config.curriculum = {"start": 0.0, "end": 1.0, "begin": 0, "finish": 400}
+    config.curriculum = {"start": 0.0, "end": 1.0, "begin": 200, "finish": 600}
 
     # A picture of these in TensorBoard, from the averaged weights: reference, text only, customized.
     config.samples = {
@@ -156,7 +163,26 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "text_paired": True,  # the clip stage trains it together with the text encoder
         "logit_scale": 1 / 0.07,  # of its loss
     }
+    # Tells subjects apart where the tower that is paired with captions hardly does: RealCustom++'s DINO.
+    model.image_encoder_2 = {
+        "image_size": 64,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+        "class_token": False,
+        "patch_bias": True,
+    }
     model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if realcustom:
-        model.realcustom = {"token_dim": 128, "projector": "plain", "scoring": True, "scoring_dim": 128}
+        model.realcustom = {
+            "token_dim": 192,
+            "projector": "plain",
+            # The patches as they are, and what the second tower knows of them.
+            "feature_layers": ((0,), (-2,)),
+            "scoring": True,
+            "scoring_dim": 128,
+        }
     return model

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: images of like proportions are batched together, so that little is cropped away."""
+"""Which examples may share a batch: images of like proportions, so that little is cropped, or of a label."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,11 @@ from realcustom_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Which examples of a data set go into which shape of batch.
+    """Which examples of a data set may share a batch, and of which shape it is.
 
     Attributes:
-      shapes: (height, width) in pixels; only those that some example has.
-      members: for each shape, the numbers of its examples, in order.
+      shapes: (height, width) in pixels of each bucket, which holds one example or more.
+      members: the numbers of each bucket's examples, in order.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -76,6 +76,15 @@ def nearest(sizes: np.ndarray, shapes: Sequence[tuple[int, int]]) -> np.ndarray:
     tallness = np.log([height / width for height, width in shapes])
     between = (tallness[1:] + tallness[:-1]) / 2
     return np.searchsorted(between, np.log(sizes[:, 1] / sizes[:, 0])).astype(np.int16)
+
+
+def label_buckets(labels: Sequence[str], shape: tuple[int, int]) -> Buckets:
+    """A bucket for each label, all of one shape: batches of one label. `labels` has that of each example."""
+    places: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        places.setdefault(label, []).append(number)
+    members = tuple(np.asarray(places[label], np.int32) for label in sorted(places))
+    return Buckets((shape,) * len(members), members)
 
 
 def make_buckets(sizes: np.ndarray, shapes: Sequence[tuple[int, int]]) -> Buckets:

@@ -10,14 +10,15 @@ from multiprocessing.pool import Pool
 from PIL import Image
 from tqdm import tqdm
 
+from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.data.image_text import Example, write
 from realcustom_jax.errors import UserError
 from realcustom_jax.toybox import sample_scene
 
 SEEDS_PER_DATASET = 10**8  # half of them for each split
-# Of the drawings and captions. Raise it when a change of the toybox changes what a seed gives: data sets that
-# were drawn before are then not mixed with newer ones.
-WORLD_VERSION = 2
+# Of the drawings, captions and metadata. Raise it when a change of the toybox changes what a seed gives: data
+# sets that were drawn before are then not mixed with newer ones.
+WORLD_VERSION = 3
 
 
 def write_dataset(
@@ -26,7 +27,8 @@ def write_dataset(
     """Draws scenes and writes them as the splits "train" and "validation" of an image_text data set.
 
     The subjects of "validation" are held out: no training scene shows them. The metadata of an example is
-    {"scene_seed", "background", "words", "identities"}, enough to draw the scene and its masks again.
+    {"scene_seed", "background", "words", "identities"}, enough to draw the scene and its masks again, and
+    "subjects", where they are (see `data.cut_outs`).
     Scenes are drawn in one process per core, so a script must call this under `if __name__ == "__main__"`.
 
     Args:
@@ -63,6 +65,7 @@ def make_example(scene_seed: int, held_out: bool) -> Example:
         "background": scene.background,
         "words": [identity.word for identity in scene.identities],
         "identities": [int(identity.seed) for identity in scene.identities],
+        "subjects": [mark(i.word, mask) for i, mask in zip(scene.identities, scene.masks, strict=True)],
     }
     return Example(key=f"{scene_seed:012d}", image=png.getvalue(), caption=scene.caption, metadata=metadata)
 

@@ -1,6 +1,7 @@
 """The batches of a run: its loader, what an example becomes, and a batch on all devices."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,17 +10,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from realcustom_jax.data.buckets import make_buckets
+from realcustom_jax.data.buckets import Buckets, label_buckets, make_buckets
+from realcustom_jax.data.cut_outs import marked_words, marks
 from realcustom_jax.data.encode import text_fingerprint, training_shapes, vae_fingerprint
 from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
-from realcustom_jax.data.loader import Loader, make_loader
+from realcustom_jax.data.loader import Loader, Source, Transform, make_loader
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.examples import MakeExample
+from realcustom_jax.training.examples import MakeExample, MakeViews
 
 Shape = tuple[tuple[int, ...], Any]
 
@@ -40,6 +42,8 @@ def make_training_loader(
       UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
     """
     options = config.data
+    if config.stage == "instance":
+        return _instance_loader(config, pipe, data)
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
     shapes, source = None, data
@@ -58,14 +62,42 @@ def make_training_loader(
         pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
         pipe.models.image_configs[0].image_size if customize else None,
         pipe.models.high_res,
-        config.batch_size,
-        Curriculum(**config.curriculum),
+        of_subject=options.get("reference", "image") == "subject",
+        batch_size=config.batch_size,
+        curriculum=Curriculum(**config.curriculum),
         drop_text=options.drop_text if diffusion else 0.0,
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
         empty_text=source.empty_text if options.get("encoded") else None,
     )
+    buckets = make_buckets(data.sizes(), shapes) if options.get("buckets") else None
+    return _loader(config, source, transform, buckets)
+
+
+def _instance_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
+    """Of pairs of photos; with the config's `data.by_word` a batch has subjects of one word only.
+
+    Raises:
+      UserError: a word has fewer examples than a batch.
+    """
+    by_word = config.data.get("by_word", False)
+    size = pipe.models.image_configs[-1].image_size
+    buckets = None
+    if by_word:
+        examples = map(data.without_image, range(len(data)))
+        words = [marked_words(marks(example)[0], example["key"]) for example in examples]
+        word, count = min(Counter(words).items(), key=lambda item: item[1])
+        if count < config.batch_size:
+            raise UserError(
+                f"config.data.by_word: {word!r} has {count} examples, fewer than one batch of "
+                f"{config.batch_size}"
+            )
+        buckets = label_buckets(words, (size, size))
+    return _loader(config, data, MakeViews(size, first=by_word), buckets)
+
+
+def _loader(config: ConfigDict, source: Source, transform: Transform, buckets: Buckets | None) -> Loader:
     return make_loader(
         source,
         transform,
@@ -73,9 +105,9 @@ def make_training_loader(
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_workers=options.workers,
-        prefetch=options.prefetch,
-        buckets=make_buckets(data.sizes(), shapes) if options.get("buckets") else None,
+        num_workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        buckets=buckets,
     )
 
 
@@ -117,6 +149,9 @@ def check_stored(config: ConfigDict, paths: Iterable[str]) -> None:
 
 def example_shapes(config: ConfigDict, models: Models) -> dict[str, Shape]:
     """{name: (shape, dtype)} of an example as `make_training_loader` gives it; squares also with buckets."""
+    if config.stage == "instance":
+        size = models.image_configs[-1].image_size
+        return {"views": ((2, size, size, 3), np.uint8), "subject": ((), np.int32)}
     side = models.vae_config.downscale * models.unet_config.sample_size
     example: dict[str, Shape] = {}
     if config.data.get("encoded_text"):

@@ -73,6 +73,8 @@ _KEYS: dict[str, tuple] = {
     "data.bucket_max_aspect": (_NUMBER, 1),
     "data.encoded": (_FLAG,),
     "data.encoded_text": (_FLAG,),
+    "data.reference": (_TEXT,),
+    "data.by_word": (_FLAG,),
     "samples.every": (_INTEGER, 0),
     "samples.requests": (_LIST,),
     "curriculum.start": _SHARE,
@@ -91,6 +93,8 @@ _OPTIONAL = {
     "data.bucket_max_aspect",
     "data.encoded",
     "data.encoded_text",
+    "data.reference",
+    "data.by_word",
     "samples.every",
     "samples.requests",
 }
@@ -112,6 +116,8 @@ _CHOICES = {
     "compute_dtype": DTYPES,
     "frozen_dtype": DTYPES,
     "remat": POLICIES,
+    # Of a training example: the training image itself, or a subject that is marked in it.
+    "data.reference": ("image", "subject"),
 }
 
 # A resumed run with another value of these would be neither the old run nor a new one.
@@ -140,12 +146,17 @@ def check_config(config: ConfigDict) -> None:
         _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
     if values.get("loss.timestep_shift") == 0:
         raise UserError("config.loss.timestep_shift must be above 0: 0 would leave no noise at all")
+    if stage in ("clip", "instance") and values["loss.temperature"] == 0:
+        raise UserError("config.loss.temperature must be above 0")
+    _check_value("loss.grey_share", values.get("loss.grey_share", 0.0), *_SHARE)
     for key, choices in _CHOICES.items():
-        if values[key] not in choices:
+        if key in values and values[key] not in choices:
             known = ", ".join(choices)
             raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
-    if stage == "clip" and values["accumulate"] > 1:
-        raise UserError("config.accumulate must be 1 for clip, whose loss joins all examples of a batch")
+    if stage in ("clip", "instance") and values["accumulate"] > 1:
+        raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")
+    if values.get("data.by_word") and stage != "instance":
+        raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
     if values.get("data.encoded_text") and not values.get("data.encoded"):
         raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
     for key in ("data.buckets", "data.encoded", "data.encoded_text", "samples.every"):

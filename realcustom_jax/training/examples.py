@@ -1,15 +1,19 @@
 """From an example of the data set to the arrays a training step takes."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from realcustom_jax.data.cut_outs import cropped_mask, cut_out, marked_mask, marks, vary_cut_out
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import augment_reference, center_crop_resize
 from realcustom_jax.data.views import reference_views
+from realcustom_jax.errors import UserError
 from realcustom_jax.training.curriculum import Curriculum
 
 
@@ -28,6 +32,8 @@ class MakeExample:
       reference_size: side of the reference's views in pixels; None for stages without one.
       high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
       batch_size: to know the step, which the curriculum needs.
+      of_subject: whether the reference is one of the subjects that the example marks, cut out of the training
+        image (see `data.cut_outs`), and not the whole of it. Black where the training image shows none.
       curriculum: augmentation of the reference by step.
       drop_text, drop_image, drop_both: shares of examples with an empty caption, a black reference, or both.
       text_only: share of examples, drawn independently, whose flag is 0.
@@ -38,6 +44,7 @@ class MakeExample:
     image_size: int
     reference_size: int | None
     high_res: bool
+    of_subject: bool
     batch_size: int
     curriculum: Curriculum
     drop_text: float
@@ -62,15 +69,69 @@ class MakeExample:
         learned = stored or {"image": image}
         if self.reference_size is None:
             return {**learned, **text}
-        strength = self.curriculum.strength(example["index"] // self.batch_size)
-        reference = augment_reference(image, rng, strength)
-        reference = reference_views(reference, self.reference_size, self.high_res)
+        reference = self._reference(example, image, rng)
+        if reference is None:  # the crop shows no subject whole
+            reference, no_image = image, True
+        views = reference_views(reference, self.reference_size, self.high_res)
         flag = np.float32(rng.random() >= self.text_only)
-        reference = reference * np.uint8(not no_image)
-        return {**learned, **text, "reference": reference, "flag": flag}
+        return {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag}
+
+    def _reference(
+        self, example: Mapping[str, Any], image: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray | None:
+        strength = self.curriculum.strength(example["index"] // self.batch_size)
+        if not self.of_subject:
+            return augment_reference(image, rng, strength)
+        side = self.reference_size * (2 if self.high_res else 1)
+        _, subject = _cut_out(example, image, side, rng)
+        return None if subject is None else vary_cut_out(subject, rng, strength)
 
     def _text(self, example: dict[str, Any], dropped: bool) -> dict[str, np.ndarray]:
         if self.empty_text is not None:
             return {name: empty if dropped else example[name] for name, empty in self.empty_text.items()}
         caption = "" if dropped else example["caption"]
         return {"ids": np.concatenate([tokenize(tokenizer, caption) for tokenizer in self.tokenizers])}
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeViews:
+    """{"key", "image", "metadata"} → "views" uint8 (2, S, S, 3), photos of one of its marked subjects.
+
+    And "subject", int32, a number that tells this subject from all others, also when it comes again.
+
+    Attributes:
+      size: S, side of the views in pixels.
+      first: whether the subject is always the first that is marked, as for batches of one word.
+    """
+
+    size: int
+    first: bool
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        number, subject = _cut_out(example, example["image"], self.size, rng, self.first)
+        if subject is None:
+            raise UserError(f"the example '{example['key']}' marks subjects that are too small to cut out")
+        name = f"{example['key']}/{number}".encode()
+        views = np.stack([vary_cut_out(subject, rng, 1.0) for _ in range(2)])
+        return {"views": views, "subject": np.int32(zlib.crc32(name) & 0x7FFFFFFF)}
+
+
+def _cut_out(
+    example: Mapping[str, Any],
+    image: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    first: bool = False,
+) -> tuple[int, Image.Image | None]:
+    """The number of a subject that the crop `image` of the example's picture shows, one of several by chance.
+
+    With it as RGBA (size, size); None when the crop shows none, with `first` of the first alone.
+    """
+    entries, key = marks(example), example["key"]
+    picture, crop = example["image"].shape[:2], image.shape[:2]
+    order = rng.permutation(len(entries))
+    for number in [0] if first else order:
+        mask = cropped_mask(marked_mask(entries[number], key), picture, crop, key)
+        if mask.any():
+            return int(number), cut_out(image, mask, size)
+    return 0, None

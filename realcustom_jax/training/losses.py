@@ -23,6 +23,7 @@ Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 STAGES = {
     "vae": ("kl_weight", "edge_weight"),
     "clip": ("temperature",),
+    "instance": ("temperature", "grey_share"),
     "base": ("min_snr_gamma", "timestep_shift"),
     "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max"),
 }
@@ -38,6 +39,8 @@ def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Map
         return _vae_loss(models, options["kl_weight"], options["edge_weight"])
     if stage == "clip":
         return _clip_loss(models, options["temperature"])
+    if stage == "instance":
+        return _instance_loss(models, options["temperature"], options["grey_share"])
     if stage == "base":
         return _diffusion_loss(models, schedule, options["min_snr_gamma"], options["timestep_shift"], None)
     if stage == "customize":
@@ -70,9 +73,6 @@ def _clip_loss(models: Models, temperature: float) -> Loss:
     Small worlds repeat captions within a batch: every image with the same caption counts as a match.
     """
 
-    def normalise(x: Array) -> Array:
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         del key
         ids = batch["ids"][:, 0]
@@ -81,16 +81,53 @@ def _clip_loss(models: Models, temperature: float) -> Loss:
         image = (
             models.image_encoders["image_encoder"].apply({"params": params["image_encoder"]}, images).pooled
         )
-        logits = normalise(text) @ normalise(image).T / temperature  # (B text, B image)
-        same = (ids[:, None] == ids[None]).all(axis=-1).astype(jnp.float32)
-        target = same / same.sum(axis=-1, keepdims=True)  # symmetric, so the same for both directions
+        return _contrastive(text, image, (ids[:, None] == ids[None]).all(axis=-1), temperature)
 
-        def cross_entropy(logits: Array) -> Array:
-            return -(target * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+    return loss
 
-        hit = jnp.take_along_axis(same, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
-        metrics = {"accuracy": hit.mean()}
-        return 0.5 * (cross_entropy(logits) + cross_entropy(logits.T)), metrics
+
+def _contrastive(first: Array, second: Array, same: Array, temperature: float) -> tuple[Array, Metrics]:
+    """Symmetric cross-entropy of finding each row's counterpart among those of the whole batch (InfoNCE).
+
+    Args:
+      first, second: (B, C), of any length.
+      same: bool (B, B), symmetric: which rows count as a match, beside their own counterparts.
+      temperature: of the cosine similarities.
+    """
+    first, second = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second))
+    logits = first @ second.T / temperature
+    same = same.astype(jnp.float32)
+    target = same / same.sum(axis=-1, keepdims=True)  # symmetric, so the same for both directions
+
+    def cross_entropy(logits: Array) -> Array:
+        return -(target * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+
+    hit = jnp.take_along_axis(same, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
+    return 0.5 * (cross_entropy(logits) + cross_entropy(logits.T)), {"accuracy": hit.mean()}
+
+
+def _instance_loss(models: Models, temperature: float, grey_share: float) -> Loss:
+    """Contrastive loss between two photos of each subject, over the global batch; the same subject matches.
+
+    It trains the last image tower. One without a class token is pooled by the mean of its patches, so these
+    learn to tell which one of many subjects they show. Colours alone would nearly do; in `grey_share` of the
+    batches there are none, so that patterns and proportions must be told apart too.
+    """
+    if not models.image_encoders:
+        raise UserError("the stage instance trains an image tower, but the model has none")
+    name, tower = list(models.image_encoders.items())[-1]
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
+        k_grey, k_mix = jax.random.split(key)
+        photos = to_signed(batch["views"])  # (B, 2, S, S, 3)
+        mix = jax.random.dirichlet(k_mix, jnp.full(3, 2.0))
+        grey = jnp.broadcast_to((photos @ mix)[..., None], photos.shape)
+        photos = jnp.where(jax.random.bernoulli(k_grey, grey_share), grey, photos)
+        count = photos.shape[0]
+        pooled = tower.apply({"params": params[name]}, photos.reshape(2 * count, *photos.shape[2:])).pooled
+        first, second = jnp.moveaxis(pooled.reshape(count, 2, -1), 1, 0)
+        subject = batch["subject"]
+        return _contrastive(first, second, subject[:, None] == subject[None], temperature)
 
     return loss
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.files import make_folder
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
-from realcustom_jax.models.family import Models
+from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.init import init_params
+from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
@@ -56,9 +57,10 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
 def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) -> Pipeline:
     """The model that a run begins with, its parameters one by one where `place` puts them.
 
-    From `config.init_from` where given, with `config.model.realcustom` added if it has none and parameters
-    that `config.fresh` finds initialised again, for latents of another width too where they do not fit the
-    folder's; else fresh, of the shapes in `config.model`, with a tokenizer learned from the captions.
+    From `config.init_from` where given, with the realcustom of `config.model` if it has none, with the image
+    towers that it lacks where the run trains them, and with parameters that `config.fresh` finds initialised
+    again, for latents of another width too where they do not fit the folder's; else fresh, of the shapes in
+    `config.model`, with a tokenizer learned from the captions.
 
     Raises:
       UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
@@ -79,10 +81,9 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
 def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
     pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
     given = config.get("model", ConfigDict()).to_dict()
-    _check_same_model(config.init_from, pipe, given)
-    models = _with_latents(pipe.models, given)
-    if "realcustom" in given:
-        models = dataclasses.replace(models, realcustom=from_mapping(RealCustomConfig, given["realcustom"]))
+    towers = _trained_towers(config, pipe.models)
+    _check_same_model(config.init_from, pipe, given, towers)
+    models = _changed(pipe.models, given, towers)
 
     def again(path: str) -> bool:
         return bool(config.fresh and re.search(config.fresh, path))
@@ -91,38 +92,64 @@ def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
     if config.fresh and not any(map(again, wanted)):
         raise UserError(f"config.fresh: {config.fresh!r} matches no parameter")
     kept = {path: value for path, value in flatten(pipe.params).items() if not again(path)}
-    without = pipe.models.realcustom is None
-    new = {path: leaf for path, leaf in wanted.items() if again(path) or (without and re.search(ADDED, path))}
+    added = [f"^{name}/" for name in towers] + [ADDED] * (pipe.models.realcustom is None)
+    new = {
+        path: leaf
+        for path, leaf in wanted.items()
+        if again(path) or any(re.search(regex, path) for regex in added)
+    }
     rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
     params = kept | flatten(_placed(init_params(unflatten(new), config.seed, _ZEROS), place))
     return pipe.replace(models=models, params=unflatten(params))
 
 
+def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
+    """Image towers of the config's `model` that a folder's `models` lack and the run trains.
+
+    One that it does not train would stay as random as it begins.
+    """
+    lacking = [name for name in IMAGE if name in config.get("model", {}) and name not in models.configs]
+    kernel = "{}/vision_model/embeddings/patch_embedding/kernel"
+    return [
+        name for name in lacking if any(re.search(regex, kernel.format(name)) for regex in config.trainable)
+    ]
+
+
 def _placed(params: Any, place: Place) -> Any:
     return unflatten({path: place(path, value) for path, value in flatten(params).items()})
 
 
-def _with_latents(models: Models, given: Mapping[str, Mapping[str, Any]]) -> Models:
-    """The modules with the latents' width that a config's `model` asks for."""
+def _changed(models: Models, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]) -> Models:
+    """The modules with what a config's `model` may change: width of the latents, added towers, realcustom."""
     changes: dict[str, dict[str, int]] = {"unet": {}, "vae": {}}
     for part, name in (key.split(".") for key in _LATENTS):
         if name in given.get(part, {}):
             changes[part][name] = given[part][name]
     unet, vae = (dataclasses.replace(models.configs[part], **changes[part]) for part in ("unet", "vae"))
-    return dataclasses.replace(models, unet_config=unet, vae_config=vae)
+    added = [from_mapping(ViTConfig, given[name]) for name in towers]
+    realcustom = models.realcustom
+    if "realcustom" in given:
+        realcustom = from_mapping(RealCustomConfig, given["realcustom"])
+    images = (*models.image_configs, *added)
+    return dataclasses.replace(
+        models, unet_config=unet, vae_config=vae, image_configs=images, realcustom=realcustom
+    )
 
 
-def _check_same_model(folder: str, pipe: Pipeline, given: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_same_model(
+    folder: str, pipe: Pipeline, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]
+) -> None:
     """A folder's shapes cannot be changed: a config that asks for others must not be ignored.
 
-    `realcustom` and the latents' width may differ, where the parameters of another shape are fresh.
+    `realcustom` and the latents' width may differ, where the parameters of another shape are fresh, and
+    `towers` are added.
     """
     parts = {
         **pipe.models.configs,
         "scheduler": pipe.schedule,
     }
-    for part in given.keys() - {"realcustom"} - parts.keys():
+    for part in given.keys() - {"realcustom", *towers} - parts.keys():
         raise UserError(f"config.model has a {part}, but the model in {folder!r} has none")
     for part, own in parts.items():
         for name, value in given.get(part, {}).items():

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from realcustom_jax.data.buckets import Buckets, bucket_shapes, make_buckets
+from realcustom_jax.data.buckets import Buckets, bucket_shapes, label_buckets, make_buckets
 from realcustom_jax.data.loader import make_loader
 from realcustom_jax.errors import UserError
 
@@ -45,6 +45,12 @@ def test_images_go_to_the_nearest_proportions():
                 return abs(np.log(ratio * other[1] / other[0]))
 
             assert off(shape) <= min(map(off, shapes)) + 1e-12  # float64; ties
+
+
+def test_each_label_is_a_bucket():
+    buckets = label_buckets(["dog", "cat", "dog", "fish", "cat"], (64, 64))
+    assert buckets.shapes == ((64, 64),) * 3
+    assert [members.tolist() for members in buckets.members] == [[1, 4], [0, 2], [3]]
 
 
 def buckets() -> Buckets:

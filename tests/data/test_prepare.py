@@ -14,6 +14,7 @@ from PIL import Image
 from realcustom_jax.data import encode as encode_module
 from realcustom_jax.data import prepare as command
 from realcustom_jax.data import run_parts, shards
+from realcustom_jax.data.cut_outs import cropped_mask, cut_out, mark, marked_mask, marks
 from realcustom_jax.data.image_text import is_written, open_split
 from realcustom_jax.data.prepare import prepare
 from realcustom_jax.data.raw import Raw
@@ -48,6 +49,22 @@ def test_a_data_set_holds_the_source_in_its_order(source, tmp_path):
         assert records[i]["caption"] == f"caption of {i}" and records[i]["metadata"] == {"number": i}
         assert records.without_image(i)["image"] == encode(picture(i))  # not encoded a second time
     np.testing.assert_array_equal(records.sizes(), [(32, 24)] * 12)
+
+
+@pytest.mark.parametrize("resize", [None, 12])
+def test_marks_of_subjects_reach_the_references(tmp_path, resize):
+    """From a shard's KEY.json to what is cut out, of images that were shrunk too."""
+    mask = np.zeros((24, 32), bool)
+    mask[4:20, 8:24] = True
+    source = write_tar(tmp_path / "0.tar", [sample(0, subjects=[mark("dog", mask)])])
+    prepare([str(source)], tmp_path / "data", Recipe(resize=resize))
+    example = open_split(tmp_path / "data", "train")[0]
+    assert example["image"].shape == ((24, 32, 3) if resize is None else (12, 16, 3))
+    (entry,) = marks(example)
+    shape = example["image"].shape[:2]
+    inside = cropped_mask(marked_mask(entry, example["key"]), shape, shape, example["key"])
+    alpha = np.asarray(cut_out(example["image"], inside, 20))[..., 3]
+    assert entry["words"] == "dog" and alpha[:3].max() == 0 and alpha[5:15, 5:15].min() > 240
 
 
 def raw(data: bytes | None = None, caption: str | None = "a cat", **metadata) -> Raw:

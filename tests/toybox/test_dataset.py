@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from realcustom_jax.data.cut_outs import marked_mask, marked_words, marks
 from realcustom_jax.data.image_text import open_split
 from realcustom_jax.errors import UserError
 from realcustom_jax.toybox import is_held_out, sample_scene
@@ -28,6 +29,8 @@ def test_every_record_is_the_scene_that_its_metadata_names(folder, split, count)
         assert record["caption"] == scene.caption
         assert record["metadata"]["words"] == [identity.word for identity in scene.identities]
         held_out = [is_held_out(seed) for seed in record["metadata"]["identities"]]
+        assert [marked_words(entry, "") for entry in marks(record)] == record["metadata"]["words"]
+        np.testing.assert_array_equal([marked_mask(entry, "") for entry in marks(record)], scene.masks)
         assert held_out == [split == "validation"] * len(scene.identities)
 
 

@@ -15,7 +15,7 @@ TINY = CONFIGS / "tiny.py"
 get_config = runpy.run_path(str(TINY))["get_config"]
 
 
-@pytest.mark.parametrize("stage", ["vae", "clip", "base", "customize"])
+@pytest.mark.parametrize("stage", ["vae", "clip", "instance", "base", "customize"])
 def test_the_shipped_configs_pass(stage):
     check_config(get_config(stage))
 
@@ -45,11 +45,35 @@ def test_only_the_drawn_toybox_needs_to_know_how_many_examples():
     check_config(config)
 
 
-@pytest.mark.parametrize("key", ["buckets", "bucket_step", "bucket_max_aspect", "encoded", "encoded_text"])
+@pytest.mark.parametrize(
+    "key",
+    ["buckets", "bucket_step", "bucket_max_aspect", "encoded", "encoded_text", "reference", "by_word"],
+)
 def test_configs_of_before_buckets_still_pass(key):
     config = get_config("base")
     del config.data[key]
     check_config(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("grey_share", 1.5), ("grey_share", -0.1)])
+def test_the_instance_loss_has_bounds(name, value):
+    config = get_config("instance")
+    config.loss[name] = value
+    with pytest.raises(UserError, match=rf"config\.loss\.{name} must be"):
+        check_config(config)
+
+
+def test_references_and_batches_by_word_are_named_where_they_do_not_fit():
+    config = get_config("customize")
+    config.data.reference = "photo"
+    with pytest.raises(UserError, match=r"config\.data\.reference 'photo' is unknown; known: image, subject"):
+        check_config(config)
+    config = get_config("customize")
+    config.data.by_word = True
+    with pytest.raises(
+        UserError, match=r"config\.data\.by_word is for the stage instance, not for customize"
+    ):
+        check_config(config)
 
 
 @pytest.mark.parametrize("key", ["buckets", "encoded"])
@@ -81,7 +105,7 @@ def test_an_unknown_choice_is_named(name, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("stage", "bogus", "stage 'bogus' is unknown; known: vae, clip, base, customize"),
+        ("stage", "bogus", "stage 'bogus' is unknown; known: vae, clip, instance, base, customize"),
         ("seed", -1, "config.seed must be 0 or more, not -1"),
         ("steps", 0, "config.steps must be 1 or more, not 0"),
         ("batch_size", 0, "config.batch_size must be 1 or more, not 0"),

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.data.tokenize import tokenize
+from realcustom_jax.errors import UserError
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.examples import MakeExample
+from realcustom_jax.training.examples import MakeExample, MakeViews
 
 COUNT = 1500
 IMAGE = np.random.default_rng(0).integers(1, 256, size=(16, 16, 3), dtype=np.uint8)
@@ -28,7 +30,7 @@ def test_a_curriculum_without_length_jumps():
 @pytest.fixture(scope="module")
 def make_example(micro_tokenizer) -> MakeExample:
     return MakeExample(
-        (micro_tokenizer,), image_size=16, reference_size=16, high_res=False, batch_size=10,
+        (micro_tokenizer,), image_size=16, reference_size=16, high_res=False, of_subject=False, batch_size=10,
         curriculum=Curriculum(finish=100), drop_text=0.1, drop_image=0.2, drop_both=0.3, text_only=0.25,
     )  # fmt: skip
 
@@ -96,3 +98,82 @@ def test_the_reference_has_its_own_size(make_example):
     keep = dataclasses.replace(make_example, reference_size=24, drop_image=0.0, drop_both=0.0)
     out = run(keep, 0)
     assert out["reference"].shape == (1, 24, 24, 3) and out["reference"].dtype == np.uint8
+
+
+def two_subjects() -> dict:
+    """A dark picture of 24×24, red on its left and green on its right."""
+    image = np.full((24, 24, 3), 40, np.uint8)
+    masks = np.zeros((2, 24, 24), bool)
+    masks[0, 8:16, 2:10], masks[1, 8:16, 14:22] = True, True
+    image[masks[0]], image[masks[1]] = (250, 20, 20), (20, 250, 20)
+    subjects = [mark(words, mask) for words, mask in zip(("cat", "dog"), masks, strict=True)]
+    return {"key": "k", "image": image, "caption": CAPTION, "metadata": {"subjects": subjects}}
+
+
+def colour(photo: np.ndarray) -> str:
+    """Of the middle of a photo, from which nothing of the dark ground may be seen."""
+    assert photo.min(axis=2).max() > 140 and photo.max(axis=2).min() > 100  # a light ground and no dark one
+    red, green, _ = photo[6:10, 6:10].reshape(-1, 3).mean(axis=0)
+    assert abs(red - green) > 100
+    return "red" if red > green else "green"
+
+
+def test_a_reference_of_a_subject_shows_one_of_those_marked_and_nothing_else(make_example):
+    of_subject = dataclasses.replace(make_example, of_subject=True, drop_image=0.0, drop_both=0.0)
+    seen, example = [], two_subjects()
+    whole = make_example({**example, "index": 0}, np.random.default_rng(0))
+    for index in range(40):
+        out = of_subject({**example, "index": index}, np.random.default_rng(index))
+        seen.append(colour(out["reference"][0]))
+        assert np.array_equal(out["image"], whole["image"])  # what is learned is the picture as ever
+    assert 8 < seen.count("red") < 32
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 16)])
+def test_only_a_subject_that_the_crop_shows_becomes_the_reference(make_example, shape):
+    """The picture is 24×72 with the red one at its left end, and training sees its middle."""
+    of_subject = dataclasses.replace(make_example, of_subject=True, drop_image=0.0, drop_both=0.0)
+    example = two_subjects()
+    example["image"] = np.pad(example["image"], ((0, 0), (0, 48), (0, 0)))
+    masks = np.zeros((2, 24, 72), bool)
+    masks[0, 8:16, 2:10] = True
+    masks[1, 8:16, 32:40] = True
+    example["image"][masks[1]] = (20, 250, 20)
+    entries = [mark(words, mask) for words, mask in zip(("cat", "dog"), masks, strict=True)]
+    for index in range(20):
+        example["metadata"] = {"subjects": entries}
+        out = of_subject({**example, "shape": shape, "index": index}, np.random.default_rng(index))
+        assert colour(out["reference"][0]) == "green"
+        example["metadata"] = {"subjects": entries[:1]}
+        out = of_subject({**example, "shape": shape, "index": index}, np.random.default_rng(index))
+        assert not out["reference"].any()  # as if it had been dropped
+
+
+def test_a_reference_of_a_subject_names_an_example_without_one(make_example):
+    of_subject = dataclasses.replace(make_example, of_subject=True)
+    example = {"key": "k17", "image": IMAGE, "caption": CAPTION, "metadata": {}, "index": 0}
+    with pytest.raises(UserError, match="the example 'k17' marks no subjects"):
+        of_subject(example, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_views_are_two_photos_of_one_subject(first):
+    seen = []
+    for seed in range(40):
+        out = MakeViews(16, first)(two_subjects(), np.random.default_rng(seed))
+        views = out["views"]
+        assert views.shape == (2, 16, 16, 3) and views.dtype == np.uint8
+        assert not np.array_equal(*views)
+        assert len({colour(view) for view in views}) == 1
+        seen.append((colour(views[0]), int(out["subject"])))
+    reds = sum(name == "red" for name, _ in seen)
+    assert reds == 40 if first else 8 < reds < 32
+    assert len(set(seen)) == (1 if first else 2)  # a subject has one number
+
+
+def test_views_of_a_speck_name_its_example():
+    mask = np.zeros((24, 24), bool)
+    mask[3, 3] = True
+    example = {**two_subjects(), "metadata": {"subjects": [mark("cat", mask)]}}
+    with pytest.raises(UserError, match="'k' marks subjects that are too small"):
+        MakeViews(16, first=True)(example, np.random.default_rng(0))

@@ -1,5 +1,8 @@
 """The model folder that a run leaves: what trained from its average, all else as it was."""
 
+import zlib
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from ml_collections import ConfigDict
 from realcustom_jax import pipeline
 from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
+from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import example_shapes, make_training_loader
@@ -39,7 +43,8 @@ def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "stored"), [("base", False), ("customize", False), ("base", True), ("customize", True)]
+    ("stage", "stored"),
+    [("base", False), ("instance", False), ("customize", False), ("base", True), ("customize", True)],
 )
 def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, stage, stored):
     """What the ahead-of-time compiler is told, against what training is given."""
@@ -57,3 +62,24 @@ def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, 
     found = {name: (x.shape[1:], x.dtype) for name, x in batch.items()}
     wanted = example_shapes(config, micro_pipe.models)
     assert found == {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in wanted.items()}
+
+
+def test_batches_by_word_have_one_word_each(micro_pipe, tmp_path):
+    """The first of the marked subjects; numbers of the subjects tell from which pictures they came."""
+    examples = [make_example(seed, held_out=False) for seed in range(64)]
+    words = {e.key: e.metadata["subjects"][0]["words"] for e in examples}
+    counts = Counter(words.values())
+    kept = [e for e in examples if counts[words[e.key]] >= 3]
+    write(tmp_path, {"train": kept})
+    options = {"workers": 0, "prefetch": 1, "by_word": True}
+    config = ConfigDict({"stage": "instance", "batch_size": 3, "seed": 0, "data": options})
+    loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), {})
+    by_number = {zlib.crc32(f"{e.key}/0".encode()) & 0x7FFFFFFF: words[e.key] for e in kept}
+    seen = [{by_number[int(number)] for number in next(loader)["subject"]} for _ in range(20)]
+    loader.close()
+    assert all(len(of_batch) == 1 for of_batch in seen) and len(set.union(*seen)) > 3
+    config.batch_size = 40
+    with pytest.raises(
+        UserError, match=r"config\.data\.by_word: '\w+' has \d+ examples, fewer than one batch"
+    ):
+        make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), {})

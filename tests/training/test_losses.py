@@ -19,6 +19,7 @@ OPTIONS = {
     "kl_weight": 0.1,
     "edge_weight": 0.5,
     "temperature": 0.2,
+    "grey_share": 0.0,
     "min_snr_gamma": 5.0,
     "timestep_shift": 1.0,
     "gamma_num_min": 0.3,
@@ -173,6 +174,63 @@ def test_contrastive_loss_counts_repeated_captions_as_matches():
     assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
 
 
+class Tower:
+    """Pools photos to the reds of their pixels, and remembers what it saw."""
+
+    def apply(self, variables, photos):
+        self.photos = np.asarray(photos)
+        return types.SimpleNamespace(pooled=photos[..., 0].reshape(len(photos), -1))
+
+
+@pytest.mark.parametrize("grey", [0.0, 1.0])
+def test_instance_loss_tells_each_pair_from_the_others(grey):
+    """By loops in float64 (1e-5: the colours are float32). Of five subjects the third is the first again; a
+    grey batch has no colours."""
+    views = np.random.default_rng(1).integers(0, 256, size=(5, 2, 2, 2, 3), dtype=np.uint8)
+    subject = np.array([7, 3, 7, 4, 5])
+    tower = Tower()
+    models = types.SimpleNamespace(image_encoders={"image_encoder": None, "image_encoder_2": tower})
+    loss = make_loss("instance", models, ScheduleConfig(), {**OPTIONS, "grey_share": grey})
+    batch = {"views": jnp.asarray(views), "subject": jnp.asarray(subject, jnp.int32)}
+    value, metrics = loss({"image_encoder_2": None}, batch, KEY)
+    assert tower.photos.shape == (10, 2, 2, 3)
+    if grey:
+        np.testing.assert_array_equal(tower.photos, tower.photos[..., :1].repeat(3, axis=-1))
+        assert tower.photos.std() > 0.1
+    else:
+        np.testing.assert_allclose(tower.photos, views.reshape(10, 2, 2, 3) / 127.5 - 1.0, atol=1e-6)
+    pooled = np.float64(tower.photos[..., 0].reshape(10, 4))
+    first, second = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)) for x in (pooled[::2], pooled[1::2]))
+    logits = first @ second.T / OPTIONS["temperature"]
+    total = 0.0
+    for matrix in (logits, logits.T):
+        for i in range(5):
+            log_share = matrix[i] - np.log(np.exp(matrix[i]).sum())
+            total -= log_share[subject == subject[i]].mean()
+    assert float(value) == pytest.approx(total / 10, rel=1e-5)
+    hits = subject[logits.argmax(axis=1)] == subject
+    assert 0 < hits.mean() < 1 and float(metrics["accuracy"]) == pytest.approx(hits.mean())
+
+
+def test_the_share_of_grey_batches():
+    """100 keys at 0.3: 4 standard deviations are 0.18."""
+    tower = Tower()
+    models = types.SimpleNamespace(image_encoders={"image_encoder": tower})
+    loss = make_loss("instance", models, ScheduleConfig(), {**OPTIONS, "grey_share": 0.3})
+    views = jnp.asarray(np.random.default_rng(0).integers(0, 256, size=(2, 2, 1, 1, 3), dtype=np.uint8))
+    grey = 0
+    for seed in range(100):
+        loss({"image_encoder": None}, {"views": views, "subject": jnp.arange(2)}, jax.random.key(seed))
+        grey += np.ptp(tower.photos, axis=-1).max() < 1e-6
+    assert grey / 100 == pytest.approx(0.3, abs=0.18)
+
+
+def test_the_instance_stage_needs_an_image_tower():
+    models = types.SimpleNamespace(image_encoders={})
+    with pytest.raises(UserError, match="the stage instance trains an image tower, but the model has none"):
+        make_loss("instance", models, ScheduleConfig(), OPTIONS)
+
+
 def test_vae_loss():
     """L1 of pixels and of neighbour differences, and the Gaussian KL, in float64 (1e-5)."""
     rng = np.random.default_rng(0)
@@ -197,7 +255,9 @@ def test_bytes_become_signed():
 
 
 def test_an_unknown_stage_is_named(micro_models):
-    with pytest.raises(UserError, match="stage 'bogus' is unknown; known: vae, clip, base, customize"):
+    with pytest.raises(
+        UserError, match="stage 'bogus' is unknown; known: vae, clip, instance, base, customize"
+    ):
         make_loss("bogus", micro_models, ScheduleConfig(), OPTIONS)
 
 

@@ -93,7 +93,10 @@ def make_config(micro_configs, monkeypatch, load_once):
         for key, value in changes.items():
             part, name = key.split("__")
             model[part][name] = value
-        return ConfigDict({"init_from": init_from, "fresh": fresh, "seed": 5, "model": model})
+        trainable = (ADDED,)
+        return ConfigDict(
+            {"init_from": init_from, "fresh": fresh, "seed": 5, "model": model, "trainable": trainable}
+        )
 
     return make
 
@@ -159,6 +162,37 @@ def test_only_what_is_fresh_or_missing_is_initialised(
         assert type(value) is np.ndarray
         assert path in added or np.array_equal(value, loaded[path])
     assert flatten(pipe.models.param_shapes()).keys() == params.keys()
+
+
+def test_an_image_tower_that_the_folder_lacks_is_added(base, make_config, micro_configs, micro_pipe):
+    config = make_config(base)
+    del config.model.realcustom
+    config.model.image_encoder_2 = {**micro_configs["image_encoder"], "num_hidden_layers": 1}
+    config.trainable = ("^image_encoder_2/",)
+    pipe = start.starting_pipeline(config, None)
+    params, loaded = flatten(pipe.params), flatten(micro_pipe.params)
+    assert params.keys() == flatten(pipe.models.param_shapes()).keys()
+    added = {path for path in params if path not in loaded}
+    assert added == {path for path in params if path.startswith("image_encoder_2/")}
+    assert len(pipe.models.image_configs) == 2 and pipe.models.image_configs[1].num_hidden_layers == 1
+    for path in params.keys() - added:
+        np.testing.assert_array_equal(params[path], loaded[path])
+
+
+def test_a_lacking_tower_that_does_not_train_is_refused(base, make_config, micro_configs):
+    """It would stay as random as it begins, in the customization of real weights too."""
+    config = make_config(base)
+    config.model.image_encoder_2 = micro_configs["image_encoder"]
+    with pytest.raises(UserError, match=r"config\.model has a image_encoder_2, but the model in .* has none"):
+        start.starting_pipeline(config, None)
+
+
+def test_a_tower_that_realcustom_does_not_read_is_refused(folder, make_config, micro_configs):
+    config = make_config(folder)
+    config.model.image_encoder_2 = micro_configs["image_encoder"]
+    config.trainable = ("^image_encoder_2/",)
+    with pytest.raises(UserError, match="takes 1 layers of each of 2 image towers"):
+        start.starting_pipeline(config, None)
 
 
 WIDER = {"unet__in_channels": 6, "unet__out_channels": 6, "vae__latent_channels": 6}

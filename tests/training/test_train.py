@@ -35,7 +35,7 @@ from realcustom_jax.weights.keys import flatten
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 ROOT = TINY.parents[1]
-STAGES = ("vae", "clip", "base", "customize")
+STAGES = ("vae", "clip", "instance", "base", "customize")
 
 
 def train(config, workdir: Path) -> str:
@@ -68,11 +68,14 @@ def make_config(data, micro_configs):
         config.model.unet = micro_configs["unet"] | small
         for name in ("vae", "image_encoder"):
             config.model[name] = micro_configs[name]
+        shared = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_attention_heads")
+        second = {name: micro_configs["image_encoder"][name] for name in shared}
+        config.model.image_encoder_2 |= second | {"num_hidden_layers": 1, "projection_dim": 8}
         config.model.text_encoder = {
             name: value for name, value in micro_configs["text_encoder"].items() if name != "eos_token_id"
         }
         if stage == "customize":
-            config.model.realcustom = micro_configs["realcustom"]
+            config.model.realcustom = {**micro_configs["realcustom"], "feature_layers": ((0,), (-2,))}
             # With the base frozen, as the method has it; the base stage trains the same UNet.
             config.trainable = (ADDED,)
         return config
@@ -114,7 +117,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(runs, data, stage):
 
 def test_only_customization_adds_realcustom(runs):
     added = {stage: (runs[stage][1] / "model" / "realcustom").is_dir() for stage in STAGES}
-    assert added == {"vae": False, "clip": False, "base": False, "customize": True}
+    assert added == {"vae": False, "clip": False, "instance": False, "base": False, "customize": True}
 
 
 def test_the_vae_stage_measures_the_scale_of_its_latents(runs, data):
@@ -179,14 +182,14 @@ def test_the_command_ends_with_the_hash(runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "mesh", "devices"),
-    [("customize", {"data": 1}, 1), ("customize", {"data": 2, "fsdp": 4}, 8), ("clip", {"data": 1}, 1)],
-    ids=["one device", "fsdp", "clip"],
+    [("customize", {"data": 1}, 1), ("customize", {"data": 2, "fsdp": 4}, 8), ("instance", {"data": 1}, 1)],
+    ids=["one device", "fsdp", "instance"],
 )
 def test_losses_do_not_depend_on_the_devices(runs, tmp_path, monkeypatch, stage, mesh, devices):
     """8 devices of data parallelism against one, and against 2×4 with sharded parameters.
 
-    Also for clip, whose loss joins all examples of the batch. Tolerance 1e-4: float32 sums in another order,
-    amplified over 4 steps of Adam.
+    Also for instance, whose loss joins all examples of the batch. Tolerance 1e-4: float32 sums in another
+    order, amplified over 4 steps of Adam.
     """
     config, workdir, _ = runs[stage]
     config = config.copy_and_resolve_references()

@@ -1,0 +1,55 @@
+"""The losses of runs as one picture: `python benchmarks/loss_curves.py RUN [RUN …] --out docs/losses.png`.
+
+RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
+windows of steps, with the standard error of that mean. Needs matplotlib, which the extra `eval` brings.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from small_runs import reports
+
+from realcustom_jax.cli import run_command
+from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation.plots import curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of runs")
+    parser.add_argument("--out", type=Path, default=Path("docs/losses.png"), help="the picture (%(default)s)")
+    parser.add_argument("--windows", type=int, default=20, help="of each run (%(default)s)")
+    args = parser.parse_args()
+    if args.windows < 1 or len({run.name for run in args.runs}) < len(args.runs):
+        raise UserError("--windows must be 1 or more, and the folders of the runs of different names")
+    rows = {run.name: windows(run, args.windows) for run in args.runs}
+    share = [(i + 0.5) / args.windows for i in range(args.windows)]
+    curves(args.out, share, rows, "share of the run's steps", "loss")
+    for name, values in rows.items():
+        print(f"{name}: {values[0][0]:.4f} in the first window, {values[-1][0]:.4f} in the last")
+    print(args.out)
+
+
+def windows(run: Path, count: int) -> list[tuple[float, float, float]]:
+    """(mean, low, high) of a run's losses in each of so many windows of its steps.
+
+    Raises:
+      UserError: the folder is no run's, or has too few losses.
+    """
+    # Of lines that a resumed run wrote again, the last.
+    by_step = {line["step"]: line["loss"] for line in reports(run) if "loss" in line}
+    losses = np.array([by_step[step] for step in sorted(by_step)])
+    if len(losses) < 2 * count:
+        raise UserError(f"{count} windows need {2 * count} losses, but {run} has {len(losses)}")
+    rows = []
+    for part in np.array_split(losses, count):
+        error = part.std(ddof=1) / len(part) ** 0.5
+        rows.append((part.mean(), part.mean() - error, part.mean() + error))
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,186 @@
+"""Subjects that a data set marks in its pictures: reading their masks, and cutting references out of them.
+
+An example's metadata may hold
+
+    {"subjects": [{"words": "cat", "segmentation": {"size": [H, W], "counts": [n, n, …]}}, …]}
+
+where `counts` are COCO's uncompressed run lengths, a list of whole numbers (neither its compressed strings
+nor its polygons): down the columns, one column after another, of pixels outside and inside the subject in
+turn, beginning with those outside. A mask is of the picture as it is seen, after its EXIF rotation, at any
+size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from realcustom_jax.data.transforms import center_crop_resize
+from realcustom_jax.errors import UserError
+
+# Share of the reference that a subject covers, and of its side that it spans at most.
+AREA = 0.32
+EXTENT = 0.9
+# A subject is cut out where the crop of the picture has at least this share of it, and of the crop is its.
+SEEN = 0.5
+LEAST = 0.005
+
+
+def mark(words: str, mask: np.ndarray) -> dict[str, Any]:
+    """The metadata's entry of a subject; mask is bool (H, W)."""
+    runs = np.flatnonzero(np.diff(mask.T.reshape(-1), prepend=False, append=not mask[-1, -1]))
+    counts = np.diff(runs, prepend=0).tolist()
+    return {"words": words, "segmentation": {"size": list(mask.shape), "counts": counts}}
+
+
+def marks(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The entries of an example's subjects, one or more.
+
+    Raises:
+      UserError: there are none; the sentence names the example.
+    """
+    entries = example["metadata"].get("subjects")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(
+            f"the example '{example['key']}' marks no subjects as realcustom_jax.data.cut_outs describes, "
+            "from which references could be cut"
+        )
+    return entries
+
+
+def marked_words(entry: Mapping[str, Any], key: str) -> str:
+    """The words that the caption has for a marked subject; `key` names the example in errors."""
+    words = entry.get("words") if isinstance(entry, dict) else None
+    if not isinstance(words, str):
+        raise UserError(f"the example '{key}' marks a subject without saying its words")
+    return words
+
+
+def marked_mask(entry: Mapping[str, Any], key: str) -> np.ndarray:
+    """bool (H, W), where a marked subject is.
+
+    Raises:
+      UserError: the entry is not as this module says; the sentence names the example, `key`.
+    """
+    try:
+        height, width = entry["segmentation"]["size"]
+        given = entry["segmentation"]["counts"]
+        if not isinstance(given, list) or not all(type(count) is int for count in given):
+            raise ValueError("the counts are no list of whole numbers")
+        if min(given, default=0) < 0 or sum(given) != height * width:
+            raise ValueError(f"the counts are not those of {height}×{width} pixels")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the example '{key}' marks a subject otherwise than realcustom_jax.data.cut_outs describes "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    return np.repeat(np.arange(len(given)) % 2 == 1, given).reshape(width, height).T
+
+
+def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, int], key: str) -> np.ndarray:
+    """Where a subject is in the centred crop of its picture, as `center_crop_resize` makes it.
+
+    Args:
+      mask: bool, of the whole picture at any size.
+      picture: (height, width) of the picture in pixels.
+      crop: (height, width) of the crop.
+      key: of the example.
+
+    Returns:
+      bool, of the crop's size; empty when the crop shows too little of the subject.
+
+    Raises:
+      UserError: the mask has not the picture's proportions; the sentence names the example.
+    """
+    (height, width), (rows, columns) = picture, mask.shape
+    # Sides were rounded when the picture was shrunk.
+    if abs(width * rows - height * columns) > max(width + height, rows + columns):
+        raise UserError(
+            f"the example '{key}' marks a subject in a picture of {columns}×{rows}, but the picture, as it "
+            f"is seen, has {width}×{height}"
+        )
+    inside = center_crop_resize(mask.astype(np.uint8) * np.uint8(255), crop) >= 128
+    scale = min(height / crop[0], width / crop[1])
+    share = inside.mean() * scale**2 * crop[0] * crop[1] / (height * width)  # of the whole picture
+    seen = inside.mean() >= LEAST and share >= SEEN * mask.mean()
+    return inside if seen else np.zeros_like(inside)
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> Image.Image:
+    """The subject alone, in the middle, at the scale at which it covers `AREA`, unless it gets too long.
+
+    Args:
+      image: uint8 (H, W, 3).
+      mask: bool (H, W), not empty.
+      size: side of the result in pixels.
+
+    Returns:
+      RGBA (size, size).
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    scale = min(
+        size * (AREA / np.count_nonzero(mask)) ** 0.5, EXTENT * size / max(right - left, bottom - top)
+    )
+    alpha = mask[top:bottom, left:right, None].astype(np.uint8) * np.uint8(255)
+    box = Image.fromarray(np.concatenate([image[top:bottom, left:right], alpha], axis=-1))
+    # A square of `side` pixels around the subject, which may reach beyond the picture, becomes the result.
+    side = size / scale
+    margin = int(np.ceil(side)) + 1
+    sheet = Image.new("RGBA", (box.width + 2 * margin, box.height + 2 * margin))
+    sheet.paste(box, (margin, margin))
+    x, y = (length / 2 + margin - side / 2 for length in box.size)
+    return sheet.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+
+
+def vary_cut_out(subject: Image.Image, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A reference photo of a cut-out subject: on a light ground, in a pose and a light of its own.
+
+    Half of the subjects are flipped, and each has a ground of its own. At strength 1 they are also turned by
+    up to 12°, scaled by 0.8 … 1.12 and moved by up to 8 % of the side, so that the ends of a long one may be
+    cut off, and brightness, saturation and contrast are scaled by 0.88 … 1.12; all ranges shrink linearly
+    with `strength`.
+
+    Args:
+      subject: RGBA (S, S), as `cut_out` makes it.
+      rng: drawn from the same number of times whatever the strength.
+      strength: in [0, 1]; the curriculum's value at this step.
+
+    Returns:
+      uint8 (S, S, 3).
+    """
+    scale, angle, x, y, flip, *light = rng.uniform(size=8)
+    top, tilt = rng.uniform(170, 255, size=3), rng.uniform(-25, 25)
+    posed = np.asarray(_posed(subject, scale, angle, (x, y), flip < 0.5, strength), np.float32)
+    brightness, saturation, contrast = 1 + 0.12 * strength * (2 * np.asarray(light, np.float32) - 1)
+    colours = posed[..., :3] * brightness
+    grey = colours.mean(axis=-1, keepdims=True)
+    colours = 128 + contrast * (grey + saturation * (colours - grey) - 128)
+    down = np.linspace(0, 1, len(posed), dtype=np.float32)[:, None, None]
+    ground = top + down * (np.clip(top + tilt, 0, 255) - top)
+    alpha = posed[..., 3:] / 255
+    return np.clip(colours * alpha + ground * (1 - alpha) + 0.5, 0, 255).astype(np.uint8)
+
+
+def _posed(
+    subject: Image.Image,
+    scale: float,
+    angle: float,
+    shift: tuple[float, float],
+    flip: bool,
+    strength: float,
+) -> Image.Image:
+    """Flipped, turned, scaled and moved; `scale`, `angle` and `shift` are in [0, 1]."""
+    side = subject.width
+    factor = 1 + strength * (0.8 + 0.32 * scale - 1)
+    radians = np.deg2rad(12 * strength * (2 * angle - 1))
+    centre = side / 2
+    x, y = (centre + 0.08 * side * strength * (2 * s - 1) for s in shift)
+    # From places in the result to places in the cut-out.
+    cos, sin = np.cos(radians) / factor, np.sin(radians) / factor
+    across, down = ((-cos, -sin) if flip else (cos, sin)), (-sin, cos)
+    rows = [(a, b, centre - a * x - b * y) for a, b in (across, down)]
+    return subject.transform(
+        (side, side), Image.Transform.AFFINE, (*rows[0], *rows[1]), Image.Resampling.BILINEAR
+    )

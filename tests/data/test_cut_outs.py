@@ -1,0 +1,169 @@
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax.data.cut_outs import (
+    AREA,
+    EXTENT,
+    cropped_mask,
+    cut_out,
+    mark,
+    marked_mask,
+    marked_words,
+    marks,
+    vary_cut_out,
+)
+from realcustom_jax.data.transforms import center_crop_resize
+from realcustom_jax.errors import UserError
+
+
+def run_lengths(mask):
+    """COCO's counts by a plain loop over the columns."""
+    pixels = [bool(mask[y, x]) for x in range(mask.shape[1]) for y in range(mask.shape[0])]
+    counts = [0] if pixels[0] else []
+    return counts + [len(list(run)) for _, run in itertools.groupby(pixels)]
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (4, 2)], ids=["begins inside", "ends inside"])
+def test_marks_are_cocos_run_lengths_and_come_back(corner):
+    mask = np.random.default_rng(0).random((5, 3)) < 0.4
+    mask[corner] = True
+    entry = mark("cat", mask)
+    assert entry == {"words": "cat", "segmentation": {"size": [5, 3], "counts": run_lengths(mask)}}
+    assert marks({"key": "a", "metadata": {"subjects": [entry]}}) == [entry]
+    assert marked_words(entry, "a") == "cat"
+    np.testing.assert_array_equal(marked_mask(entry, "a"), mask)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"subjects": []}, {"subjects": "cat"}])
+def test_an_example_without_marks_is_named(metadata):
+    with pytest.raises(UserError, match="the example 'k' marks no subjects"):
+        marks({"key": "k", "metadata": metadata})
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "sentence"),
+    [
+        (None, "TypeError"),
+        ({"size": [2, 2]}, "KeyError: 'counts'"),
+        ({"size": [2, 2], "counts": [1, 2]}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": [5, -1]}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": [0, 10**30]}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": [0.9, 3.1]}, "no list of whole numbers"),
+        ({"size": [2, 2], "counts": "aB"}, "no list of whole numbers"),
+    ],
+)
+def test_a_mark_that_cannot_be_read_is_one_sentence_that_names_the_example(segmentation, sentence):
+    with pytest.raises(UserError, match="the example 'k' marks a subject") as error:
+        marked_mask({"words": "cat", "segmentation": segmentation}, "k")
+    assert sentence in str(error.value)
+
+
+def test_a_mark_without_words_names_the_example():
+    with pytest.raises(UserError, match="'k' marks a subject without saying its words"):
+        marked_words({"segmentation": {}}, "k")
+
+
+def test_a_mask_is_cropped_as_its_picture_is():
+    """The subject's colour in the crop of the picture, against the crop of its mask, of half the size."""
+    image, mask = picture(60, 90, 10, 20, 30, 60)
+    crop = center_crop_resize(image, (40, 40))
+    found = cropped_mask(mask[::2, ::2], (60, 90), (40, 40), "k")
+    red = crop[..., 0] > 100
+    assert 100 < red.sum() < 1000
+    assert (found != red).sum() <= np.count_nonzero(red ^ np.roll(red, 1, 0)) + 40  # but for their edges
+
+
+@pytest.mark.parametrize(("left", "whole"), [(0, False), (6, False), (11, True), (30, True)])
+def test_a_subject_counts_as_seen_when_half_of_it_is_in_the_crop(left, whole):
+    """Of 160×60 the crop has columns 50 to 110; the subject is 40 wide, from 3·left on."""
+    _, mask = picture(60, 160, 10, 3 * left, 30, 3 * left + 40)
+    assert cropped_mask(mask, (60, 160), (20, 20), "k").any() == whole
+
+
+def test_a_speck_is_no_subject():
+    _, mask = picture(60, 60, 10, 10, 13, 13)
+    assert not cropped_mask(mask, (60, 60), (60, 60), "k").any()
+
+
+def test_a_mask_of_other_proportions_names_the_example():
+    """As from annotations of a phone's picture before its rotation."""
+    with pytest.raises(UserError, match=r"'k' marks a subject in a picture of 64×48, but .* has 48×64"):
+        cropped_mask(np.ones((48, 64), bool), (64, 48), (16, 16), "k")
+
+
+def picture(height, width, top, left, bottom, right):
+    """A red box on blue, and its mask."""
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return np.where(mask[..., None], np.uint8([200, 30, 30]), np.uint8([0, 0, 255])), mask
+
+
+@pytest.mark.parametrize(
+    "box", [(10, 20, 30, 40), (0, 0, 20, 20), (40, 70, 60, 90)], ids=["middle", "corner", "other corner"]
+)
+def test_a_cut_out_is_in_the_middle_at_one_scale_and_has_nothing_of_its_surroundings(box):
+    image, mask = picture(60, 90, *box)
+    rgba = np.asarray(cut_out(image, mask, 64)).astype(int)
+    alpha = rgba[..., 3] / 255
+    assert alpha.mean() == pytest.approx(AREA, rel=0.03)  # its edges are soft
+    centre = [(alpha.sum(axis) * (np.arange(64) + 0.5)).sum() / alpha.sum() for axis in (1, 0)]
+    np.testing.assert_allclose(centre, 32, atol=0.2)
+    # Bicubic filtering of premultiplied colours rings where the edge is thin; the blue, 255, is not seen.
+    seen = rgba[alpha > 0.5][:, :3]
+    np.testing.assert_allclose(np.median(seen, axis=0), [200, 30, 30], atol=1)
+    assert seen[:, 2].max() < 50
+
+
+def test_a_long_subject_is_limited_by_its_length():
+    rgba = np.asarray(cut_out(*picture(60, 90, 25, 5, 30, 85), 64))
+    inside = np.flatnonzero((rgba[..., 3] > 127).any(axis=0))
+    assert inside[-1] - inside[0] + 1 == pytest.approx(EXTENT * 64, abs=1)
+
+
+def test_at_strength_0_a_cut_out_only_gets_a_ground_and_may_be_flipped():
+    sheet = Image.fromarray(
+        np.dstack([np.full((64, 64, 3), [200, 30, 30], np.uint8), np.zeros((64, 64), np.uint8)])
+    )
+    sheet.paste((200, 30, 30, 255), (10, 20, 30, 50))
+    seen = {False: 0, True: 0}
+    for seed in range(20):
+        photo = vary_cut_out(sheet, np.random.default_rng(seed), 0.0)
+        red = (photo == [200, 30, 30]).all(axis=-1)
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        assert (rows[0], rows[-1]) == (20, 49)
+        flipped = columns[0] != 10
+        assert (columns[0], columns[-1]) == ((34, 53) if flipped else (10, 29))
+        seen[flipped] += 1
+        assert photo[~red].min() >= 145  # light: 170 less a tilt of 25
+    assert min(seen.values()) >= 4
+
+
+def test_strength_moves_turns_scales_and_lights_within_what_is_promised():
+    sheet = Image.fromarray(
+        np.dstack([np.full((64, 64, 3), [150, 60, 60], np.uint8), np.zeros((64, 64), np.uint8)])
+    )
+    sheet.paste((150, 60, 60, 255), (22, 22, 42, 42))
+    areas, centres, colours = [], [], []
+    for seed in range(60):
+        photo = vary_cut_out(sheet, np.random.default_rng(seed), 1.0).astype(int)
+        inside = photo[..., 1] < 105  # the ground is lighter
+        areas.append(inside.sum() / 400)
+        centres.append([x.mean() + 0.5 for x in np.nonzero(inside)])
+        colours.append(np.median(photo[inside], axis=0))
+    assert 0.55 < min(areas) < 0.75 and 1.1 < max(areas) < 1.35  # 0.8² … 1.12², soft edges
+    assert 3 < np.abs(np.subtract(centres, 32)).max() < 6
+    spread = np.ptp(colours, axis=0)
+    assert (spread > 12).all() and (spread < 60).all()
+
+
+def test_strengths_draw_alike():
+    sheet = cut_out(*picture(60, 90, 10, 20, 30, 40), 64)
+    after = []
+    for strength in (0.0, 1.0):
+        rng = np.random.default_rng(1)
+        vary_cut_out(sheet, rng, strength)
+        after.append(rng.random())
+    assert after[0] == after[1]
