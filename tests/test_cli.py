@@ -82,7 +82,7 @@ def test_help_tells_the_story():
         ([CONFIG, "--config.bogus=1", "--workdir=w"], ["no key 'bogus'", "config has: accumulate"]),
         ([CONFIG, "--config.bogus.deep=1", "--workdir=w"], ["no key 'bogus.deep'", "config has: accumulate"]),
         (["--config=nowhere.py", "--workdir=w"], ["nowhere.py"]),
-        ([f"--config={TINY}:bogus", "--workdir=w"], ["'bogus'", "vae, clip, base, customize"]),
+        ([f"--config={TINY}:bogus", "--workdir=w"], ["'bogus'", "vae, clip, instance, base, customize"]),
         ([CONFIG, "--config.steps=many", "--workdir=w"], ["steps", "many"]),
         ([CONFIG, "--config.optimizer.learning_rate=fast", "--workdir=w"], ["learning_rate", "fast"]),
         ([CONFIG, "--bogus=1", "--workdir=w"], ["unknown option --bogus"]),

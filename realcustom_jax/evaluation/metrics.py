@@ -49,20 +49,20 @@ def leakage(images: np.ndarray, plain: np.ndarray, inside: np.ndarray) -> np.nda
     return (change * outside).sum(axis=(1, 2)) / np.maximum(outside.sum(axis=(1, 2)), 1)
 
 
-def is_top1(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.ndarray:
-    """Whether the true candidate is the nearest.
+def rank(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.ndarray:
+    """How many other candidates are as near as the true one, or nearer.
 
     Args:
       queries: (n, C) unit vectors.
       candidates: (n, K, C), those that each is compared with.
-      truth: index of the true one. Of equal ones the true one does not count as found.
+      truth: index of the true one.
 
     Returns:
-      (n,) bool.
+      (n,) whole numbers; 0 where the true one is found, which among equal ones it is not.
     """
     similarity = np.einsum("nc,nkc->nk", queries, candidates)
     others = np.delete(similarity, truth, axis=1)
-    return similarity[:, truth] > others.max(axis=1)
+    return (others >= similarity[:, truth, None]).sum(axis=1)
 
 
 def interval(

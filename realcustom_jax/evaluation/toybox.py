@@ -149,7 +149,7 @@ class Benchmark:
         """
         verdict = self.judge.look(images)
         found = {
-            "identity_top1": metrics.is_top1(verdict.directions, self._candidates()),
+            "identity_top1": metrics.rank(verdict.directions, self.candidates()) == 0,
             "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.requests]),
             "word_top1": np.equal(verdict.words, [r.word for r in self.requests]),
             "mask_iou": None if masks is None else metrics.iou(masks, verdict.regions),
@@ -168,7 +168,7 @@ class Benchmark:
             np.stack([scene.image for scene in scenes]), np.stack([scene.masks[0] for scene in scenes])
         )
 
-    def _candidates(self) -> np.ndarray:
+    def candidates(self) -> np.ndarray:
         """Directions (n, 20, C) of the identities of each request's word, the right one first."""
         words = sorted({request.word for request in self.requests})
         photos = [photo for word in words for photo in references(word)]

@@ -147,7 +147,7 @@ def pattern_tile(look: Look, side: int) -> Image.Image:
     rng = np.random.default_rng([look.identity.seed, 2])
     step = side * rng.uniform(0.27, 0.33)
     # The phase keeps the second colour on the middle of the tile, where the body is.
-    phase = side / 2 - step / 4 + rng.uniform(-0.25, 0.25) * step
+    phase = side / 2 - step / 4 + rng.uniform(-0.12, 0.12) * step
     draw = ImageDraw.Draw(tile)
     if look.pattern in PATTERN_DRAWERS:
         PATTERN_DRAWERS[look.pattern](draw, second, side, step, phase)

@@ -49,17 +49,17 @@ def test_leakage_is_the_mean_change_outside():
     np.testing.assert_allclose(metrics.leakage(images, plain, inside), expected, rtol=0, atol=1e-12)
 
 
-def test_top1_is_the_nearest_of_all_and_no_tie():
+def test_rank_counts_those_that_are_as_near_and_ties():
     rng = np.random.default_rng(2)
     candidates = unit(rng, 50, 4, 3)
     queries = unit(rng, 50, 3)
-    expected = [
-        max(range(4), key=lambda k: float(q @ c[k])) == 2 for q, c in zip(queries, candidates, strict=True)
-    ]
-    found = metrics.is_top1(queries, candidates, truth=2)
-    assert found.tolist() == expected and 0 < sum(expected) < 50
+    expected = []
+    for q, c in zip(queries, candidates, strict=True):
+        order = sorted(range(4), key=lambda k: -float(q @ c[k]))
+        expected.append(order.index(2))
+    assert metrics.rank(queries, candidates, truth=2).tolist() == expected and set(expected) == {0, 1, 2, 3}
     same = np.repeat(unit(rng, 1, 1, 3), 4, axis=1)
-    assert not metrics.is_top1(same[:, 0], same).any()
+    assert metrics.rank(same[:, 0], same).tolist() == [3]
 
 
 def test_interval_is_that_of_resampled_means():

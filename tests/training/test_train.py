@@ -60,7 +60,7 @@ def make_config(data, micro_configs):
         config.log_every, config.checkpoint_every, config.export_dtype = 1, 2, "float32"
         config.optimizer.warmup = 0
         config.data.path = data
-        config.curriculum.finish = steps
+        config.curriculum.begin, config.curriculum.finish = 0, steps
         # One level without self-attention: what takes time here is compiling.
         small = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
         for kind in ("down", "up"):
@@ -70,7 +70,7 @@ def make_config(data, micro_configs):
             config.model[name] = micro_configs[name]
         shared = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_attention_heads")
         second = {name: micro_configs["image_encoder"][name] for name in shared}
-        config.model.image_encoder_2 |= second | {"num_hidden_layers": 1, "projection_dim": 8}
+        config.model.image_encoder_2.update({**second, "num_hidden_layers": 1, "projection_dim": 8})
         config.model.text_encoder = {
             name: value for name, value in micro_configs["text_encoder"].items() if name != "eos_token_id"
         }
@@ -111,7 +111,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(runs, data, stage):
     trainable = {path for path in before if any(re.search(regex, path) for regex in config.trainable)}
     assert changed <= trainable
     kernels = {path for path in trainable if path.endswith("/kernel")}
-    assert len(kernels) > 10 and kernels <= changed  # every kernel: zeros get gradients, the others decay too
+    assert len(kernels) >= 8 and kernels <= changed  # every kernel: zeros get gradients, the others decay too
     assert all(np.isfinite(value).all() for value in after.values())
 
 

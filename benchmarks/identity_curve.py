@@ -1,0 +1,90 @@
+"""Why identity top-1 is what it is: `python benchmarks/identity_curve.py [--requests 104] [--out docs]`.
+
+Two curves, of held-out requests of the toybox benchmark. How near does an image come: for which share of them
+is the true subject among the first k of the 20 of its word (identity_ranks.png)? And how much detail does the
+judge need: what does it find of real scenes whose squares of so many pixels became one colour
+(identity_detail.png)? Printed are both, and the full method's identity top-1 by the pattern of the subject.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from realcustom_jax.cli import run_command
+from realcustom_jax.evaluation import plots
+from realcustom_jax.evaluation.generate import Generator
+from realcustom_jax.evaluation.judge import Judge
+from realcustom_jax.evaluation.metrics import interval, rank
+from realcustom_jax.evaluation.toybox import (
+    IDENTITIES,
+    SETTINGS,
+    Benchmark,
+    identities,
+    make_requests,
+    real_scene,
+)
+from realcustom_jax.toybox.palette import PATTERNS
+
+SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=104)
+    parser.add_argument("--model", default="toybox")
+    parser.add_argument("--batch", type=int, default=26)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the plots (%(default)s)")
+    args = parser.parse_args()
+    plots.check_plots()
+    benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
+    generator = Generator.load(args.model, args.batch)
+    ranks = {
+        name.replace("_", " "): ranks_of(benchmark, benchmark.make(generator, setting)[0])
+        for name, setting in SETTINGS.items()
+    }
+    scenes = np.stack([real_scene(request).image for request in benchmark.requests])
+    coarse = [ranks_of(benchmark, in_squares(scenes, side)) == 0 for side in SQUARES]
+
+    first = (1, 2, 3, 5, 10, IDENTITIES)
+    shares = {name: [_with_interval(found < k) for k in first] for name, found in ranks.items()}
+    plots.curves(
+        args.out / "identity_ranks.png", first, shares, "k", "share with the true one in the first k"
+    )
+    detail = {"real scenes": [_with_interval(found) for found in coarse]}
+    x = "side of the squares, in pixels, that became one colour"
+    plots.curves(args.out / "identity_detail.png", SQUARES, detail, x, "identity top-1")
+
+    print(f"{'the true one in the first':32}" + "".join(f"{k:>7}" for k in first))
+    for name, row in shares.items():
+        print(f"{name:32}" + "".join(f"{mean:7.2f}" for mean, _, _ in row))
+    print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
+    looks = np.array([identities(r.word)[r.number].pattern for r in benchmark.requests])
+    means = [np.mean(ranks["full"][looks == pattern] == 0) for pattern in PATTERNS]
+    print("identity top-1 of the full method by pattern: " + _listed(PATTERNS, means))
+
+
+def ranks_of(benchmark: Benchmark, images: np.ndarray) -> np.ndarray:
+    """How many of the word's other subjects the judge takes images of the requests for rather."""
+    return rank(benchmark.judge.look(images).directions, benchmark.candidates())
+
+
+def in_squares(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (n, H, W, 3) with every square of `side` pixels in its mean colour."""
+    n, height, width, c = images.shape
+    squares = images.reshape(n, height // side, side, width // side, side, c).mean(axis=(2, 4))
+    return np.round(squares).astype(np.uint8).repeat(side, axis=1).repeat(side, axis=2)
+
+
+def _with_interval(found: np.ndarray) -> tuple[float, float, float]:
+    return (float(found.mean()), *interval(found.astype(float)))
+
+
+def _listed(names: tuple, values: list) -> str:
+    return ", ".join(f"{name}: {value:.2f}" for name, value in zip(names, values, strict=True))
+
+
+if __name__ == "__main__":
+    run_command(main)
