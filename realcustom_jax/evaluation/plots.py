@@ -69,6 +69,7 @@ def _finish(figure: Any, axes: Any, path: Path, x: str, y: str, legend: bool) ->
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     if legend:
-        axes.legend(fontsize=8)
+        # Beside the axes: wherever it lay within, it would hide points of some report.
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     # Without its version in the file, equal plots are equal files.
     write_whole(path, lambda half: figure.savefig(half, format="png", metadata={"Software": None}))

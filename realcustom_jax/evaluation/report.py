@@ -116,17 +116,18 @@ def _plot_scope(path: Path, rows: Mapping[str, Results]) -> None:
 
 
 def _plot_trade(path: Path, groups: Mapping[str, Mapping[str, Results]]) -> None:
-    """Similarity against controllability, all settings."""
+    """Similarity against controllability, all settings; by the background where there is no CLIP pair."""
+    known = all(row["clip_t"] is not None for rows in groups.values() for row in rows.values())
+    measure = "clip_t" if known else "background_top1"
     points = {
         title: {
-            name: (float(np.mean(row["background_top1"])), float(np.mean(row["identity_top1"])))
+            name: (float(np.mean(row[measure])), float(np.mean(row["identity_top1"])))
             for name, row in rows.items()
         }
         for title, rows in groups.items()
     }
-    plots.scatter(
-        path, points, "background top-1: the prompt is obeyed", "identity top-1: the subject is kept"
-    )
+    across = f"{TITLES[measure]}: the prompt is obeyed"
+    plots.scatter(path, points, across, "identity top-1: the subject is kept")
 
 
 if __name__ == "__main__":
