@@ -152,7 +152,7 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "num_attention_heads": 4,
         "projection_dim": 128,
     }
-    model.image_encoder = {
+    tower = {
         "image_size": 64,
         "patch_size": 8,
         "hidden_size": 128,
@@ -160,21 +160,14 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "projection_dim": 128,
+    }
+    model.image_encoder = {
+        **tower,
         "text_paired": True,  # the clip stage trains it together with the text encoder
         "logit_scale": 1 / 0.07,  # of its loss
     }
     # Tells subjects apart where the tower that is paired with captions hardly does: RealCustom++'s DINO.
-    model.image_encoder_2 = {
-        "image_size": 64,
-        "patch_size": 8,
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "projection_dim": 128,
-        "class_token": False,
-        "patch_bias": True,
-    }
+    model.image_encoder_2 = {**tower, "class_token": False, "patch_bias": True}
     model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if realcustom:
         model.realcustom = {
