@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.diffusion.guidance import MODES
+from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler import SCORINGS, SamplerConfig
@@ -26,6 +26,7 @@ SHARED = (
     "spacing",
     "eta",
     "guidance",
+    "guidance_scope",
     "mask_normalisation",
     "mask_kind",
     "mask_overlap",
@@ -168,6 +169,7 @@ class SamplingOptions:
     spacing: str = _choice("trailing", "of the timesteps", SPACINGS)
     eta: float = _option(0.0, "η of ddim, from no noise to DDPM's", low=0, high=1)
     guidance: str = _choice("paper", "eq. 13 of the paper, or RealCustom++'s", MODES)
+    guidance_scope: str = _choice("image", "where ω_i of paper guidance acts, the image or the masks", SCOPES)
     mask_downscale: int = _option(1, "latent pixels per mask pixel along one side", int, low=1)
     mask_normalisation: str = _choice("max_norm", "of the word maps", NORMALISATIONS)
     mask_kind: str = _choice("soft", "how a mask is cut out of the word map", KINDS)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 
 MODES = ("paper", "direct")
+SCOPES = ("image", "mask")
 
 
 def paper_guidance(

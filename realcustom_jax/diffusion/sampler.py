@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.diffusion.guidance import MODES, direct_guidance, paper_guidance
+from realcustom_jax.diffusion.guidance import MODES, SCOPES, direct_guidance, paper_guidance
 from realcustom_jax.diffusion.masks import (
     KINDS,
     NORMALISATIONS,
@@ -28,7 +28,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_n
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
-from realcustom_jax.models.unet import Aux, Context, UNet
+from realcustom_jax.models.unet import Aux, Context, UNet, resize_mask
 
 SCORINGS = ("fused", "text", "visual", "mean", "none")
 
@@ -45,6 +45,8 @@ class SamplerConfig:
       spacing: of the timesteps, "trailing", "leading" or "linspace".
       eta: η of DDIM.
       guidance: "paper" (eq. 13) or "direct" (RealCustom++).
+      guidance_scope: where ω_i acts. "image": everywhere (eq. 13). "mask": where a mask lets a subject act;
+        elsewhere the prediction is the text's alone. Of `paper` guidance only.
       mask_height, mask_width: of the mask grid.
       mask_normalisation, mask_kind, mask_overlap: see `masks`.
       mask_layers: which cross-attentions the word maps come from, in running order; None for all.
@@ -62,6 +64,7 @@ class SamplerConfig:
     spacing: str = "trailing"
     eta: float = 0.0
     guidance: str = "paper"
+    guidance_scope: str = "image"
     mask_height: int = 64
     mask_width: int = 64
     mask_normalisation: str = "max_norm"
@@ -74,6 +77,7 @@ class SamplerConfig:
     def __post_init__(self):
         for name, known in (
             ("guidance", MODES),
+            ("guidance_scope", SCOPES),
             ("mask_normalisation", NORMALISATIONS),
             ("mask_kind", KINDS),
             ("mask_overlap", OVERLAPS),
@@ -82,6 +86,10 @@ class SamplerConfig:
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+        if self.guidance_scope == "mask" and self.guidance != "paper":
+            raise UserError(
+                "guidance_scope 'mask' needs guidance 'paper', with its text-only pass at each step"
+            )
         if self.mask_steps is not None and not 1 <= self.mask_steps <= self.steps:
             raise UserError(f"mask_steps must be from 1 to {self.steps} (steps), not {self.mask_steps}")
 
@@ -288,10 +296,18 @@ def predict_paper(
         params, state.x, _times(solver.t, len(state.x)), contexts.subject,
         masks=masks, quantity=denoiser.quantity(c, solver.alpha),
     )  # fmt: skip
-    # Where no subject acts, ε_TI is ε_T but for rounding, which ω_i would multiply.
-    acts = masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
-    subject = jnp.where(acts, subject, text)
+    subject = jnp.where(acting(masks, denoiser.config), subject, text)
     return paper_guidance(empty, text, subject, s.text_weight, s.image_weight), masks
+
+
+def acting(masks: Array, config: SamplerConfig) -> Array:
+    """Where ω_i multiplies ε_TI − ε_T, of masks (B, R, h', w'): bool (B, h, w, 1), or of images (B, 1, 1, 1).
+
+    Never where no subject acts on the whole image: there the difference is rounding.
+    """
+    if config.guidance_scope == "image":
+        return masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
+    return resize_mask(masks.max(axis=1, keepdims=True), config.height, config.width)[:, 0, :, :, None] > 0
 
 
 def predict_direct(
