@@ -107,6 +107,21 @@ def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, in
     return inside if seen else np.zeros_like(inside)
 
 
+def shrink_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """How much of each square of pixels a mask covers.
+
+    Args:
+      mask: bool (H, W).
+      factor: side of a square, of which H and W are multiples.
+
+    Returns:
+      uint8 (H / factor, W / factor), 255 for all of it.
+    """
+    height, width = (side // factor for side in mask.shape)
+    squares = mask.reshape(height, factor, width, factor).mean(axis=(1, 3), dtype=np.float32)
+    return np.round(255 * squares).astype(np.uint8)
+
+
 def cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> Image.Image:
     """The subject alone, in the middle, at the scale at which it covers `AREA`, unless it gets too long.
 

@@ -63,6 +63,7 @@ def make_training_loader(
         pipe.models.image_configs[0].image_size if customize else None,
         pipe.models.high_res,
         of_subject=options.get("reference", "image") == "subject",
+        region_downscale=pipe.models.vae_config.downscale if weighs_subjects(config) else None,
         batch_size=config.batch_size,
         curriculum=Curriculum(**config.curriculum),
         drop_text=options.drop_text if diffusion else 0.0,
@@ -109,6 +110,11 @@ def _loader(config: ConfigDict, source: Source, transform: Transform, buckets: B
         prefetch=config.data.prefetch,
         buckets=buckets,
     )
+
+
+def weighs_subjects(config: ConfigDict) -> bool:
+    """Whether a run's loss needs to know where the subjects are."""
+    return config.stage == "customize" and config.loss.subject_weight != 1
 
 
 def stored_components(config: ConfigDict) -> tuple[str, ...]:
@@ -168,6 +174,8 @@ def example_shapes(config: ConfigDict, models: Models) -> dict[str, Shape]:
     if config.stage == "customize":
         size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
         example |= {"reference": ((views, size, size, 3), np.uint8), "flag": ((), np.float32)}
+    if weighs_subjects(config):
+        example["region"] = ((models.unet_config.sample_size,) * 2, np.uint8)
     return example
 
 

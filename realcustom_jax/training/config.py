@@ -159,6 +159,10 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
     if values.get("data.encoded_text") and not values.get("data.encoded"):
         raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
+    if values.get("loss.subject_weight", 1) != 1 and values.get("data.reference", "image") != "subject":
+        raise UserError(
+            "config.loss.subject_weight needs config.data.reference='subject', which marks the subjects"
+        )
     for key in ("data.buckets", "data.encoded", "data.encoded_text", "samples.every"):
         if values.get(key) and stage not in ("base", "customize"):
             raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from realcustom_jax.data.cut_outs import cropped_mask, cut_out, marked_mask, marks, vary_cut_out
+from realcustom_jax.data.cut_outs import cropped_mask, cut_out, marked_mask, marks, shrink_mask, vary_cut_out
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import augment_reference, center_crop_resize
 from realcustom_jax.data.views import reference_views
@@ -25,12 +25,15 @@ class MakeExample:
     An example of an aspect-ratio bucket has its "shape", the (H, W) of its batch. One with stored latents has
     "mean" and "log_variance", which take the place of "image"; its own image is for the reference alone.
     The "flag", one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
+    The "region" (h, w) uint8 says how much of each latent the reference's subject covers, 255 for all of it.
 
     Attributes:
       tokenizers: for the captions, one for each of E text encoders.
       image_size: side of the training image in pixels, where it has no "shape".
       reference_size: side of the reference's views in pixels; None for stages without one.
       high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
+      region_downscale: pixels of the training image by latent, to make the "region" of a subject; None for
+        no region.
       batch_size: to know the step, which the curriculum needs.
       of_subject: whether the reference is one of the subjects that the example marks, cut out of the training
         image (see `data.cut_outs`), and not the whole of it. Black where the training image shows none.
@@ -45,6 +48,7 @@ class MakeExample:
     reference_size: int | None
     high_res: bool
     of_subject: bool
+    region_downscale: int | None
     batch_size: int
     curriculum: Curriculum
     drop_text: float
@@ -69,22 +73,26 @@ class MakeExample:
         learned = stored or {"image": image}
         if self.reference_size is None:
             return {**learned, **text}
-        reference = self._reference(example, image, rng)
+        reference, region = self._reference(example, image, rng)
         if reference is None:  # the crop shows no subject whole
             reference, no_image = image, True
         views = reference_views(reference, self.reference_size, self.high_res)
         flag = np.float32(rng.random() >= self.text_only)
-        return {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag}
+        return {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag, **region}
 
     def _reference(
         self, example: Mapping[str, Any], image: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray | None:
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The photo, None where the image shows no subject, and the "region" of that if it is wanted."""
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         if not self.of_subject:
-            return augment_reference(image, rng, strength)
+            return augment_reference(image, rng, strength), {}
         side = self.reference_size * (2 if self.high_res else 1)
-        _, subject = _cut_out(example, image, side, rng)
-        return None if subject is None else vary_cut_out(subject, rng, strength)
+        subject, mask = _cut_out(example, image, side, rng)[1:]
+        photo = None if subject is None else vary_cut_out(subject, rng, strength)
+        if self.region_downscale is None:
+            return photo, {}
+        return photo, {"region": shrink_mask(mask, self.region_downscale)}
 
     def _text(self, example: dict[str, Any], dropped: bool) -> dict[str, np.ndarray]:
         if self.empty_text is not None:
@@ -108,7 +116,7 @@ class MakeViews:
     first: bool
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        number, subject = _cut_out(example, example["image"], self.size, rng, self.first)
+        number, subject, _ = _cut_out(example, example["image"], self.size, rng, self.first)
         if subject is None:
             raise UserError(f"the example '{example['key']}' marks subjects that are too small to cut out")
         name = f"{example['key']}/{number}".encode()
@@ -122,10 +130,11 @@ def _cut_out(
     size: int,
     rng: np.random.Generator,
     first: bool = False,
-) -> tuple[int, Image.Image | None]:
+) -> tuple[int, Image.Image | None, np.ndarray]:
     """The number of a subject that the crop `image` of the example's picture shows, one of several by chance.
 
-    With it as RGBA (size, size); None when the crop shows none, with `first` of the first alone.
+    With it as RGBA (size, size), None when the crop shows none, with `first` of the first alone; and where it
+    is in the crop, bool (H, W).
     """
     entries, key = marks(example), example["key"]
     picture, crop = example["image"].shape[:2], image.shape[:2]
@@ -133,5 +142,5 @@ def _cut_out(
     for number in [0] if first else order:
         mask = cropped_mask(marked_mask(entries[number], key), picture, crop, key)
         if mask.any():
-            return int(number), cut_out(image, mask, size)
-    return 0, None
+            return int(number), cut_out(image, mask, size), mask
+    return 0, None, np.zeros(crop, bool)

@@ -25,7 +25,7 @@ STAGES = {
     "clip": ("temperature",),
     "instance": ("temperature", "grey_share"),
     "base": ("min_snr_gamma", "timestep_shift"),
-    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max"),
+    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max", "subject_weight"),
 }
 
 
@@ -42,11 +42,16 @@ def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Map
     if stage == "instance":
         return _instance_loss(models, options["temperature"], options["grey_share"])
     if stage == "base":
-        return _diffusion_loss(models, schedule, options["min_snr_gamma"], options["timestep_shift"], None)
+        return _diffusion_loss(models, schedule, options["min_snr_gamma"], options["timestep_shift"])
     if stage == "customize":
         gamma_num = (options["gamma_num_min"], options["gamma_num_max"])
         return _diffusion_loss(
-            models, schedule, options["min_snr_gamma"], options["timestep_shift"], gamma_num
+            models,
+            schedule,
+            options["min_snr_gamma"],
+            options["timestep_shift"],
+            gamma_num,
+            options["subject_weight"],
         )
     raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
 
@@ -137,12 +142,15 @@ def _diffusion_loss(
     schedule: ScheduleConfig,
     min_snr_gamma: float,
     timestep_shift: float,
-    gamma_num: tuple[float, float] | None,
+    gamma_num: tuple[float, float] | None = None,
+    subject_weight: float = 1.0,
 ) -> Loss:
     """Denoising loss (eq. 1), of the base or, with a range for γ_num, of the customization.
 
     Every SNR is weighted by min(SNR, γ) as in min-SNR weighting, divided as the prediction type asks;
-    `min_snr_gamma` 0 turns that off, and with `timestep_shift` 1 gives eq. 1 itself.
+    `min_snr_gamma` 0 turns that off, and with `timestep_shift` 1 gives eq. 1 itself. With a `subject_weight`
+    other than 1, the batch's "region" (B, h, w), the share of each latent that its subject covers, weighs so
+    much more than the rest, and examples weigh alike.
     """
     alphas = jnp.asarray(schedule.alphas_cumprod(), jnp.float32)
 
@@ -177,11 +185,16 @@ def _diffusion_loss(
 
         prediction = models.unet.apply({"params": params["unet"]}, method=predict)
         target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
-        error = jnp.square(prediction - target).mean(axis=(1, 2, 3))
+        error = jnp.square(prediction - target).mean(axis=-1)
+        metrics = {"mse": error.mean()}
+        if subject_weight != 1.0:
+            region = batch["region"].astype(jnp.float32) / 255.0
+            metrics["subject_mse"] = (error * region).sum() / jnp.maximum(region.sum(), 1.0)
+            weight = 1.0 + (subject_weight - 1.0) * region
+            error = error * weight / weight.mean(axis=(1, 2), keepdims=True)
         snr = alphas[t] / (1.0 - alphas[t])
-        return (_snr_weight(snr, min_snr_gamma, schedule.prediction_type) * error).mean(), {
-            "mse": error.mean()
-        }
+        weight = _snr_weight(snr, min_snr_gamma, schedule.prediction_type)
+        return (weight * error.mean(axis=(1, 2))).mean(), metrics
 
     return loss
 

@@ -13,6 +13,7 @@ from realcustom_jax.data.cut_outs import (
     marked_mask,
     marked_words,
     marks,
+    shrink_mask,
     vary_cut_out,
 )
 from realcustom_jax.data.transforms import center_crop_resize
@@ -74,6 +75,18 @@ def test_a_mask_is_cropped_as_its_picture_is():
     red = crop[..., 0] > 100
     assert 100 < red.sum() < 1000
     assert (found != red).sum() <= np.count_nonzero(red ^ np.roll(red, 1, 0)) + 40  # but for their edges
+
+
+def test_a_shrunken_mask_counts_the_pixels_of_each_square():
+    """By a loop; ±0.5 of 255 is the rounding to bytes."""
+    mask = np.random.default_rng(3).random((12, 8)) < np.linspace(0, 1, 8)
+    found = shrink_mask(mask, 4)
+    assert found.shape == (3, 2) and found.dtype == np.uint8
+    for y in range(3):
+        for x in range(2):
+            count = sum(mask[4 * y + i, 4 * x + j] for i in range(4) for j in range(4))
+            assert abs(int(found[y, x]) - 255 * count / 16) <= 0.5
+    assert shrink_mask(np.ones((4, 4), bool), 4) == 255
 
 
 @pytest.mark.parametrize(("left", "whole"), [(0, False), (6, False), (11, True), (30, True)])

@@ -147,8 +147,8 @@ def batches_of(encoded, data, side: int | None) -> list[dict]:
     for source, empty in ((data, None), (encoded.split, encoded.split.empty_text)):
         transform = MakeExample(
             encoded.pipe.tokenizers, image_size=16, reference_size=side, high_res=False, of_subject=False,
-            batch_size=4, curriculum=Curriculum(start=1.0), drop_text=0.3, drop_image=0.1, drop_both=0.1,
-            text_only=0.5, empty_text=empty,
+            region_downscale=None, batch_size=4, curriculum=Curriculum(start=1.0), drop_text=0.3,
+            drop_image=0.1, drop_both=0.1, text_only=0.5, empty_text=empty,
         )  # fmt: skip
         made.append(next(make_loader(source, transform, batch_size=4, seed=1, buckets=buckets)))
     return made

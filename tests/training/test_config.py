@@ -76,6 +76,16 @@ def test_references_and_batches_by_word_are_named_where_they_do_not_fit():
         check_config(config)
 
 
+def test_a_subject_can_weigh_more_where_the_reference_marks_it():
+    config = get_config("customize")
+    assert config.loss.subject_weight > 1
+    config.data.reference = "image"
+    with pytest.raises(UserError, match=r"subject_weight needs config\.data\.reference='subject'"):
+        check_config(config)
+    config.loss.subject_weight = 1.0
+    check_config(config)
+
+
 @pytest.mark.parametrize("key", ["buckets", "encoded"])
 @pytest.mark.parametrize("stage", ["vae", "clip"])
 def test_buckets_and_latents_are_for_diffusion(stage, key):

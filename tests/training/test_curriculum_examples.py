@@ -30,7 +30,8 @@ def test_a_curriculum_without_length_jumps():
 @pytest.fixture(scope="module")
 def make_example(micro_tokenizer) -> MakeExample:
     return MakeExample(
-        (micro_tokenizer,), image_size=16, reference_size=16, high_res=False, of_subject=False, batch_size=10,
+        (micro_tokenizer,), image_size=16, reference_size=16, high_res=False, of_subject=False,
+        region_downscale=None, batch_size=10,
         curriculum=Curriculum(finish=100), drop_text=0.1, drop_image=0.2, drop_both=0.3, text_only=0.25,
     )  # fmt: skip
 
@@ -147,6 +148,35 @@ def test_only_a_subject_that_the_crop_shows_becomes_the_reference(make_example, 
         example["metadata"] = {"subjects": entries[:1]}
         out = of_subject({**example, "shape": shape, "index": index}, np.random.default_rng(index))
         assert not out["reference"].any()  # as if it had been dropped
+
+
+@pytest.mark.parametrize("shape", [None, (12, 16)])
+def test_the_region_is_where_the_references_subject_is(make_example, shape):
+    """How much of each 4×4 square has the reference's colour; a black reference is dropped, no region is."""
+    of_subject = dataclasses.replace(
+        make_example, of_subject=True, region_downscale=4, drop_image=0.3, drop_both=0.0
+    )
+    seen, example = set(), two_subjects() | ({} if shape is None else {"shape": shape})
+    for index in range(40):
+        out = of_subject({**example, "index": index}, np.random.default_rng(index))
+        height, width = shape or (16, 16)
+        assert out["region"].shape == (height // 4, width // 4) and out["region"].dtype == np.uint8
+        image = np.float64(out["image"])
+        sides = {"red": image[..., 0] > 145, "green": image[..., 1] > 145}
+        covered = {
+            name: [
+                [side[y : y + 4, x : x + 4].mean() for x in range(0, width, 4)] for y in range(0, height, 4)
+            ]
+            for name, side in sides.items()
+        }
+        near = [name for name in sides if np.abs(out["region"] / 255 - covered[name]).max() < 0.3]
+        if out["reference"].any():
+            assert near == [colour(out["reference"][0])]
+            seen.add(near[0])
+        else:  # the reference is dropped, not the subject, which the caption still names
+            assert len(near) == 1
+            seen.add("dropped")
+    assert seen == {"red", "green", "dropped"}
 
 
 def test_a_reference_of_a_subject_names_an_example_without_one(make_example):

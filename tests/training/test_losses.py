@@ -24,8 +24,12 @@ OPTIONS = {
     "timestep_shift": 1.0,
     "gamma_num_min": 0.3,
     "gamma_num_max": 1.0,
+    "subject_weight": 1.0,
 }
 KEY = jax.random.key(7)
+# How much of each latent a subject covers: in the first example none, in the second all of it.
+REGION = np.random.default_rng(2).integers(0, 256, size=(COUNT, 4, 4), dtype=np.uint8)
+REGION[0], REGION[1] = 0, 255
 PARAMS = dict.fromkeys(("unet", "vae", "text_encoder", "image_encoder"))
 
 
@@ -57,8 +61,11 @@ class UNetStandIn:
         return self.predict(z, t), None
 
 
-def diffusion(stage: str, prediction_type: str, gamma: float, predict=None) -> tuple:
-    """(loss, mse, z, t, z0, context, quantity) of one call with a UNet that predicts `predict(z, t)` or 0."""
+def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subject_weight=1.0) -> tuple:
+    """(loss, metrics, z, t, z0, context, quantity, features) of one call.
+
+    The UNet predicts `predict(z, t)` or 0.
+    """
     z0 = jnp.asarray(np.random.default_rng(0).standard_normal((COUNT, 4, 4, 3)), jnp.float32)
     features = jnp.asarray(np.random.default_rng(1).standard_normal((COUNT, 5, 2)), jnp.float32)
     unet = UNetStandIn(predict or (lambda z, t: jnp.zeros_like(z)))
@@ -75,11 +82,15 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None) -> t
     image = jnp.zeros((COUNT, 8, 8, 3), jnp.uint8)
     ids, flag = jnp.zeros((COUNT, 1, 2), jnp.int32), jnp.arange(COUNT) % 2.0
     batch = {"image": image, "reference": image[:, None], "ids": ids, "flag": flag}
+    if subject_weight != 1.0:
+        batch["region"] = jnp.asarray(REGION)
     schedule = ScheduleConfig(prediction_type=prediction_type)
-    loss = make_loss(stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma})
+    loss = make_loss(
+        stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma, "subject_weight": subject_weight}
+    )
     value, metrics = loss(PARAMS, batch, KEY)
     ((z, t, context, quantity),) = unet.calls
-    return float(value), float(metrics["mse"]), z, t, np.float64(z0), context, quantity, features
+    return float(value), metrics, z, t, np.float64(z0), context, quantity, features
 
 
 def numpy_target(prediction_type: str, z, t, z0) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +108,7 @@ def test_diffusion_loss(prediction_type, gamma):
 
     1e-4: ε is recovered from float32 z_t, where σ_t may be 0.03.
     """
-    loss, mse, z, t, z0, *_ = diffusion("base", prediction_type, gamma)
+    loss, metrics, z, t, z0, *_ = diffusion("base", prediction_type, gamma)
     target, snr = numpy_target(prediction_type, z, t, z0)
     weight = np.ones(COUNT)
     if gamma:
@@ -105,16 +116,16 @@ def test_diffusion_loss(prediction_type, gamma):
         assert (snr < gamma).any() and (snr > gamma).any()
     error = (target**2).mean(axis=(1, 2, 3))
     assert loss == pytest.approx((weight * error).mean(), rel=1e-4)
-    assert mse == pytest.approx(error.mean(), rel=1e-4)
+    assert float(metrics["mse"]) == pytest.approx(error.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_right_prediction_costs_nothing(prediction_type):
     """The target computed by numpy, given back as the prediction: at most the square of its rounding."""
-    _, mse, z, t, z0, *_ = diffusion("base", prediction_type, 5.0)
+    _, metrics, z, t, z0, *_ = diffusion("base", prediction_type, 5.0)
     target, _ = numpy_target(prediction_type, z, t, z0)
     loss, *_ = diffusion("base", prediction_type, 5.0, lambda z, t: jnp.asarray(target, jnp.float32))
-    assert 0.0 <= loss < 1e-8 < 0.5 < mse
+    assert 0.0 <= loss < 1e-8 < 0.5 < metrics["mse"]
 
 
 def test_noise_and_timesteps_cover_what_they_should():
@@ -142,6 +153,21 @@ def test_customize_gives_the_reference_and_eq_8_and_10():
     share = np.sqrt(ScheduleConfig().alphas_cumprod()[t])
     np.testing.assert_allclose(quantity.visual_weight, share, atol=1e-6)
     np.testing.assert_allclose(quantity.text_weight, 1.0 - share, atol=1e-6)
+
+
+def test_the_subject_weighs_more_and_every_example_alike():
+    """By a loop in float64; the first example shows no subject, the second nothing else. 1e-4 as above."""
+    loss, metrics, z, t, z0, *_ = diffusion("customize", "v_prediction", 5.0, subject_weight=4.0)
+    target, snr = numpy_target("v_prediction", z, t, z0)
+    total = subject = 0.0
+    for i in range(COUNT):
+        error, share = (target[i] ** 2).mean(axis=-1), REGION[i] / 255
+        weight = 4.0 * share + (1.0 - share)
+        total += min(snr[i], 5.0) / (snr[i] + 1.0) * (weight * error).sum() / weight.sum()
+        subject += (share * error).sum()
+    assert loss == pytest.approx(total / COUNT, rel=1e-4)
+    assert float(metrics["subject_mse"]) == pytest.approx(subject / (REGION / 255).sum(), rel=1e-4)
+    assert float(metrics["mse"]) == pytest.approx((target**2).mean(), rel=1e-4)
 
 
 def test_contrastive_loss_counts_repeated_captions_as_matches():
