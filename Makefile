@@ -21,7 +21,7 @@ STAMP := $(VENV)/.installed
 # An install that was cut off leaves this file behind.
 HALF := $(VENV)/.installing
 PARITY_STAMP := $(VENV)/.installed-parity
-# transformers 5 lies beside the environment's transformers 4, and one test puts it first.
+# transformers 5 lies beside the environment's transformers 4, and one slow test puts it first.
 TRANSFORMERS5 := $(VENV)/transformers5
 
 # The stamp counts only where the environment runs and holds this very checkout: a folder that was moved, a
@@ -33,11 +33,11 @@ ifneq ($(WORKS)$(wildcard $(HALF)),True)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report test lint format
+.PHONY: help demo report test test-slow lint format
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1	\2/p' Makefile
 
 $(STAMP): requirements.lock setup.py
 	@if [ -e $(HALF) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
@@ -73,8 +73,14 @@ report: $(STAMP) ## measure the method and its ablations in the toybox, write do
 
 # The tests are the same everywhere, so they run on CPU. Files mostly stay with one worker, whose tests share what
 # they compile; a worker without work takes over tests of the other.
-test: $(STAMP) $(if $(PARITY),$(PARITY_STAMP)) $(TRANSFORMERS5)/.installed ## run the tests
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
+TESTED := $(STAMP) $(if $(PARITY),$(PARITY_STAMP))
+RUN_TESTS = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+
+test: $(TESTED) ## run the tests, at most 15 minutes
+	$(RUN_TESTS) -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(TESTED) $(TRANSFORMERS5)/.installed ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5
+	$(RUN_TESTS) -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

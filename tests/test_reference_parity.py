@@ -31,6 +31,7 @@ def parity():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the published implementation's values are not at hand")
 @pytest.mark.parametrize("name", FILES)
 def test_equals_the_published_implementation(name):

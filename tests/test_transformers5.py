@@ -15,7 +15,7 @@ from realcustom_jax.data.tokenize import load_tokenizer, tokenize
 
 WORK = Path(__file__).with_name("transformers_work.py")
 ROOT = WORK.parents[1]
-FOLDER = Path(sys.prefix) / "transformers5"  # `make test` installs it there
+FOLDER = Path(sys.prefix) / "transformers5"  # `make test-slow` installs it there
 
 
 def on_transformers5(*arguments: Path) -> None:
@@ -31,7 +31,7 @@ def on_transformers5(*arguments: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (FOLDER / "transformers").is_dir(), reason="`make test` installs transformers 5")
+@pytest.mark.skipif(not (FOLDER / "transformers").is_dir(), reason="`make test-slow` installs transformers 5")
 @pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5, reason="needs transformers 4 to compare with"
 )
