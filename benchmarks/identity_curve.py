@@ -15,7 +15,7 @@ from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
-from realcustom_jax.evaluation.metrics import interval, rank
+from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
     SETTINGS,
@@ -49,17 +49,16 @@ def main() -> None:
     coarse = [ranks_of(benchmark, in_squares(scenes, side)) == 0 for side in SQUARES]
 
     first = (1, 2, 3, 5, 10, IDENTITIES)
-    shares = {name: [_with_interval(found < k) for k in first] for name, found in ranks.items()}
+    shares = {name: [found < k for k in first] for name, found in ranks.items()}
     plots.curves(
         args.out / "identity_ranks.png", first, shares, "k", "share with the true one in the first k"
     )
-    detail = {"real scenes": [_with_interval(found) for found in coarse]}
     x = "side of the squares, in pixels, that became one colour"
-    plots.curves(args.out / "identity_detail.png", SQUARES, detail, x, "identity top-1")
+    plots.curves(args.out / "identity_detail.png", SQUARES, {"real scenes": coarse}, x, "identity top-1")
 
     print(f"{'the true one in the first':32}" + "".join(f"{k:>7}" for k in first))
     for name, row in shares.items():
-        print(f"{name:32}" + "".join(f"{mean:7.2f}" for mean, _, _ in row))
+        print(f"{name:32}" + "".join(f"{found.mean():7.2f}" for found in row))
     print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
     looks = np.array([identities(r.word)[r.number].pattern for r in benchmark.requests])
     means = [np.mean(ranks["full"][looks == pattern] == 0) for pattern in PATTERNS]
@@ -76,10 +75,6 @@ def in_squares(images: np.ndarray, side: int) -> np.ndarray:
     n, height, width, c = images.shape
     squares = images.reshape(n, height // side, side, width // side, side, c).mean(axis=(2, 4))
     return np.round(squares).astype(np.uint8).repeat(side, axis=1).repeat(side, axis=2)
-
-
-def _with_interval(found: np.ndarray) -> tuple[float, float, float]:
-    return (float(found.mean()), *interval(found.astype(float)))
 
 
 def _listed(names: tuple, values: list) -> str:

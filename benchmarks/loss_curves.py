@@ -1,7 +1,7 @@
 """The losses of runs as one picture: `python benchmarks/loss_curves.py RUN [RUN …] --out docs/losses.png`.
 
 RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
-windows of steps, with the standard error of that mean. Needs matplotlib, which the extra `eval` brings.
+windows of steps, with its bootstrap 95 % interval. Needs matplotlib, which the extra `eval` brings.
 """
 
 import argparse
@@ -29,12 +29,12 @@ def main() -> None:
     share = [(i + 0.5) / args.windows for i in range(args.windows)]
     curves(args.out, share, rows, "share of the run's steps", "loss")
     for name, values in rows.items():
-        print(f"{name}: {values[0][0]:.4f} in the first window, {values[-1][0]:.4f} in the last")
+        print(f"{name}: {values[0].mean():.4f} in the first window, {values[-1].mean():.4f} in the last")
     print(args.out)
 
 
-def windows(run: Path, count: int) -> list[tuple[float, float, float]]:
-    """(mean, low, high) of a run's losses in each of so many windows of its steps.
+def windows(run: Path, count: int) -> list[np.ndarray]:
+    """A run's losses in each of so many windows of its steps.
 
     Raises:
       UserError: the folder is no run's, or has too few losses.
@@ -44,11 +44,7 @@ def windows(run: Path, count: int) -> list[tuple[float, float, float]]:
     losses = np.array([by_step[step] for step in sorted(by_step)])
     if len(losses) < 2 * count:
         raise UserError(f"{count} windows need {2 * count} losses, but {run} has {len(losses)}")
-    rows = []
-    for part in np.array_split(losses, count):
-        error = part.std(ddof=1) / len(part) ** 0.5
-        rows.append((part.mean(), part.mean() - error, part.mean() + error))
-    return rows
+    return np.array_split(losses, count)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation.metrics import interval
 from realcustom_jax.files import write_whole
 
 Point = tuple[float, float]
@@ -47,20 +50,22 @@ def scatter(
     _finish(figure, axes, path, x, y, legend=len(groups) > 1)
 
 
-def curves(path: Path, at: Sequence[float], values: Mapping[str, Sequence[tuple]], x: str, y: str) -> None:
-    """Curves with their intervals.
+def curves(
+    path: Path, at: Sequence[float], values: Mapping[str, Sequence[np.ndarray]], x: str, y: str
+) -> None:
+    """Means as curves, with their bootstrap 95 % intervals.
 
     Args:
       path: of the PNG.
       at: positions along x.
-      values: {what the legend says: (mean, low, high) at each of them}.
+      values: {what the legend says: the values (n,) at each of them}.
       x, y: what the axes show.
     """
     figure = check_plots().Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, rows in values.items():
-        mean, low, high = zip(*rows, strict=True)
-        (line,) = axes.plot(at, mean, "o-", label=name, markersize=4)
+        low, high = zip(*(interval(row) for row in rows), strict=True)
+        (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     _finish(figure, axes, path, x, y, legend=True)
 

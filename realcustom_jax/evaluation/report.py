@@ -11,7 +11,6 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
-from realcustom_jax.evaluation.metrics import interval
 from realcustom_jax.evaluation.report_order import order_table
 from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
@@ -110,8 +109,7 @@ def _plot_scope(path: Path, rows: Mapping[str, Results]) -> None:
     """What γ_scope trades: measures at each of its values, with intervals."""
     values = {}
     for measure in ("identity_top1", "background_top1", "mask_iou", "leakage"):
-        found = [rows[f"γ_scope {scope}"][measure] for scope in SCOPES]
-        values[TITLES[measure]] = [(float(np.mean(x)), *interval(x)) for x in found]
+        values[TITLES[measure]] = [rows[f"γ_scope {scope}"][measure] for scope in SCOPES]
     plots.curves(path, list(SCOPES), values, "γ_scope", "mean over requests")
 
 
