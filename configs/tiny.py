@@ -75,8 +75,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "timestep_shift": 1.5 if stage == "customize" else 1.0,
         "gamma_num_min": 0.3,  # customize: range of the share of visual tokens that are kept
         "gamma_num_max": 1.0,
-        # customize: of the reference's subject in the loss, against 1 for the rest of the image
-        "subject_weight": 4.0 if stage == "customize" else 1.0,
+        "subject_weight": 1.0,  # customize: of the reference's subject; the rest of the image weighs 1
     }
     config.data = {
         "path": "toybox",  # a data set written by data.prepare, or "toybox", drawn when first needed

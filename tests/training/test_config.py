@@ -78,7 +78,8 @@ def test_references_and_batches_by_word_are_named_where_they_do_not_fit():
 
 def test_a_subject_can_weigh_more_where_the_reference_marks_it():
     config = get_config("customize")
-    assert config.loss.subject_weight > 1
+    config.loss.subject_weight = 4.0
+    check_config(config)
     config.data.reference = "image"
     with pytest.raises(UserError, match=r"subject_weight needs config\.data\.reference='subject'"):
         check_config(config)

@@ -43,19 +43,30 @@ def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "stored"),
-    [("base", False), ("instance", False), ("customize", False), ("base", True), ("customize", True)],
+    ("stage", "stored", "subject_weight"),
+    [
+        ("base", False, 1.0),
+        ("instance", False, 1.0),
+        ("customize", False, 1.0),
+        ("customize", False, 4.0),
+        ("base", True, 1.0),
+        ("customize", True, 4.0),
+    ],
 )
-def test_the_shapes_of_an_example_are_those_of_the_loader(micro_pipe, tmp_path, stage, stored):
+def test_the_shapes_of_an_example_are_those_of_the_loader(
+    micro_pipe, tmp_path, stage, stored, subject_weight
+):
     """What the ahead-of-time compiler is told, against what training is given."""
     write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
     options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
+    options["reference"] = "subject" if subject_weight != 1.0 else "image"
     options |= dict.fromkeys(("drop_text", "drop_image", "drop_both"), 0.0)
     options |= {"encoded": stored, "encoded_text": stored}
     if stored:
         pipeline.save(micro_pipe, tmp_path / "model")
         encode_data_set(tmp_path, make_encoding(str(tmp_path / "model"), 1, text=True))
     config = ConfigDict({"stage": stage, "batch_size": 2, "seed": 0, "data": options, "curriculum": {}})
+    config.loss = {"subject_weight": subject_weight}
     loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), micro_pipe.params)
     batch = next(loader)
     loader.close()

@@ -78,6 +78,7 @@ def make_config(data, micro_configs):
             config.model.realcustom = {**micro_configs["realcustom"], "feature_layers": ((0,), (-2,))}
             # With the base frozen, as the method has it; the base stage trains the same UNet.
             config.trainable = (ADDED,)
+            config.loss.subject_weight = 3.0
         return config
 
     return make
