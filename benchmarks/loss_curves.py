@@ -1,7 +1,7 @@
 """The losses of runs as one picture: `python benchmarks/loss_curves.py RUN [RUN …] --out docs/losses.png`.
 
 RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
-windows of steps, with its bootstrap 95 % interval. Needs matplotlib, which the extra `eval` brings.
+windows of steps, with the standard error of that mean. Needs matplotlib, which the extra `eval` brings.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
         raise UserError("--windows must be 1 or more, and the folders of the runs of different names")
     rows = {run.name: windows(run, args.windows) for run in args.runs}
     share = [(i + 0.5) / args.windows for i in range(args.windows)]
-    curves(args.out, share, rows, "share of the run's steps", "loss")
+    curves(args.out, share, rows, "share of the run's steps", "loss", standard_error)
     for name, values in rows.items():
         print(f"{name}: {values[0].mean():.4f} in the first window, {values[-1].mean():.4f} in the last")
     print(args.out)
@@ -45,6 +45,12 @@ def windows(run: Path, count: int) -> list[np.ndarray]:
     if len(losses) < 2 * count:
         raise UserError(f"{count} windows need {2 * count} losses, but {run} has {len(losses)}")
     return np.array_split(losses, count)
+
+
+def standard_error(losses: np.ndarray) -> tuple[float, float]:
+    """Of the mean, on both sides of it; a bootstrap of so few losses would be too narrow."""
+    error = losses.std(ddof=1) / len(losses) ** 0.5
+    return losses.mean() - error, losses.mean() + error
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def get_config(tpu: str = "") -> ml_collections.ConfigDict:
         "timestep_shift": 1.0,  # above 1 noisy steps are drawn more often
         "gamma_num_min": 0.3,  # range of the share of visual tokens that are kept (eq. 10)
         "gamma_num_max": 1.0,
-        "subject_weight": 1.0,  # of the reference's subject in the loss; above 1 needs reference="subject"
+        "subject_weight": 1.0,  # of the subject in the loss; other than 1 needs reference="subject"
     }
     config.data = {
         "path": "data/train",  # a data set written by data.prepare

@@ -1,7 +1,7 @@
 """Plots as PNG files, with matplotlib, which only the extra `eval` brings."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,26 @@ def scatter(
 
 
 def curves(
-    path: Path, at: Sequence[float], values: Mapping[str, Sequence[np.ndarray]], x: str, y: str
+    path: Path,
+    at: Sequence[float],
+    values: Mapping[str, Sequence[np.ndarray]],
+    x: str,
+    y: str,
+    spread: Callable[[np.ndarray], tuple[float, float]] = interval,
 ) -> None:
-    """Means as curves, with their bootstrap 95 % intervals.
+    """Means as curves, each in a band: by default their bootstrap 95 % intervals.
 
     Args:
       path: of the PNG.
       at: positions along x.
       values: {what the legend says: the values (n,) at each of them}.
       x, y: what the axes show.
+      spread: low and high end of the band, of values (n,).
     """
     figure = check_plots().Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, rows in values.items():
-        low, high = zip(*(interval(row) for row in rows), strict=True)
+        low, high = zip(*(spread(row) for row in rows), strict=True)
         (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     _finish(figure, axes, path, x, y, legend=True)

@@ -114,7 +114,7 @@ def _loader(config: ConfigDict, source: Source, transform: Transform, buckets: B
 
 def weighs_subjects(config: ConfigDict) -> bool:
     """Whether a run's loss needs to know where the subjects are."""
-    return config.stage == "customize" and config.loss.subject_weight != 1
+    return config.stage == "customize" and config.loss.get("subject_weight", 1) != 1
 
 
 def stored_components(config: ConfigDict) -> tuple[str, ...]:

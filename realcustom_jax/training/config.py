@@ -59,6 +59,7 @@ _KEYS: dict[str, tuple] = {
     "optimizer.max_norm": (_NUMBER, 0),
     "optimizer.ema_decay": _SHARE,
     "optimizer.most_skipped": (_INTEGER, 1),
+    "loss.subject_weight": (_NUMBER, 0),
     "data.path": (_TEXT,),
     "data.split": (_TEXT,),
     "data.toybox_examples": (_INTEGER, 1),
@@ -88,6 +89,7 @@ _KEYS: dict[str, tuple] = {
 # What configs of before these keys, and those that don't use them, need not have.
 _OPTIONAL = {
     "scan",
+    "loss.subject_weight",
     "data.buckets",
     "data.bucket_step",
     "data.bucket_max_aspect",
@@ -159,10 +161,8 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
     if values.get("data.encoded_text") and not values.get("data.encoded"):
         raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
-    if values.get("loss.subject_weight", 1) != 1 and values.get("data.reference", "image") != "subject":
-        raise UserError(
-            "config.loss.subject_weight needs config.data.reference='subject', which marks the subjects"
-        )
+    if values.get("loss.subject_weight", 1) != 1:
+        _check_subject_weight(values, stage)
     for key in ("data.buckets", "data.encoded", "data.encoded_text", "samples.every"):
         if values.get(key) and stage not in ("base", "customize"):
             raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
@@ -174,6 +174,17 @@ def check_config(config: ConfigDict) -> None:
         _check_requests(values.get("samples.requests"))
     for rule in values["sharding"]:
         _check_rule(rule)
+
+
+def _check_subject_weight(values: Mapping[str, Any], stage: str) -> None:
+    """Of a weight other than 1."""
+    key = "config.loss.subject_weight"
+    if stage != "customize":
+        raise UserError(f"{key} is for the stage customize, not for {stage}")
+    if values["loss.subject_weight"] == 0:
+        raise UserError(f"{key} must be above 0: of an image full of its subject 0 would leave nothing")
+    if values.get("data.reference", "image") != "subject":
+        raise UserError(f"{key} needs config.data.reference='subject', which marks the subjects")
 
 
 def _check_keys(values: Mapping[str, Any], stage: str) -> None:

@@ -25,7 +25,8 @@ class MakeExample:
     An example of an aspect-ratio bucket has its "shape", the (H, W) of its batch. One with stored latents has
     "mean" and "log_variance", which take the place of "image"; its own image is for the reference alone.
     The "flag", one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
-    The "region" (h, w) uint8 says how much of each latent the reference's subject covers, 255 for all of it.
+    The "region" (h, w) uint8 says how much of each latent the reference's subject covers, 255 for all of it;
+    nothing where there is no reference or the text alone is trained.
 
     Attributes:
       tokenizers: for the captions, one for each of E text encoders.
@@ -73,26 +74,27 @@ class MakeExample:
         learned = stored or {"image": image}
         if self.reference_size is None:
             return {**learned, **text}
-        reference, region = self._reference(example, image, rng)
+        reference, mask = self._reference(example, image, rng)
         if reference is None:  # the crop shows no subject whole
             reference, no_image = image, True
         views = reference_views(reference, self.reference_size, self.high_res)
         flag = np.float32(rng.random() >= self.text_only)
-        return {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag, **region}
+        made = {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag}
+        if self.region_downscale is not None:
+            acts = np.uint8(flag and not no_image)
+            made["region"] = shrink_mask(mask, self.region_downscale) * acts
+        return made
 
     def _reference(
         self, example: Mapping[str, Any], image: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-        """The photo, None where the image shows no subject, and the "region" of that if it is wanted."""
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """The photo, None where the image shows no subject; and what it is of, bool of the image's size."""
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         if not self.of_subject:
-            return augment_reference(image, rng, strength), {}
+            return augment_reference(image, rng, strength), np.ones(image.shape[:2], bool)
         side = self.reference_size * (2 if self.high_res else 1)
         subject, mask = _cut_out(example, image, side, rng)[1:]
-        photo = None if subject is None else vary_cut_out(subject, rng, strength)
-        if self.region_downscale is None:
-            return photo, {}
-        return photo, {"region": shrink_mask(mask, self.region_downscale)}
+        return None if subject is None else vary_cut_out(subject, rng, strength), mask
 
     def _text(self, example: dict[str, Any], dropped: bool) -> dict[str, np.ndarray]:
         if self.empty_text is not None:

@@ -25,7 +25,7 @@ STAGES = {
     "clip": ("temperature",),
     "instance": ("temperature", "grey_share"),
     "base": ("min_snr_gamma", "timestep_shift"),
-    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max", "subject_weight"),
+    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max"),
 }
 
 
@@ -51,7 +51,7 @@ def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Map
             options["min_snr_gamma"],
             options["timestep_shift"],
             gamma_num,
-            options["subject_weight"],
+            options.get("subject_weight", 1.0),
         )
     raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
 
@@ -186,15 +186,14 @@ def _diffusion_loss(
         prediction = models.unet.apply({"params": params["unet"]}, method=predict)
         target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
         error = jnp.square(prediction - target).mean(axis=-1)
-        metrics = {"mse": error.mean()}
+        mse = error.mean()
         if subject_weight != 1.0:
             region = batch["region"].astype(jnp.float32) / 255.0
-            metrics["subject_mse"] = (error * region).sum() / jnp.maximum(region.sum(), 1.0)
             weight = 1.0 + (subject_weight - 1.0) * region
             error = error * weight / weight.mean(axis=(1, 2), keepdims=True)
         snr = alphas[t] / (1.0 - alphas[t])
         weight = _snr_weight(snr, min_snr_gamma, schedule.prediction_type)
-        return (weight * error.mean(axis=(1, 2))).mean(), metrics
+        return (weight * error.mean(axis=(1, 2))).mean(), {"mse": mse}
 
     return loss
 

@@ -83,8 +83,17 @@ def test_a_subject_can_weigh_more_where_the_reference_marks_it():
     config.data.reference = "image"
     with pytest.raises(UserError, match=r"subject_weight needs config\.data\.reference='subject'"):
         check_config(config)
+    config.loss.subject_weight = 0.0
+    with pytest.raises(UserError, match=r"subject_weight must be above 0"):
+        check_config(config)
     config.loss.subject_weight = 1.0
     check_config(config)
+    del config.loss.subject_weight
+    check_config(config)
+    config = get_config("base")
+    config.loss.subject_weight = 4.0
+    with pytest.raises(UserError, match="subject_weight is for the stage customize, not for base"):
+        check_config(config)
 
 
 @pytest.mark.parametrize("key", ["buckets", "encoded"])
