@@ -6,10 +6,8 @@ judge need: what does it find of real scenes whose squares of so many pixels bec
 (identity_detail.png)? Printed are both, and the full method's identity top-1 by the pattern of the subject.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
+from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation import plots
@@ -30,15 +28,7 @@ SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=104)
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--batch", type=int, default=26)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the plots (%(default)s)")
-    args = parser.parse_args()
-    plots.check_plots()
+    args = parse(__doc__, 104)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
     generator = Generator.load(args.model, args.batch)
     ranks = {

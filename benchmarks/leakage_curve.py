@@ -5,11 +5,9 @@ subject in any of them, without a mask and with it: leakage_distance.png. What l
 are its outline and its shadow, which change with any other subject; what lies far away is the prompt's alone.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import scipy.ndimage
+from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation import plots
@@ -27,15 +25,7 @@ COMPARED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=104)
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--batch", type=int, default=26)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the plot (%(default)s)")
-    args = parser.parse_args()
-    plots.check_plots()
+    args = parse(__doc__, 104)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
     generator = Generator.load(args.model, args.batch)
     images = {name: benchmark.make(generator, setting)[0] for name, setting in COMPARED.items()}

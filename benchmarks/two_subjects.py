@@ -7,12 +7,12 @@ them by chance. Real scenes tell what the judge can see, with the exact masks an
 the image, as wide as those of the method. In brackets is the bootstrap 95 % interval over requests.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.ndimage
+from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation.generate import Generator, Job
@@ -56,13 +56,7 @@ class Pair:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=52)
-    parser.add_argument("--model", default="toybox")
-    parser.add_argument("--batch", type=int, default=26)
-    args = parser.parse_args()
+    args = parse(__doc__, 52, plots=False)
     pairs = [_pair(i) for i in range(args.requests)]
     judge, generator = Judge.load(), Generator.load(args.model, args.batch)
     options = generator.pipe.defaults
