@@ -44,6 +44,7 @@ WRONG = [
     ({"eta": -0.1}, "eta must be from 0 to 1, not -0.1"),
     ({"eta": [0.1, 0.2]}, "eta must be a number, not [0.1, 0.2]"),
     ({"guidance": 3}, "guidance 3 is unknown; known: paper, direct"),
+    ({"guidance_scope": "word"}, "guidance_scope 'word' is unknown; known: image, mask"),
     ({"mask_downscale": None}, "mask_downscale must be a whole number, not None"),
     ({"mask_downscale": 0}, "mask_downscale must be 1 or more, not 0"),
     ({"mask_normalisation": "max"}, "mask_normalisation 'max' is unknown; known: max_norm"),
@@ -123,6 +124,7 @@ CHANGES = {
     "spacing": "leading",
     "eta": 0.25,
     "guidance": "direct",
+    "guidance_scope": "mask",
     "mask_downscale": 2,
     "mask_normalisation": "min_max_norm",
     "mask_kind": "binary",
@@ -141,7 +143,8 @@ def test_a_model_folder_keeps_its_defaults(micro_pipe, tmp_path):
     rc.save(micro_pipe.replace(defaults=chosen), tmp_path)
     loaded = rc.load(tmp_path).defaults
     assert loaded == chosen and hash(loaded) == hash(chosen)
-    assert hash(loaded.sampler_config(8, 8)) == hash(chosen.sampler_config(8, 8))
+    configs = [x.changed({"guidance": "paper"}).sampler_config(8, 8) for x in (loaded, chosen)]
+    assert hash(configs[0]) == hash(configs[1])
 
 
 @pytest.mark.parametrize("base", [rc.SamplingOptions(), SDXL], ids=["SD1.5", "SDXL"])
@@ -158,8 +161,10 @@ def test_options_and_sampler_config_share_what_they_say():
     assert {name: defaults[name] for name in SHARED} == {name: static[name] for name in SHARED}
     traced = {field.name for field in dataclasses.fields(rc.Settings)}
     assert defaults.keys() - set(SHARED) - traced == {"height", "width", "mask_downscale"}
-    config = rc.SamplingOptions().changed(CHANGES).sampler_config(8, 12)
-    assert {name: getattr(config, name) for name in SHARED} == {name: CHANGES[name] for name in SHARED}
+    for allowed in ({"guidance": "paper"}, {"guidance_scope": "image"}):  # not both changed at once
+        changes = CHANGES | allowed
+        config = rc.SamplingOptions().changed(changes).sampler_config(8, 12)
+        assert {name: getattr(config, name) for name in SHARED} == {name: changes[name] for name in SHARED}
     assert (config.height, config.width, config.mask_height, config.mask_width) == (8, 12, 4, 6)
 
 
