@@ -9,9 +9,11 @@ The fixtures, all of one session and read-only:
 - `micro_params`: {component: tree of arrays}. *Nothing* is at its neutral value: no kernel or bias is 0,
   no scale is 1, so every part of the model changes its output.
 - `micro_pipe`: a `Pipeline` of these with a v-prediction schedule and a tokenizer of every toybox word.
-- `micro_denoise`: one jitted pass, `micro_denoise(unet_params, latents, t, text, features=None, flags=None,
-  masks=None, words=None, quantity=None, strengths=None) → (prediction, Aux)`; the arguments are those of
-  `UNet.encode_context` and `UNet.__call__`. It compiles once for each combination of shapes.
+- `flat_pipe`: `micro_pipe` with a UNet of one level and no self-attention, for what compiles many samplers.
+- `micro_denoise`, `flat_denoise`: one jitted pass of their UNets, `micro_denoise(unet_params, latents, t,
+  text, features=None, flags=None, masks=None, words=None, quantity=None, strengths=None)`, which returns the
+  prediction and its `Aux`; the arguments are those of `UNet.encode_context` and `UNet.__call__`. They compile
+  once for each combination of shapes.
 """
 
 import os
@@ -39,6 +41,7 @@ from realcustom_jax.data.tokenize import load_tokenizer  # noqa: E402
 from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
 from realcustom_jax.models.family import Models  # noqa: E402
 from realcustom_jax.models.init import init_params  # noqa: E402
+from realcustom_jax.models.unet import UNet  # noqa: E402
 from realcustom_jax.pipeline import Pipeline  # noqa: E402
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt  # noqa: E402
 from realcustom_jax.toybox.tokenizer import train_tokenizer  # noqa: E402
@@ -108,14 +111,7 @@ def micro_models(micro_configs) -> Models:
 
 @pytest.fixture(scope="session")
 def micro_params(micro_models) -> dict:
-    """Parameters of which none is at the value that would switch its layer off."""
-    rng = np.random.default_rng(0)
-    flat = flatten(init_params(micro_models.param_shapes(), seed=0))
-    for path, value in flat.items():
-        if path.endswith(("/bias", "/scale")):
-            flat[path] = (value + 0.2 * rng.standard_normal(value.shape)).astype(np.float32)
-        assert np.any(value) or path.endswith("/bias")
-    return unflatten(flat)
+    return _lively_params(micro_models)
 
 
 @pytest.fixture(scope="session")
@@ -125,9 +121,42 @@ def micro_pipe(micro_models, micro_params, micro_tokenizer) -> Pipeline:
 
 
 @pytest.fixture(scope="session")
+def flat_pipe(micro_configs, micro_pipe) -> Pipeline:
+    flat = {
+        "block_out_channels": (16,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "attention_head_dim": 2,
+        "self_attention": False,
+    }
+    models = Models.from_configs({**micro_configs, "unet": {**micro_configs["unet"], **flat}})
+    params = {**micro_pipe.params, "unet": _lively_params(models)["unet"]}
+    return micro_pipe.replace(models=models, params=params)
+
+
+@pytest.fixture(scope="session")
 def micro_denoise(micro_models):
-    """`encode_context` and one pass of the micro UNet, jitted."""
-    unet = micro_models.unet
+    return _jitted_pass(micro_models.unet)
+
+
+@pytest.fixture(scope="session")
+def flat_denoise(flat_pipe):
+    return _jitted_pass(flat_pipe.models.unet)
+
+
+def _lively_params(models: Models) -> dict:
+    """Parameters of which none is at the value that would switch its layer off."""
+    rng = np.random.default_rng(0)
+    flat = flatten(init_params(models.param_shapes(), seed=0))
+    for path, value in flat.items():
+        if path.endswith(("/bias", "/scale")):
+            flat[path] = (value + 0.2 * rng.standard_normal(value.shape)).astype(np.float32)
+        assert np.any(value) or path.endswith("/bias")
+    return unflatten(flat)
+
+
+def _jitted_pass(unet: UNet):
+    """`encode_context` and one pass."""
 
     @jax.jit
     def denoise(

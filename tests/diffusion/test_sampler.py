@@ -33,7 +33,7 @@ DRAWN = np.arange(64).reshape(8, 8) % 8 < 5  # the left five columns
 
 @pytest.fixture(scope="module")
 def conditioning(micro_pipe):
-    """Two requests in one batch, with two subjects and with one (and an empty slot)."""
+    """Two requests in one batch, with two subjects and with one (and an empty slot), for both UNets."""
 
     def make(**options):
         chosen = micro_pipe.defaults.changed({**OPTIONS, **options})
@@ -187,10 +187,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("solver", "guidance", "mask_steps", "eta"), CASES)
-def test_equals_a_python_loop(micro_pipe, micro_denoise, conditioning, solver, guidance, mask_steps, eta):
+def test_equals_a_python_loop(flat_pipe, flat_denoise, conditioning, solver, guidance, mask_steps, eta):
     """Latents and masks of both requests; 1e-5 relative is float32 rounding over five guided steps."""
     made, config = conditioning(solver=solver, guidance=guidance, mask_steps=mask_steps, eta=eta)
-    masks = check_against_loop(micro_pipe, micro_denoise, made, config)
+    masks = check_against_loop(flat_pipe, flat_denoise, made, config)
     assert masks.shape == (2, STEPS, 2, 8, 8)
     if mask_steps:
         np.testing.assert_array_equal(masks[:, mask_steps:], np.repeat(masks[:, 1:2], STEPS - 2, axis=1))
@@ -211,14 +211,14 @@ def test_guidance_of_the_masks_alone_equals_the_loop(micro_pipe, micro_denoise, 
     assert 0.1 < np.mean(masks.max(axis=2) > 0) < 0.6
 
 
-def test_guidance_of_the_masks_alone_keeps_the_text_only_prediction_elsewhere(micro_pipe):
+def test_guidance_of_the_masks_alone_keeps_the_text_only_prediction_elsewhere(flat_pipe):
     """After one step, outside a drawn mask, the latents are to the bit those of no subject at all."""
-    chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance_scope": "mask", "steps": 1})
+    chosen = flat_pipe.defaults.changed({**OPTIONS, "guidance_scope": "mask", "steps": 1})
     dog = dataclasses.replace(SUBJECTS[1][0], mask=DRAWN)
 
     def latents(subjects):
-        made = rc.make_conditioning(micro_pipe, PROMPTS[1:] * 2, subjects, [""] * 2, chosen)
-        return np.asarray(compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1, 1])[0])
+        made = rc.make_conditioning(flat_pipe, PROMPTS[1:] * 2, subjects, [""] * 2, chosen)
+        return np.asarray(compiled(flat_pipe, made, chosen.sampler_config(8, 8), [1, 1])[0])
 
     drawn, without = latents([[dog], []])
     np.testing.assert_array_equal(drawn[~DRAWN], without[~DRAWN])
@@ -272,19 +272,19 @@ def refined_pass(pipe):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_a_subject_of_no_strength_is_not_there(micro_pipe, guidance):
+def test_a_subject_of_no_strength_is_not_there(flat_pipe, guidance):
     """Strength 0 or flag 0 in either slot is the request without it: masks to the bit, latents to 1e-6.
 
     Only values change between the two calls, so nothing is compiled again.
     """
-    chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "steps": 3, "mask_kind": "binary"})
+    chosen = flat_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "steps": 3, "mask_kind": "binary"})
     cat, robot = SUBJECTS[0]
     no_cat, no_robot = (dataclasses.replace(subject, strength=0) for subject in (cat, robot))
 
     def run(subjects, flags=None):
-        made = rc.make_conditioning(micro_pipe, PROMPTS[:1] * 6, subjects, [""] * 6, chosen)
+        made = rc.make_conditioning(flat_pipe, PROMPTS[:1] * 6, subjects, [""] * 6, chosen)
         made = made if flags is None else made.replace(flags=jnp.asarray(flags))
-        return map(np.asarray, compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1] * 6))
+        return map(np.asarray, compiled(flat_pipe, made, chosen.sampler_config(8, 8), [1] * 6))
 
     latents, masks = run([[no_cat, robot], [cat, no_robot], [robot], [cat], [no_cat, no_robot], []])
     for i, alone, kept in ((0, 2, 1), (1, 3, 0), (4, 5, 0)):
@@ -334,19 +334,19 @@ def test_traces_once_per_static_config(micro_pipe):
         assert not np.array_equal(first.images, other.images)
 
 
-@pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_an_image_depends_on_its_own_request_alone(micro_pipe, guidance):
+@pytest.mark.parametrize(("guidance", "mask_steps"), [("paper", None), ("direct", 3)])
+def test_an_image_depends_on_its_own_request_alone(flat_pipe, guidance, mask_steps):
     """Alone, in a batch of four, and in another place of it; 1e-5 is float32 in batches of any size."""
     prompts = [*PROMPTS, "a house in the city", "a boat on the water"]
     boat = dataclasses.replace(reference("boat"), mask=DRAWN, strength=0.7)
     subjects = [*SUBJECTS, [], [boat]]
 
     def latents(order):
-        chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "mask_steps": 3})
+        chosen = flat_pipe.defaults.changed({**OPTIONS, "guidance": guidance, "mask_steps": mask_steps})
         made = rc.make_conditioning(
-            micro_pipe, [prompts[i] for i in order], [subjects[i] for i in order], [""] * len(order), chosen
+            flat_pipe, [prompts[i] for i in order], [subjects[i] for i in order], [""] * len(order), chosen
         )
-        return compiled(micro_pipe, made, chosen.sampler_config(8, 8), [10 + i for i in order])[0]
+        return compiled(flat_pipe, made, chosen.sampler_config(8, 8), [10 + i for i in order])[0]
 
     together, turned = latents([0, 1, 2, 3]), latents([3, 2, 1, 0])
     for i in range(4):
@@ -355,13 +355,13 @@ def test_an_image_depends_on_its_own_request_alone(micro_pipe, guidance):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_without_influence_it_is_the_text_only_image(micro_pipe, guidance):
+def test_without_influence_it_is_the_text_only_image(flat_pipe, guidance):
     """γ_scope = 0, no subject beside a request with one, no subject at all: the same latents, ≤ 1e-6."""
 
     def latents(subjects, **options):
-        chosen = micro_pipe.defaults.changed({**OPTIONS, "guidance": guidance, **options})
-        made = rc.make_conditioning(micro_pipe, PROMPTS, subjects, ["", ""], chosen)
-        return np.asarray(compiled(micro_pipe, made, chosen.sampler_config(8, 8), [1, 2])[0])
+        chosen = flat_pipe.defaults.changed({**OPTIONS, "guidance": guidance, **options})
+        made = rc.make_conditioning(flat_pipe, PROMPTS, subjects, ["", ""], chosen)
+        return np.asarray(compiled(flat_pipe, made, chosen.sampler_config(8, 8), [1, 2])[0])
 
     text_only = latents([[], []])
     np.testing.assert_allclose(latents(SUBJECTS, gamma_scope=0.0), text_only, rtol=1e-6, atol=1e-6)
@@ -390,22 +390,22 @@ def test_a_full_mask_is_equation_4(micro_pipe, micro_denoise, conditioning):
 
 
 @pytest.mark.parametrize("scoring", ["text", "visual", "mean", "none"])
-def test_scoring_choices_differ(micro_pipe, conditioning, scoring):
+def test_scoring_choices_differ(flat_pipe, conditioning, scoring):
     """Every ablation of the scoring changes the result, and `none` is γ_num-free."""
     made, config = conditioning(steps=2)
-    fused = compiled(micro_pipe, made, config, [1, 2])[0]
+    fused = compiled(flat_pipe, made, config, [1, 2])[0]
     other = dataclasses.replace(config, scoring=scoring)
-    result = compiled(micro_pipe, made, other, [1, 2])[0]
+    result = compiled(flat_pipe, made, other, [1, 2])[0]
     assert relative(result, fused) > 1e-4
     if scoring == "none":
         fewer, _ = conditioning(steps=2, gamma_num=0.1)
-        assert relative(compiled(micro_pipe, fewer, other, [1, 2])[0], result) == 0.0
+        assert relative(compiled(flat_pipe, fewer, other, [1, 2])[0], result) == 0.0
 
 
-def test_can_be_put_inside_other_transformations(micro_pipe, conditioning):
+def test_can_be_put_inside_other_transformations(flat_pipe, conditioning):
     """`sample_latents` under the caller's own jit and vmap over keys equals two calls; 1e-5, float32."""
     made, config = conditioning(steps=2)
-    unet, schedule = micro_pipe.models.unet, micro_pipe.schedule
+    unet, schedule = flat_pipe.models.unet, flat_pipe.schedule
     keys = jax.random.split(jax.random.key(0), (2, 2))
 
     @jax.jit
@@ -415,9 +415,9 @@ def test_can_be_put_inside_other_transformations(micro_pipe, conditioning):
 
         return jax.vmap(run)(keys)
 
-    result = both(micro_pipe.params["unet"], made, keys)
+    result = both(flat_pipe.params["unet"], made, keys)
     for i in range(2):
-        single = sample_latents(
-            micro_pipe.params["unet"], made, keys[i], unet=unet, schedule=schedule, config=config
+        single = sampling._sample_latents(
+            flat_pipe.params["unet"], made, keys[i], unet=unet, schedule=schedule, config=config
         )[0]
         assert relative(result[i], single) <= 1e-5

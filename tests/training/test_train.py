@@ -91,14 +91,22 @@ def losses(workdir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
-    """{stage: (config, workdir, sha256)} of the stages, each from the one before; customize has 4 steps."""
-    root, done, model = tmp_path_factory.mktemp("runs"), {}, ""
-    for stage in STAGES:
-        config = make_config(stage, model, steps=4 if stage == "customize" else 2)
-        config.samples.every = 3 if stage == "base" else 0
-        done[stage] = config, root / stage, train(config, root / stage)
-        model = root / stage / "model"
-    return done
+    """{stage: (config, workdir, sha256)}, trained when first asked for, each from the one before.
+
+    They have two steps, customize four.
+    """
+    root = tmp_path_factory.mktemp("runs")
+
+    class Runs(dict):
+        def __missing__(self, stage):
+            before = STAGES.index(stage) - 1
+            model = self[STAGES[before]][1] / "model" if before >= 0 else ""
+            config = make_config(stage, model, steps=4 if stage == "customize" else 2)
+            config.samples.every = 3 if stage == "base" else 0
+            self[stage] = config, root / stage, train(config, root / stage)
+            return self[stage]
+
+    return Runs()
 
 
 @pytest.mark.parametrize("stage", STAGES)
