@@ -29,17 +29,17 @@ def main() -> None:
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
     generator = Generator.load(args.model, args.batch)
     images = {name: benchmark.make(generator, setting)[0] for name, setting in COMPARED.items()}
-    ring = rings(np.any([benchmark.judge.look(found).regions for found in images.values()], axis=0))
+    where = rings(np.any([benchmark.judge.look(found).regions for found in images.values()], axis=0))
     plain = images.pop("text only")
-    changes = {name: by_ring(found, plain, ring) for name, found in images.items()}
+    changes = {name: by_ring(found, plain, where) for name, found in images.items()}
 
-    curves = {name: [ring[~np.isnan(ring)] for ring in rows.T] for name, rows in changes.items()}
+    curves = {name: [column[~np.isnan(column)] for column in rows.T] for name, rows in changes.items()}
     x, y = "pixels from the subject, up to (the last: beyond)", "change against the text-only image"
     at = (*RINGS, RINGS[-1] + 8)
     plots.curves(args.out / "leakage_distance.png", at, curves, x, y)
     print(f"{'change, up to so many pixels away':40}" + "".join(f"{r:>7}" for r in (*RINGS, "beyond")))
     for name, row in curves.items():
-        print(f"{name:40}" + "".join(f"{ring.mean():7.3f}" for ring in row))
+        print(f"{name:40}" + "".join(f"{values.mean():7.3f}" for values in row))
     everywhere = np.nanmean(changes.pop("no mask"), axis=0)
     for name, rows in changes.items():
         ratios = np.nanmean(rows, axis=0) / everywhere
