@@ -9,7 +9,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, Settings, sample_latents
+    from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
+    from realcustom_jax.diffusion.sampler_config import SamplerConfig
     from realcustom_jax.errors import UserError
     from realcustom_jax.options import SamplingOptions
     from realcustom_jax.pipeline import Pipeline, load, save
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from realcustom_jax.subjects import Subject
 
 _MODULES = {
-    "diffusion.sampler": ("Conditioning", "SamplerConfig", "Settings", "sample_latents"),
+    "diffusion.sampler": ("Conditioning", "Settings", "sample_latents"),
+    "diffusion.sampler_config": ("SamplerConfig",),
     "errors": ("UserError",),
     "options": ("SamplingOptions",),
     "pipeline": ("Pipeline", "load", "save"),

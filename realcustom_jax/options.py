@@ -15,7 +15,7 @@ import numpy as np
 from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
-from realcustom_jax.diffusion.sampler import SCORINGS, SamplerConfig
+from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
 from realcustom_jax.errors import UserError
 
 # What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
@@ -27,6 +27,8 @@ SHARED = (
     "eta",
     "guidance",
     "guidance_scope",
+    "guidance_start",
+    "guidance_stop",
     "mask_normalisation",
     "mask_kind",
     "mask_overlap",
@@ -170,6 +172,10 @@ class SamplingOptions:
     eta: float = _option(0.0, "η of ddim, from no noise to DDPM's", low=0, high=1)
     guidance: str = _choice("paper", "eq. 13 of the paper, or RealCustom++'s", MODES)
     guidance_scope: str = _choice("image", "where ω_i of paper guidance acts, the image or the masks", SCOPES)
+    guidance_start: float = _option(
+        0.0, "share of the steps after which the guidance weights act", low=0, high=1
+    )
+    guidance_stop: float = _option(1.0, "share of the steps after which they act no more", low=0, high=1)
     mask_downscale: int = _option(1, "latent pixels per mask pixel along one side", int, low=1)
     mask_normalisation: str = _choice("max_norm", "of the word maps", NORMALISATIONS)
     mask_kind: str = _choice("soft", "how a mask is cut out of the word map", KINDS)
@@ -209,7 +215,8 @@ class SamplingOptions:
         """The static part, for latents of height x width.
 
         Raises:
-          UserError: when the mask grid does not fit the latents or `mask_steps` the steps.
+          UserError: when the mask grid does not fit the latents, `mask_steps` the steps, or an option of the
+            guidance another.
         """
         down = self.mask_downscale
         if height % down or width % down:

@@ -45,6 +45,8 @@ WRONG = [
     ({"eta": [0.1, 0.2]}, "eta must be a number, not [0.1, 0.2]"),
     ({"guidance": 3}, "guidance 3 is unknown; known: paper, direct"),
     ({"guidance_scope": "word"}, "guidance_scope 'word' is unknown; known: image, mask"),
+    ({"guidance_start": 2}, "guidance_start must be from 0 to 1, not 2"),
+    ({"guidance_stop": -0.1}, "guidance_stop must be from 0 to 1, not -0.1"),
     ({"mask_downscale": None}, "mask_downscale must be a whole number, not None"),
     ({"mask_downscale": 0}, "mask_downscale must be 1 or more, not 0"),
     ({"mask_normalisation": "max"}, "mask_normalisation 'max' is unknown; known: max_norm"),
@@ -110,6 +112,42 @@ def test_fewer_steps_take_the_default_mask_steps_along():
         SDXL.changed({"mask_steps": 26}).sampler_config(8, 8)
 
 
+def test_phases_are_cut_where_passes_begin_and_end():
+    """Of 25 steps: guidance from 0.16 to 0.56 (steps 4 … 13) and masks of 10."""
+    options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
+    phases = options.sampler_config(8, 8).phases
+    found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in phases]
+    assert found == [
+        (0, 4, True, False),
+        (4, 10, True, True),
+        (10, 14, False, True),
+        (14, 25, False, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "weighted"), [(1, [0]), (2, [0]), (4, [1]), (8, [1, 2, 3]), (100, range(16, 56))]
+)
+def test_shares_of_any_number_of_steps_are_rounded(steps, weighted):
+    """0.16 and 0.56 of 4 steps are 0.64 and 2.24, so 1 and 2: one step."""
+    options = rc.SamplingOptions(steps=steps, guidance_start=0.16, guidance_stop=0.56)
+    phases = options.sampler_config(8, 8).phases
+    assert [i for phase in phases if phase.weighted for i in range(phase.start, phase.stop)] == list(weighted)
+    assert [i for phase in phases for i in range(phase.start, phase.stop)] == list(range(steps))
+
+
+@pytest.mark.parametrize(("start", "stop", "phases"), [(0.0, 1.0, [True]), (0.5, 0.5, [False])])
+def test_guidance_acts_in_all_steps_or_none(start, stop, phases):
+    """And nothing is compiled twice."""
+    config = rc.SamplingOptions(steps=4, guidance_start=start, guidance_stop=stop).sampler_config(8, 8)
+    assert [phase.weighted for phase in config.phases] == phases
+
+
+def test_guidance_does_not_stop_before_it_starts():
+    with pytest.raises(rc.UserError, match=r"guidance_start 0.6 and guidance_stop 0.5 must be shares"):
+        rc.SamplingOptions(guidance_start=0.6, guidance_stop=0.5).sampler_config(8, 8)
+
+
 CHANGES = {
     "text_weight": [2.0, 3.0],
     "image_weight": 1.5,
@@ -125,6 +163,8 @@ CHANGES = {
     "eta": 0.25,
     "guidance": "direct",
     "guidance_scope": "mask",
+    "guidance_start": 0.25,
+    "guidance_stop": 0.75,
     "mask_downscale": 2,
     "mask_normalisation": "min_max_norm",
     "mask_kind": "binary",

@@ -18,6 +18,7 @@ from realcustom_jax.diffusion.sampler import (
     sample_latents,
     sample_step,
 )
+from realcustom_jax.diffusion.sampler_config import Phase
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable
 from realcustom_jax.errors import UserError
@@ -164,7 +165,7 @@ def sample_program(
 def _sampler_parts(
     denoiser: Denoiser, params: Any, conditioning: Conditioning, keys: Any, struct: Any
 ) -> tuple[tuple[Any, int], ...]:
-    """What is computed once, a guided step, and one that reuses the masks, each as often as it runs."""
+    """What is computed once, and a step of each phase, each as often as it runs."""
     config = denoiser.config
     encode = jax.jit(denoiser.encode)
     contexts = jax.tree.map(
@@ -181,15 +182,14 @@ def _sampler_parts(
         SolverTable(*[scalar] * len(SolverTable._fields)),
     )
 
-    def step(guided: bool, params: Any, conditioning: Any, contexts: Any, keys: Any, *rest: Any) -> Any:
+    def step(phase: Phase, params: Any, conditioning: Any, contexts: Any, keys: Any, *rest: Any) -> Any:
         keys = jax.random.wrap_key_data(keys)
-        return sample_step(denoiser, params, conditioning, contexts, keys, guided, *rest)
+        return sample_step(denoiser, params, conditioning, contexts, keys, phase, *rest)
 
     arguments = (params, conditioning, contexts, keys, state, row)
     parts = [(encode.lower(params, conditioning), 1)]
-    for guided, times in ((True, config.guided_steps), (False, config.steps - config.guided_steps)):
-        if times:
-            parts.append((jax.jit(step, static_argnums=0).lower(guided, *arguments), times))
+    for phase in config.phases:
+        parts.append((jax.jit(step, static_argnums=0).lower(phase, *arguments), phase.stop - phase.start))
     return tuple(parts)
 
 

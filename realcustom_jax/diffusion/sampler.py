@@ -1,8 +1,10 @@
-"""The sampler: both branches and the masks inside one compiled loop, in two phases.
+"""The sampler: both branches and the masks inside one compiled loop, in phases.
 
-In the guided phase every step runs the guidance branch (text only), turns its word maps into masks, and runs
-the generation branch with them. In the second phase the last masks are reused and the guidance branch is not
-needed any more. The step itself does not know which solver it runs (see `solvers`).
+While masks are made, every step runs the guidance branch (text only), turns its word maps into masks, and
+runs the generation branch with them; later the last masks are reused. From guidance_start to guidance_stop
+the passes are combined by the guidance weights. Before and after, the generation branch alone predicts: the
+empty or negative pass is left out, and the text-only one where neither masks nor `guidance_scope` need it.
+The step itself does not know which solver it runs (see `solvers`).
 """
 
 import dataclasses
@@ -14,88 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.diffusion.guidance import MODES, SCOPES, direct_guidance, paper_guidance
-from realcustom_jax.diffusion.masks import (
-    KINDS,
-    NORMALISATIONS,
-    OVERLAPS,
-    aggregate,
-    influence_scope,
-    with_user_masks,
-)
-from realcustom_jax.diffusion.refinement import REFINEMENTS, refine, refinement_level
+from realcustom_jax.diffusion.guidance import direct_guidance, paper_guidance
+from realcustom_jax.diffusion.masks import aggregate, influence_scope, with_user_masks
+from realcustom_jax.diffusion.refinement import refine, refinement_level
+from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import Aux, Context, UNet, resize_mask
-
-SCORINGS = ("fused", "text", "visual", "mean", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """Everything that shapes the compiled program; another value is another trace.
-
-    Attributes:
-      height, width: of the latents.
-      steps: network evaluations of the generation branch.
-      mask_steps: steps of the guided phase, 1 … steps; None for all.
-      solver: "ddim", "euler", "dpmpp_2m" or "dpmpp_2s".
-      spacing: of the timesteps, "trailing", "leading" or "linspace".
-      eta: η of DDIM.
-      guidance: "paper" (eq. 13) or "direct" (RealCustom++).
-      guidance_scope: where ω_i acts. "image": everywhere (eq. 13). "mask": where a mask lets a subject act;
-        elsewhere the prediction is the text's alone. Of `paper` guidance only.
-      mask_height, mask_width: of the mask grid.
-      mask_normalisation, mask_kind, mask_overlap: see `masks`.
-      mask_layers: which cross-attentions the word maps come from, in running order; None for all.
-      mask_refine: "self_attention" multiplies the word map by the guidance branch's self-attention before its
-        top share is kept (RealCustom++), "none" does not.
-      scoring: "fused" by time (eq. 8), the ablations "text", "visual" and "mean", or "none" for all tokens as
-        they are.
-    """
-
-    height: int
-    width: int
-    steps: int = 50
-    mask_steps: int | None = None
-    solver: str = "ddim"
-    spacing: str = "trailing"
-    eta: float = 0.0
-    guidance: str = "paper"
-    guidance_scope: str = "image"
-    mask_height: int = 64
-    mask_width: int = 64
-    mask_normalisation: str = "max_norm"
-    mask_kind: str = "soft"
-    mask_overlap: str = "strongest"
-    mask_layers: tuple[int, ...] | None = None
-    mask_refine: str = "none"
-    scoring: str = "fused"
-
-    def __post_init__(self):
-        for name, known in (
-            ("guidance", MODES),
-            ("guidance_scope", SCOPES),
-            ("mask_normalisation", NORMALISATIONS),
-            ("mask_kind", KINDS),
-            ("mask_overlap", OVERLAPS),
-            ("mask_refine", REFINEMENTS),
-            ("scoring", SCORINGS),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
-        if self.guidance_scope == "mask" and self.guidance != "paper":
-            raise UserError(
-                "guidance_scope 'mask' needs guidance 'paper', with its text-only pass at each step"
-            )
-        if self.mask_steps is not None and not 1 <= self.mask_steps <= self.steps:
-            raise UserError(f"mask_steps must be from 1 to {self.steps} (steps), not {self.mask_steps}")
-
-    @property
-    def guided_steps(self) -> int:
-        return self.steps if self.mask_steps is None else self.mask_steps
 
 
 @flax.struct.dataclass
@@ -237,7 +166,7 @@ def sample_step(
     conditioning: Conditioning,
     contexts: Contexts,
     keys: Array,
-    guided: bool,
+    phase: Phase,
     state: SamplerState,
     row: tuple[Array, SolverTable],
 ) -> tuple[SamplerState, Array]:
@@ -247,7 +176,7 @@ def sample_step(
       denoiser, params: the UNet and its parameters.
       conditioning, contexts: the requests, and what was encoded of them.
       keys: (B,) random keys, one a request; used by solvers with noise.
-      guided: whether the guidance branch makes new masks, or the state's are reused.
+      phase: which passes the step has.
       state: what the loop carries.
       row: step number () and row of the solver table, scalars.
 
@@ -256,8 +185,10 @@ def sample_step(
     """
     index, solver = row
     schedule, config = denoiser.schedule, denoiser.config
-    predict = predict_paper if config.guidance == "paper" else predict_direct
-    prediction, masks = predict(denoiser, params, conditioning, contexts, guided, state, solver)
+    predict = predict_alone
+    if phase.weighted:
+        predict = predict_paper if config.guidance == "paper" else predict_direct
+    prediction, masks = predict(denoiser, params, conditioning, contexts, phase.guided, state, solver)
     z0, _ = predicted_z0_and_noise(schedule.prediction_type, prediction, state.x, solver.alpha, solver.sigma)
     saved = jnp.where(solver.save > 0, state.x, state.saved)
     x = solver.a * state.x + solver.b * z0 + solver.c * state.z0 + solver.d * saved
@@ -276,7 +207,7 @@ def predict_paper(
     state: SamplerState,
     solver: SolverTable,
 ) -> tuple[Array, Array]:
-    """eq. 13. ε_T is part of it, so both phases need the guidance branch's pass; the second not its maps."""
+    """eq. 13. ε_T is part of it, so the guidance branch's pass is always needed, its maps only if guided."""
     c, s = conditioning, conditioning.settings
     subjects = c.flags.shape[1] > 0
     make = guided and subjects
@@ -292,10 +223,8 @@ def predict_paper(
     if guided:
         of_text = jax.tree.map(lambda x: x[len(state.x) :], aux)
         masks = make_masks(denoiser, of_text, c)
-    subject, _ = denoiser(
-        params, state.x, _times(solver.t, len(state.x)), contexts.subject,
-        masks=masks, quantity=denoiser.quantity(c, solver.alpha),
-    )  # fmt: skip
+    quantity = denoiser.quantity(c, solver.alpha)
+    subject = generate(denoiser, params, contexts.subject, solver, quantity, masks, state.x)
     subject = jnp.where(acting(masks, denoiser.config), subject, text)
     return paper_guidance(empty, text, subject, s.text_weight, s.image_weight), masks
 
@@ -322,21 +251,73 @@ def predict_direct(
     """RealCustom++: the guidance branch is needed for its maps alone, so reused steps do without it."""
     c, s = conditioning, conditioning.settings
     masks = state.masks
-    subjects = c.flags.shape[1] > 0
-    if guided and subjects:
-        t = _times(solver.t, len(state.x))
-        _, aux = denoiser(
-            params, state.x, t, contexts.text_only,
-            words=c.words, self_attention_level=denoiser.refinement_level,
-        )  # fmt: skip
-        masks = make_masks(denoiser, aux, c)
-    quantity = denoiser.quantity(c, solver.alpha)
-    pair, _ = denoiser(
-        params, _twice(state.x), _times(solver.t, 2 * len(state.x)), contexts.subject,
-        masks=_twice(masks) if subjects else None, quantity=jax.tree.map(_twice, quantity),
-    )  # fmt: skip
+    if guided and c.flags.shape[1] > 0:
+        _, masks = guide(denoiser, params, contexts.text_only, solver, c, state, guided)
+    both = jax.tree.map(_twice, (denoiser.quantity(c, solver.alpha), masks, state.x))
+    pair = generate(denoiser, params, contexts.subject, solver, *both)
     negative, subject = jnp.split(pair, 2)
     return direct_guidance(negative, subject, s.text_weight, s.rescale), masks
+
+
+def predict_alone(
+    denoiser: Denoiser,
+    params: Any,
+    conditioning: Conditioning,
+    contexts: Contexts,
+    guided: bool,
+    state: SamplerState,
+    solver: SolverTable,
+) -> tuple[Array, Array]:
+    """ε_TI as it is, outside the guidance interval: eq. 13 and RealCustom++'s with weights of 1 are that.
+
+    The guidance branch is needed for its maps, or for ε_T where ε_TI must not act.
+    """
+    c, config, masks = conditioning, denoiser.config, state.masks
+    text_only, subject = contexts.text_only, contexts.subject
+    if config.guidance == "paper":
+        text_only = _second_half(text_only)
+    else:
+        subject = _second_half(subject)
+    bounded = config.guidance_scope == "mask" and c.flags.shape[1] > 0
+    if bounded or (guided and c.flags.shape[1] > 0):
+        text, masks = guide(denoiser, params, text_only, solver, c, state, guided)
+    quantity = denoiser.quantity(c, solver.alpha)
+    prediction = generate(denoiser, params, subject, solver, quantity, masks, state.x)
+    if bounded:
+        prediction = jnp.where(acting(masks, config), prediction, text)
+    return prediction, masks
+
+
+def guide(
+    denoiser: Denoiser,
+    params: Any,
+    context: Context,
+    solver: SolverTable,
+    conditioning: Conditioning,
+    state: SamplerState,
+    guided: bool,
+) -> tuple[Array, Array]:
+    """The guidance branch alone: ε_T (B, h, w, C) and, if guided, the masks of its maps, else the last."""
+    text, aux = denoiser(
+        params, state.x, _times(solver.t, len(state.x)), context,
+        words=conditioning.words if guided else None,
+        self_attention_level=denoiser.refinement_level if guided else None,
+    )  # fmt: skip
+    return text, make_masks(denoiser, aux, conditioning) if guided else state.masks
+
+
+def generate(
+    denoiser: Denoiser,
+    params: Any,
+    context: Context,
+    solver: SolverTable,
+    quantity: InfluenceQuantity | None,
+    masks: Array,
+    x: Array,
+) -> Array:
+    """The generation branch: ε_TI (B, h, w, C)."""
+    masks = masks if masks.shape[1] > 0 else None
+    return denoiser(params, x, _times(solver.t, len(x)), context, masks=masks, quantity=quantity)[0]
 
 
 def make_masks(denoiser: Denoiser, aux: Aux, conditioning: Conditioning) -> Array:
@@ -394,16 +375,20 @@ def sample_latents(
     state = SamplerState(x, jnp.zeros_like(x), jnp.zeros_like(x), masks)
     rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))
     all_masks = []
-    for guided, part in ((True, slice(config.guided_steps)), (False, slice(config.guided_steps, None))):
-        if len(range(config.steps)[part]):
-            step = functools.partial(sample_step, denoiser, params, conditioning, contexts, keys, guided)
-            state, step_masks = jax.lax.scan(step, state, jax.tree.map(lambda x, p=part: x[p], rows))
-            all_masks.append(step_masks)
+    for phase in config.phases:
+        part = jax.tree.map(lambda x, p=phase: x[p.start : p.stop], rows)
+        step = functools.partial(sample_step, denoiser, params, conditioning, contexts, keys, phase)
+        state, step_masks = jax.lax.scan(step, state, part)
+        all_masks.append(step_masks)
     return state.z0, jnp.moveaxis(jnp.concatenate(all_masks), 0, 1)
 
 
 def _stack(first: Context, second: Context) -> Context:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def _second_half(pair: Context) -> Context:
+    return jax.tree.map(lambda x: x[len(x) // 2 :], pair)
 
 
 def _twice(x: Array) -> Array:

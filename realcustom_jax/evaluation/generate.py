@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realcustom_jax import pipeline
-from realcustom_jax.diffusion.sampler import Conditioning, SamplerConfig, sample_latents
+from realcustom_jax.diffusion.sampler import Conditioning, sample_latents
+from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplingOptions

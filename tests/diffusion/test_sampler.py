@@ -63,8 +63,11 @@ class Loop:
         self.c = jax.tree.map(lambda x: x[index : index + 1], conditioning)
         self.bars = pipe.schedule.alphas_cumprod()
 
-    def passes(self, x, t, masks, guided):
-        """Prediction of one step, in the guidance mode of the config, and its masks."""
+    def passes(self, x, t, masks, guided, weighted):
+        """Prediction of one step, in the guidance mode of the config, and its masks.
+
+        All passes, also those that weights of 1 leave out.
+        """
         c, s, config = self.c, self.c.settings, self.config
         share = jnp.sqrt(jnp.asarray([self.bars[t]], jnp.float32))
         quantity = InfluenceQuantity(s.gamma_num, 1.0 - share, share)
@@ -74,6 +77,8 @@ class Loop:
             masks = self.masks(aux)
         visual = {"flags": c.flags, "masks": masks, "quantity": quantity, "strengths": c.strengths}
         subject, _ = self.denoise(self.params, x, time, c.text, c.features, **visual)
+        if not weighted:
+            s = s.replace(text_weight=1.0, image_weight=1.0)
         if config.guidance == "paper":
             empty, _ = self.denoise(self.params, x, time, c.negative_text, words=c.words)
             guided_by_text = empty + s.text_weight * (text - empty)
@@ -120,7 +125,11 @@ class Loop:
         for i, t in enumerate(steps):
             bar, last = self.bars[t], i == len(steps) - 1
             next_bar = self.bars[steps[i + 1]] if not last else self.bars[0] if "2s" in config.solver else 1.0
-            v, masks = self.passes(x, int(t), masks, i < config.guided_steps)
+            first, end = (
+                share * config.steps - 0.5 for share in (config.guidance_start, config.guidance_stop)
+            )
+            weighted = first <= i < end
+            v, masks = self.passes(x, int(t), masks, i < config.guided_steps, weighted)
             if self.schedule.prediction_type == "epsilon":
                 z0 = (x - math.sqrt(1 - bar) * v) / math.sqrt(bar)
             else:
@@ -209,6 +218,35 @@ def test_guidance_of_the_masks_alone_equals_the_loop(micro_pipe, micro_denoise, 
     made, config = conditioning(guidance_scope="mask", mask_downscale=2, gamma_scope=0.2, steps=3)
     masks = np.asarray(check_against_loop(micro_pipe, micro_denoise, made, config))
     assert 0.1 < np.mean(masks.max(axis=2) > 0) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scope", "mask_steps", "mask_downscale"),
+    [("paper", "image", 4, 1), ("paper", "mask", 1, 2), ("direct", "image", 1, 1)],
+)
+def test_guidance_of_an_interval_equals_the_loop(
+    flat_pipe, flat_denoise, conditioning, guidance, scope, mask_steps, mask_downscale
+):
+    """Weights in steps 1 and 2 of 5, 1 before and after, with new masks there and without; 1e-5, float32."""
+    interval = {"guidance_start": 0.2, "guidance_stop": 0.6, "guidance_scope": scope}
+    grid = {"mask_steps": mask_steps, "mask_downscale": mask_downscale}
+    made, config = conditioning(guidance=guidance, **interval, **grid)
+    check_against_loop(flat_pipe, flat_denoise, made, config)
+
+
+@pytest.mark.parametrize("guidance", ["paper", "direct"])
+def test_without_guidance_the_generation_branch_is_alone(flat_pipe, conditioning, guidance):
+    """Weights do nothing then, and a subject without influence leaves the text-only image; ≤ 1e-6."""
+    off = {"guidance": guidance, "guidance_stop": 0.0, "steps": 2, "mask_steps": 1}
+    made, config = conditioning(**off)
+    latents = compiled(flat_pipe, made, config, [1, 2])[0]
+    other, _ = conditioning(**off, text_weight=9.0, image_weight=9.0)
+    np.testing.assert_array_equal(compiled(flat_pipe, other, config, [1, 2])[0], latents)
+    nowhere, _ = conditioning(**off, gamma_scope=0.0)
+    empty = rc.make_conditioning(flat_pipe, PROMPTS, [[], []], ["", ""], flat_pipe.defaults.changed(off))
+    text_only = compiled(flat_pipe, empty, config, [1, 2])[0]
+    assert relative(compiled(flat_pipe, nowhere, config, [1, 2])[0], text_only) <= 1e-6
+    assert relative(latents, text_only) > 1e-3
 
 
 def test_guidance_of_the_masks_alone_keeps_the_text_only_prediction_elsewhere(flat_pipe):
