@@ -1,0 +1,116 @@
+"""When is the subject lost? `python benchmarks/identity_noise.py [--requests 52] [--out docs]`
+
+Sampling that begins with a noised real scene of the request, at a step of the 25, instead of noise alone: how
+often does the judge find the subject in what the model makes of it, with the reference and from the text
+alone (identity_noise.png)? From the text alone it finds what of the subject is still to be seen through the
+noise; the difference is what the reference adds. At the end nothing is sampled: the scene only went through
+the VAE.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from toybox_flags import parse
+
+from realcustom_jax.cli import run_command
+from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, sample_step
+from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
+from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise
+from realcustom_jax.diffusion.solvers import make_table
+from realcustom_jax.evaluation import metrics, plots
+from realcustom_jax.evaluation.judge import Judge
+from realcustom_jax.evaluation.tables import cell
+from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
+from realcustom_jax.models.conditioning import to_signed
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.vae import VAE
+from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
+
+BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
+COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}
+
+
+def main() -> None:
+    args = parse(__doc__, 52)
+    pipe = load(args.model)
+    benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
+    curves = {name: [] for name in COMPARED}
+    print(f"{'begins at step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
+    options = pipe.defaults
+    table = make_table(options.solver, options.steps, pipe.schedule, options.spacing, options.eta)
+    for begin in (*BEGINS, options.steps):
+        for name, setting in COMPARED.items():
+            images = finished(pipe, setting, benchmark.requests, begin, args.batch)
+            ranks = metrics.rank(benchmark.judge.look(images).directions, benchmark.candidates())
+            curves[name].append(ranks == 0)
+        signal = table.alpha[begin] if begin < options.steps else 1.0
+        cells = "".join(f"{cell(rows[-1]):>24}" for rows in curves.values())
+        print(f"{begin:16}{signal:12.2f}{cells}", flush=True)
+    x = f"step of {options.steps} that begins with the real scene under its noise (the last: VAE alone)"
+    plots.curves(args.out / "identity_noise.png", (*BEGINS, options.steps), curves, x, "identity top-1")
+
+
+def finished(
+    pipe: Pipeline, setting: Setting, requests: Sequence[Request], begin: int, batch: int
+) -> np.ndarray:
+    """uint8 images (n, H, W, 3) that are sampled on from the requests' scenes, noised for a step."""
+    options, images = pipe.defaults, []
+    config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    for start in range(0, len(requests), batch):
+        chunk = requests[start : start + batch]
+        jobs = [setting.job(request) for request in chunk]
+        prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
+        conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
+        scenes = to_signed(np.stack([real_scene(request).image for request in chunk]))
+        keys = request_keys([job.seed for job in jobs])
+        made = _sample_on(
+            pipe.params, conditioning, keys, scenes, begin,
+            models=pipe.models, schedule=pipe.schedule, config=config,
+        )  # fmt: skip
+        images.append(np.asarray(made))
+    return np.concatenate(images)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
+def _sample_on(
+    params: Any,
+    conditioning: Conditioning,
+    keys: Array,
+    scenes: Array,
+    begin: Array,
+    *,
+    models: Models,
+    schedule: ScheduleConfig,
+    config: SamplerConfig,
+) -> Array:
+    """`sample_latents` and the VAE, but up to step `begin` the latents are those of the noised scenes."""
+    clean = models.vae.apply({"params": params["vae"]}, scenes, method=VAE.encode)
+    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), clean.shape[1:]))(keys)
+    denoiser = Denoiser(models.unet, schedule, config)
+    contexts = denoiser.encode(params["unet"], conditioning)
+    table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
+    rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))
+
+    def step(phase: Phase, state: SamplerState, row: tuple) -> tuple[SamplerState, Array]:
+        index, solver = row
+        given = add_noise(clean, noise, solver.alpha, solver.sigma)
+        state = state.replace(x=jnp.where(index <= begin, given, state.x))
+        return sample_step(denoiser, params["unet"], conditioning, contexts, keys, phase, state, row)
+
+    masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width))
+    state = SamplerState(noise, jnp.zeros_like(noise), jnp.zeros_like(noise), masks)
+    for phase in config.phases:
+        part = jax.tree.map(lambda x, p=phase: x[p.start : p.stop], rows)
+        state, _ = jax.lax.scan(functools.partial(step, phase), state, part)
+    latents = jnp.where(begin < config.steps, state.z0, clean)
+    return decode(models, params["vae"], latents)
+
+
+if __name__ == "__main__":
+    run_command(main)
