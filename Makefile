@@ -79,7 +79,7 @@ RUN_TESTS = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dis
 test: $(TESTED) ## run the tests, at most 15 minutes
 	$(RUN_TESTS) -m "not slow" $(PYTEST_FLAGS)
 
-test-slow: $(TESTED) $(TRANSFORMERS5)/.installed ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5
+test-slow: $(TESTED) $(TRANSFORMERS5)/.installed ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5, runs of two processes and on stored latents
 	$(RUN_TESTS) -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style

@@ -59,20 +59,20 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     assert program.held["optimizer"] > 2 * program.held["trained parameters"] > 60e6
     assert "stablehlo" in program.lowered.as_text()
     config = config_of("tiny", "customize")
-    options = SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
+    options = SamplingOptions(steps=25, mask_steps=10, guidance_stop=0.4)
     config.scan = True  # of training
     config.model.unet.transformer_layers_per_block = 2
     program = programs.sample_program(config, jax.devices(), per_chip=2, options=options)
     assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
     once, *steps = program.parts
-    assert once[1] == 1 and [times for _, times in steps] == [4, 6, 4, 11]
-    # Passes of an image: the text's and the subject's, the empty text's too, the same, the subject's alone.
+    assert once[1] == 1 and [times for _, times in steps] == [10, 15]
+    # Passes of an image: of no text, the text and the subject; then the subject's alone.
     flops = [lowered.cost_analysis()["flops"] for lowered, _ in steps]
-    assert [round(part / flops[-1]) for part in flops] == [2, 3, 3, 1]
+    assert round(flops[0] / flops[1]) == 3
     texts = [lowered.as_text() for lowered, _ in steps]
     assert not any("stablehlo.while" in text for text in texts)
     # The word maps are looked at in guided steps alone.
-    assert len(texts[1]) > len(texts[2])
+    assert len(texts[0]) > len(texts[1])
 
 
 def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_configs):

@@ -10,8 +10,6 @@ from PIL import Image
 import realcustom_jax as rc
 from realcustom_jax.data.transforms import center_crop_resize
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.family import Models
-from realcustom_jax.models.init import init_params
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.toybox import Identity, render_reference
 from realcustom_jax.training import partition
@@ -35,15 +33,8 @@ def config(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def few_steps(micro_configs, micro_pipe):
-    """The micro model with one level and without self-attention: what takes time is compiling."""
-    unet = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
-    for kind in ("down", "up"):
-        unet[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
-    models = Models.from_configs(micro_configs | {"unet": micro_configs["unet"] | unet})
-    params = init_params(models.param_shapes(), seed=0)
-    defaults = SamplingOptions(steps=2, mask_steps=1, image_weight=40.0)
-    return micro_pipe.replace(models=models, params=params, defaults=defaults)
+def few_steps(flat_pipe):
+    return flat_pipe.replace(defaults=SamplingOptions(steps=2, image_weight=40.0))
 
 
 def picture(config, pipe):

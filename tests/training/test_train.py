@@ -235,6 +235,7 @@ print(train(ConfigDict(json.loads(config)), Path(workdir), Path(workdir) / "cach
 """
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(runs, tmp_path):
     """One device each, parameters sharded over both: the losses of one process, one model folder.
 
@@ -324,6 +325,7 @@ def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path):
     """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
 
