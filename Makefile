@@ -76,7 +76,7 @@ report: $(STAMP) ## measure the method and its ablations in the toybox, write do
 TESTED := $(STAMP) $(if $(PARITY),$(PARITY_STAMP))
 RUN_TESTS = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
-test: $(TESTED) ## run the tests, at most 15 minutes
+test: $(TESTED) ## run the tests but the slow ones
 	$(RUN_TESTS) -m "not slow" $(PYTEST_FLAGS)
 
 test-slow: $(TESTED) $(TRANSFORMERS5)/.installed ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5, runs of two processes and on stored latents
