@@ -40,20 +40,22 @@ def main() -> None:
     args = parse(__doc__, 52)
     pipe = load(args.model)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
+    candidates = benchmark.candidates()
     curves = {name: [] for name in COMPARED}
     print(f"{'begins at step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
     options = pipe.defaults
     table = make_table(options.solver, options.steps, pipe.schedule, options.spacing, options.eta)
-    for begin in (*BEGINS, options.steps):
+    begins = (*(begin for begin in BEGINS if begin < options.steps), options.steps)
+    for begin in begins:
         for name, setting in COMPARED.items():
             images = finished(pipe, setting, benchmark.requests, begin, args.batch)
-            ranks = metrics.rank(benchmark.judge.look(images).directions, benchmark.candidates())
+            ranks = metrics.rank(benchmark.judge.look(images).directions, candidates)
             curves[name].append(ranks == 0)
         signal = table.alpha[begin] if begin < options.steps else 1.0
         cells = "".join(f"{cell(rows[-1]):>24}" for rows in curves.values())
         print(f"{begin:16}{signal:12.2f}{cells}", flush=True)
     x = f"step of {options.steps} that begins with the real scene under its noise (the last: VAE alone)"
-    plots.curves(args.out / "identity_noise.png", (*BEGINS, options.steps), curves, x, "identity top-1")
+    plots.curves(args.out / "identity_noise.png", begins, curves, x, "identity top-1")
 
 
 def finished(
