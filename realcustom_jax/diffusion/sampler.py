@@ -278,12 +278,12 @@ def predict_alone(
         text_only = _second_half(text_only)
     else:
         subject = _second_half(subject)
-    bounded = config.guidance_scope == "mask" and c.flags.shape[1] > 0
-    if bounded or (guided and c.flags.shape[1] > 0):
+    subjects, bounded = c.flags.shape[1] > 0, config.guidance_scope == "mask"
+    if subjects and (guided or bounded):
         text, masks = guide(denoiser, params, text_only, solver, c, state, guided)
     quantity = denoiser.quantity(c, solver.alpha)
     prediction = generate(denoiser, params, subject, solver, quantity, masks, state.x)
-    if bounded:
+    if subjects and bounded:
         prediction = jnp.where(acting(masks, config), prediction, text)
     return prediction, masks
 
