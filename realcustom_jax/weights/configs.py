@@ -115,7 +115,7 @@ def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
 def read_vision(
     values: Mapping[str, Any], source: str, preprocessor: Mapping[str, Any] | None = None
 ) -> ViTConfig:
-    """An image tower of transformers: CLIP, SigLIP or DINOv2, alone or with its text tower.
+    """An image tower of transformers (CLIP, SigLIP, DINOv2), alone or with its text tower, or our own.
 
     Args:
       values: its `config.json`. Our own field names are understood too and win.
@@ -151,37 +151,64 @@ def read_vision(
 
 
 def vision_to_json(config: ViTConfig) -> dict[str, Any]:
-    """The same as transformers' file, with our field names beside theirs."""
-    values = dataclasses.asdict(config)
-    if config.pre_norm:
-        name = "CLIPVisionModel" + ("" if config.projection_dim is None else "WithProjection")
-        return {**values, "architectures": [name], "model_type": "clip_vision_model"}
-    del values["projection_dim"]  # only CLIP has one
-    if not config.class_token:
-        return {**values, "architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model"}
-    values["mlp_ratio"] = config.intermediate_size / config.hidden_size
-    kind = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+    """The same as transformers' file, with our field names beside theirs.
+
+    A tower that none of its classes computes has a type of its own, so that transformers refuses it.
+    """
+    values, kind = dataclasses.asdict(config), _kind(config)
+    architecture = _ARCHITECTURES[kind]
+    if kind == "clip_vision_model" and config.projection_dim is not None:
+        architecture += "WithProjection"
+    if kind not in ("clip_vision_model", OWN):
+        del values["projection_dim"]
+    if kind.startswith("dinov2"):
+        values["mlp_ratio"] = config.intermediate_size / config.hidden_size
     if config.registers:
         values["num_register_tokens"] = config.registers
-        kind = {"architectures": ["Dinov2WithRegistersModel"], "model_type": "dinov2_with_registers"}
-    return {**values, **kind}
+    return {**values, "architectures": [architecture], "model_type": kind}
+
+
+def _kind(config: ViTConfig) -> str:
+    """Which of the families computes what such a tower does, whatever its sizes; `OWN` if none."""
+    for kind, family in _FAMILIES.items():
+        # Only CLIP has a projection, and only one family registers.
+        expected = ViTConfig(
+            registers=config.registers if kind == "dinov2_with_registers" else 0,
+            **{"projection_dim": config.projection_dim, **family},
+        )
+        parts = ["class_token", "registers", "pre_norm", "patch_bias", "layer_scale", "projection_dim"]
+        parts += ["position_prefix"] if config.class_token else []
+        if all(getattr(config, part) == getattr(expected, part) for part in parts):
+            return kind
+    return OWN
 
 
 def _family(normalisation: tuple, **fields: Any) -> dict[str, Any]:
     return {"image_mean": normalisation[0], "image_std": normalisation[1], **fields}
 
 
+OWN = "realcustom_vit"  # the type of towers that only this package computes
+_ARCHITECTURES = {
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov2": "Dinov2Model",
+    OWN: "ViT",
+}
 _PLAIN = {"pre_norm": False, "patch_bias": True, "projection_dim": None}
 _FAMILIES = {
     "clip_vision_model": _family(_OPENAI),
     "siglip_vision_model": _family(_HALF, class_token=False, **_PLAIN),
     "dinov2": _family(_IMAGENET, layer_scale=True, **_PLAIN),
     "dinov2_with_registers": _family(_IMAGENET, layer_scale=True, **_PLAIN),
+    OWN: _family(_OPENAI),
 }
 
 
 def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What transformers leaves out of a file because it is the default of the class."""
+    if values["model_type"] == OWN:
+        return dict(values)
     try:
         return {**AutoConfig.for_model(values["model_type"]).to_dict(), **values}
     except ValueError:
