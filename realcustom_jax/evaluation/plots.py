@@ -1,4 +1,4 @@
-"""Plots as PNG files, with matplotlib, which only the extra `eval` brings."""
+"""Plots as PNG files, with matplotlib and adjustText, which only the extra `eval` brings."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,16 @@ from realcustom_jax.files import write_whole
 Point = tuple[float, float]
 
 
-def check_plots() -> Any:
-    """matplotlib's figure module.
+def check_plots() -> tuple[Any, Any]:
+    """matplotlib's figure module and adjustText, which moves labels off each other.
 
     Raises:
-      UserError: when it is not installed.
+      UserError: when one is not installed.
     """
     try:
-        return importlib.import_module("matplotlib.figure")
+        return importlib.import_module("matplotlib.figure"), importlib.import_module("adjustText")
     except ImportError:
-        raise UserError("plots need matplotlib: pip install realcustom_jax[eval]") from None
+        raise UserError("plots need matplotlib and adjustText: pip install realcustom_jax[eval]") from None
 
 
 def scatter(
@@ -40,14 +40,26 @@ def scatter(
     Raises:
       UserError: without matplotlib.
     """
-    figure = check_plots().Figure(figsize=(7, 5), dpi=120, layout="constrained")
+    figures, adjust = check_plots()
+    figure = figures.Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    labels, at = [], []
     for name, points in groups.items():
         across, up = zip(*points.values(), strict=True)
         axes.plot(across, up, "o-" if name in lines else "o", label=name, markersize=5)
-        for label, point in points.items():
-            axes.annotate(label, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    _finish(figure, axes, path, x, y, legend=len(groups) > 1)
+        labels += [axes.text(*point, label, fontsize=7) for label, point in points.items()]
+        at += points.values()
+    axes.margins(0.15)  # room for labels at the edges
+    _dress(figure, axes, x, y, legend=len(groups) > 1)
+    figure.draw_without_rendering()  # the layout must stand before labels move in it
+    # Points of settings that hardly differ lie on each other, and their labels must not. It ends after some
+    # turns, not after a second as by default: equal plots are equal files.
+    adjust.adjust_text(
+        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.1, 1.6),
+        force_text=(0.2, 0.4), force_static=(0.2, 0.4),
+        arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
+    )  # fmt: skip
+    _save(figure, path)
 
 
 def curves(
@@ -67,20 +79,24 @@ def curves(
       x, y: what the axes show.
       spread: low and high end of the band, of values (n,).
     """
-    figure = check_plots().Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = check_plots()[0].Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, rows in values.items():
         low, high = zip(*(spread(row) for row in rows), strict=True)
         (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
         axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    _finish(figure, axes, path, x, y, legend=True)
+    _dress(figure, axes, x, y, legend=True)
+    _save(figure, path)
 
 
-def _finish(figure: Any, axes: Any, path: Path, x: str, y: str, legend: bool) -> None:
+def _dress(figure: Any, axes: Any, x: str, y: str, legend: bool) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     if legend:
         # Beside the axes: wherever it lay within, it would hide points of some report.
         figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+
+
+def _save(figure: Any, path: Path) -> None:
     # Without its version in the file, equal plots are equal files.
     write_whole(path, lambda half: figure.savefig(half, format="png", metadata={"Software": None}))
