@@ -1,0 +1,178 @@
+"""How much of a subject does the network take from its reference? `python benchmarks/reference_use.py`
+
+A real scene of each request, noised for steps of the sampler, is denoised in one pass: how far is the
+predicted z_0 from the scene's inside the subject (mean square, latents), from the text alone, with the
+reference of another subject of the word, and with its own (reference_use.png)? No mask, all visual tokens.
+
+What would be best is known where only noise is left: there the best prediction is the mean over all scenes
+that are possible, and its error their variance. That is drawn too: scenes of the request's word and place
+with any subject, for the text alone, and with the request's own.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from toybox_flags import parse
+
+from realcustom_jax.cli import run_command
+from realcustom_jax.data.cut_outs import shrink_mask
+from realcustom_jax.diffusion.sampler import Conditioning, Denoiser
+from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
+from realcustom_jax.diffusion.solvers import make_table
+from realcustom_jax.evaluation import plots
+from realcustom_jax.evaluation.tables import cell
+from realcustom_jax.evaluation.toybox import (
+    IDENTITIES,
+    Request,
+    identities,
+    make_requests,
+    real_scene,
+    reference,
+    references,
+)
+from realcustom_jax.models.conditioning import to_signed
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.vae import VAE
+from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.sampling import latent_size, make_conditioning
+from realcustom_jax.subjects import Subject
+from realcustom_jax.toybox import Scene, random_identity, render_scene
+
+STEPS = (0, 4, 8, 12, 16, 20)
+NOISES = 4  # of each scene and step
+SCENES = 96  # of each request, for their variance
+KINDS = ("text only", "another's reference", "own reference")
+
+
+def main() -> None:
+    args = parse(__doc__, 104)
+    pipe = load(args.model)
+    requests = make_requests(args.requests)
+    options = pipe.defaults
+    steps = [step for step in STEPS if step < options.steps]
+    table = make_table(options.solver, options.steps, pipe.schedule, options.spacing, options.eta)
+    rows = {kind: [] for kind in KINDS}
+    for start in range(0, len(requests), args.batch):
+        for kind in KINDS:
+            rows[kind].append(errors(pipe, kind, requests[start : start + args.batch], steps))
+    curves = {kind: list(np.concatenate(parts, axis=1)) for kind, parts in rows.items()}
+    x = f"step of {options.steps} whose noise the scene is under"
+    plots.curves(args.out / "reference_use.png", steps, curves, x, "mean square error of z_0 in the subject")
+
+    print(f"{'step':>6}{'signal √ᾱ':>12}" + "".join(f"{kind:>24}" for kind in KINDS))
+    for i, step in enumerate(steps):
+        cells = "".join(f"{cell(curves[kind][i]):>24}" for kind in KINDS)
+        print(f"{step:6}{table.alpha[step]:12.2f}{cells}")
+    print(f"what the best prediction from noise alone leaves, as {SCENES} scenes of each request vary:")
+    for name, own in (("any subject of the word", False), ("its own", True)):
+        print(f"  {name}: {cell([variance(pipe, request, own) for request in requests])}", flush=True)
+
+
+def errors(pipe: Pipeline, kind: str, requests: Sequence[Request], steps: Sequence[int]) -> np.ndarray:
+    """(steps, n): mean square errors of z_0 inside the subjects."""
+    config = pipe.defaults.sampler_config(*latent_size(pipe.models, None, None))
+    subjects = [[] if kind == "text only" else [photo(kind, request)] for request in requests]
+    conditioning = make_conditioning(
+        pipe, [request.prompt for request in requests], subjects, [""] * len(requests), pipe.defaults
+    )
+    scenes = [real_scene(request) for request in requests]
+    return np.asarray(
+        _errors(
+            pipe.params, conditioning, np.stack([scene.image for scene in scenes]), in_latents(pipe, scenes),
+            jnp.asarray(steps), models=pipe.models, schedule=pipe.schedule, config=config,
+        )
+    )  # fmt: skip
+
+
+def photo(kind: str, request: Request) -> Subject:
+    other = references(request.word)[(request.number + 1) % IDENTITIES]
+    scene = reference(request) if kind == "own reference" else other
+    return Subject(scene.image, request.word)
+
+
+def in_latents(pipe: Pipeline, scenes: Sequence[Scene]) -> np.ndarray:
+    """(n, h, w) how much of each latent the subjects cover, 0…1."""
+    return np.stack([shrink_mask(s.masks[0], pipe.models.vae_config.downscale) for s in scenes]) / 255.0
+
+
+@functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
+def _errors(
+    params: Any,
+    conditioning: Conditioning,
+    scenes: Array,
+    inside: Array,
+    steps: Array,
+    *,
+    models: Models,
+    schedule: ScheduleConfig,
+    config: SamplerConfig,
+) -> Array:
+    clean = _encode(models, params, scenes)
+    denoiser = Denoiser(models.unet, schedule, config)
+    contexts = denoiser.encode(params["unet"], conditioning)
+    subjects = conditioning.flags.shape[1] > 0
+    # `paper` guidance stacks the empty prompt before the text.
+    text_only = jax.tree.map(lambda x: x[len(clean) :], contexts.text_only)
+    context = contexts.subject if subjects else text_only
+    conditioning = conditioning.replace(
+        settings=conditioning.settings.replace(gamma_num=jnp.ones_like(conditioning.settings.gamma_num))
+    )
+    table = jax.tree.map(
+        jnp.asarray, make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
+    )
+
+    def at(step: Array) -> Array:
+        row = jax.tree.map(lambda column: column[step], table)
+
+        def once(key: Array) -> Array:
+            x = add_noise(clean, jax.random.normal(key, clean.shape), row.alpha, row.sigma)
+            quantity = denoiser.quantity(conditioning, row.alpha) if subjects else None
+            t = jnp.full(len(x), row.t)
+            prediction, _ = denoiser(params["unet"], x, t, context, quantity=quantity)
+            z0, _ = predicted_z0_and_noise(schedule.prediction_type, prediction, x, row.alpha, row.sigma)
+            return _within(jnp.square(z0 - clean).mean(axis=-1), inside)
+
+        return jax.lax.map(once, jax.random.split(jax.random.key(0), NOISES)).mean(axis=0)
+
+    return jax.lax.map(at, steps)
+
+
+def variance(pipe: Pipeline, request: Request, own: bool) -> float:
+    """Of scenes like the request's, with its own subject or any of the word, in the subject of each."""
+    rng = np.random.default_rng([request.seed, int(own)])
+    subject = identities(request.word)[request.number]
+    scenes = []
+    for _ in range(SCENES):
+        shown = subject if own else random_identity(rng, request.word, held_out=True)
+        scenes.append(render_scene(request.background, [shown], int(rng.integers(2**31))))
+    images = np.stack([scene.image for scene in scenes])
+    squares = np.asarray(_deviations(pipe.params, images, models=pipe.models))
+    inside = in_latents(pipe, scenes)
+    return float((squares * inside).sum() / inside.sum())
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def _deviations(params: Any, scenes: Array, *, models: Models) -> Array:
+    """(n, h, w): squared deviations from the mean of all, unbiased."""
+    latents = _encode(models, params, scenes)
+    deviations = jnp.square(latents - latents.mean(axis=0)).mean(axis=-1)
+    return deviations * len(latents) / (len(latents) - 1)
+
+
+def _encode(models: Models, params: Any, images: Array) -> Array:
+    return models.vae.apply({"params": params["vae"]}, to_signed(images), method=VAE.encode)
+
+
+def _within(values: Array, inside: Array) -> Array:
+    """Means of (n, h, w) inside: (n,)."""
+    return (values * inside).sum(axis=(1, 2)) / inside.sum(axis=(1, 2))
+
+
+if __name__ == "__main__":
+    run_command(main)
