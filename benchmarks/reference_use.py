@@ -5,8 +5,8 @@ predicted z_0 from the scene's inside the subject (mean square, latents), from t
 reference of another subject of the word, and with its own (reference_use.png)? No mask, all visual tokens.
 
 What would be best is known where only noise is left: there the best prediction is the mean over all scenes
-that are possible, and its error their variance. That is drawn too: scenes of the request's word and place
-with any subject, for the text alone, and with the request's own.
+that are possible, and its error their variance. That is printed too, of scenes of the request's word and
+place: with any subject, for the text alone, and with the request's own.
 """
 
 import functools

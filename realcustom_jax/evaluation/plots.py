@@ -38,7 +38,7 @@ def scatter(
       lines: groups whose points are joined, in their order.
 
     Raises:
-      UserError: without matplotlib.
+      UserError: without matplotlib or adjustText.
     """
     figures, adjust = check_plots()
     figure = figures.Figure(figsize=(8, 5), dpi=120, layout="constrained")
