@@ -55,7 +55,7 @@ def scatter(
     # Points of settings that hardly differ lie on each other, and their labels must not. It ends after some
     # turns, not after a second as by default: equal plots are equal files.
     adjust.adjust_text(
-        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.1, 1.6),
+        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.3, 1.6),
         force_text=(0.2, 0.4), force_static=(0.2, 0.4),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
     )  # fmt: skip
