@@ -41,7 +41,7 @@ def scatter(
       UserError: without matplotlib or adjustText.
     """
     figures, adjust = check_plots()
-    figure = figures.Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    figure = figures.Figure(figsize=(9, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     labels, at = [], []
     for name, points in groups.items():
@@ -49,14 +49,14 @@ def scatter(
         axes.plot(across, up, "o-" if name in lines else "o", label=name, markersize=5)
         labels += [axes.text(*point, label, fontsize=7) for label, point in points.items()]
         at += points.values()
-    axes.margins(0.15)  # room for labels at the edges
+    axes.margins(0.15, 0.35)  # room for labels at the edges
     _dress(figure, axes, x, y, legend=len(groups) > 1)
     figure.draw_without_rendering()  # the layout must stand before labels move in it
     # Points of settings that hardly differ lie on each other, and their labels must not. It ends after some
     # turns, not after a second as by default: equal plots are equal files.
     adjust.adjust_text(
-        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.3, 1.6),
-        force_text=(0.2, 0.4), force_static=(0.2, 0.4),
+        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.2, 1.5),
+        force_text=(0.5, 1.0), force_static=(0.4, 0.8),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
     )  # fmt: skip
     _save(figure, path)
