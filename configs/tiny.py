@@ -72,7 +72,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         # most.
         "min_snr_gamma": 0.0,
         # Base, customize; above 1 noisy steps are drawn more often: half of all above s / (1 + s) of the way.
-        "timestep_shift": 3.0 if stage == "customize" else 1.0,
+        "timestep_shift": 1.5 if stage == "customize" else 1.0,
         "gamma_num_min": 0.3,  # customize: range of the share of visual tokens that are kept
         "gamma_num_max": 1.0,
         "subject_weight": 1.0,  # customize: of the reference's subject; the rest of the image weighs 1
