@@ -7,15 +7,24 @@ from realcustom_jax.evaluation.plots import check_plots
 
 
 def parse(story: str, requests: int, plots: bool = True) -> argparse.Namespace:
-    """`requests`, `model`, `batch` and, of a script with plots, the folder `out`.
+    """The flags of `flags`, read.
+
+    Raises:
+      UserError: for plots without matplotlib, before any image is made.
+    """
+    args = flags(story, requests, plots).parse_args()
+    if plots:
+        check_plots()
+    return args
+
+
+def flags(story: str, requests: int, plots: bool = False) -> argparse.ArgumentParser:
+    """`requests`, `model`, `batch` and, of a script with plots, the folder `out`; a script may add its own.
 
     Args:
       story: what `--help` says.
       requests: how many by default.
-      plots: whether the script makes plots, which is checked before the images are made.
-
-    Raises:
-      UserError: for plots without matplotlib.
+      plots: whether the script makes plots.
     """
     parser = argparse.ArgumentParser(description=story, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=requests, help="(%(default)s)")
@@ -23,7 +32,4 @@ def parse(story: str, requests: int, plots: bool = True) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=26, help="images made at once (%(default)s)")
     if plots:
         parser.add_argument("--out", type=Path, default=Path("docs"), help="of the plots (%(default)s)")
-    args = parser.parse_args()
-    if plots:
-        check_plots()
-    return args
+    return parser

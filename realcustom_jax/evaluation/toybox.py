@@ -1,4 +1,4 @@
-"""The toybox benchmark: held-out subjects in all places, measured against what the world's drawer knows."""
+"""The toybox benchmark: subjects in all places, measured against what the world's drawer knows."""
 
 import dataclasses
 import functools
@@ -47,49 +47,56 @@ class Request:
 
     Attributes:
       word: of the subject.
-      number: of its identity, among the 20 held-out ones of the word.
+      number: of its identity, among the 20 of the word.
       background: the place.
       seed: of the noise.
+      held_out: whether the identities are kept from training, as results need, or not, as choices need.
     """
 
     word: str
     number: int
     background: str
     seed: int
+    held_out: bool = True
 
     @property
     def prompt(self) -> str:
         return prompt([self.word], self.background)
 
 
-def make_requests(count: int) -> list[Request]:
-    """All words and all backgrounds in turn: 208 requests have each pair of them once, 320 each identity."""
+def make_requests(count: int, held_out: bool = True) -> list[Request]:
+    """All words and all backgrounds in turn: 208 requests have each pair of them once, 320 each identity.
+
+    Those that are not held out have seeds of their own too, so nothing chosen by them has seen the results'.
+    """
+    first = 0 if held_out else 5000
     return [
-        Request(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], seed=i)
+        Request(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], first + i, held_out)
         for i in range(count)
     ]
 
 
 @functools.cache
-def identities(word: str) -> tuple[Identity, ...]:
-    """The 20 held-out identities of a word."""
-    rng = np.random.default_rng([WORDS.index(word), 20])
-    return tuple(random_identity(rng, word, held_out=True) for _ in range(IDENTITIES))
+def identities(word: str, held_out: bool = True) -> tuple[Identity, ...]:
+    """20 identities of a word."""
+    rng = np.random.default_rng([WORDS.index(word), 20 if held_out else 77])
+    return tuple(random_identity(rng, word, held_out=held_out) for _ in range(IDENTITIES))
 
 
 @functools.cache
-def references(word: str) -> tuple[Scene, ...]:
+def references(word: str, held_out: bool = True) -> tuple[Scene, ...]:
     """Their reference photos."""
-    return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word)))
+    return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word, held_out)))
 
 
 def reference(request: Request) -> Scene:
-    return references(request.word)[request.number]
+    return references(request.word, request.held_out)[request.number]
 
 
 def real_scene(request: Request) -> Scene:
     """What was asked for, drawn: the judge's verdict on these is the ceiling of every measure."""
-    return render_scene(request.background, [identities(request.word)[request.number]], request.seed, SIZE)
+    subject = identities(request.word, request.held_out)[request.number]
+    return render_scene(request.background, [subject], request.seed, SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +177,13 @@ class Benchmark:
 
     def candidates(self) -> np.ndarray:
         """Directions (n, 20, C) of the identities of each request's word, the right one first."""
-        words = sorted({request.word for request in self.requests})
-        photos = [photo for word in words for photo in references(word)]
+        sets = sorted({(request.word, request.held_out) for request in self.requests})
+        photos = [photo for of_set in sets for photo in references(*of_set)]
         directions = self.judge.directions(
             np.stack([photo.image for photo in photos]), np.stack([photo.masks[0] for photo in photos])
         )
-        by_word = dict(zip(words, directions.reshape(len(words), IDENTITIES, -1), strict=True))
-        return np.stack([np.roll(by_word[r.word], -r.number, axis=0) for r in self.requests])
+        by_set = dict(zip(sets, directions.reshape(len(sets), IDENTITIES, -1), strict=True))
+        return np.stack([np.roll(by_set[r.word, r.held_out], -r.number, axis=0) for r in self.requests])
 
     def _clip(self, images: np.ndarray, regions: np.ndarray) -> Results:
         """CLIP-T with the whole prompt, CLIP-I with the reference, whole and with the subject alone."""

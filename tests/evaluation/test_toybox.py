@@ -44,8 +44,18 @@ def test_identities_are_20_held_out_ones_of_the_word():
         assert all(i.word == word and is_held_out(i.seed) for i in own)
 
 
-def test_the_real_scene_shows_what_the_reference_does():
-    request = make_requests(35)[34]
+def test_requests_to_choose_by_share_no_subject_and_no_seed_with_those_of_the_results():
+    """Colours, pattern and proportions of a subject all come from its identity's number."""
+    results, choices = make_requests(320), make_requests(320, held_out=False)
+    assert [(r.word, r.background) for r in choices] == [(r.word, r.background) for r in results]
+    assert not {r.seed for r in choices} & {r.seed for r in results}
+    drawn = {reference(request).identities[0] for request in choices}
+    assert len(drawn) == 320 and not any(is_held_out(i.seed) for i in drawn)
+
+
+@pytest.mark.parametrize("held_out", (True, False))
+def test_the_real_scene_shows_what_the_reference_does(held_out):
+    request = make_requests(35, held_out)[34]
     scene, photo = real_scene(request), reference(request)
     assert scene.identities == photo.identities and scene.background == request.background
     assert scene.caption == request.prompt
@@ -98,14 +108,15 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     np.testing.assert_allclose(found["clip_i"], (see(images) * photos).sum(-1), atol=1e-6)
 
 
-def test_the_reference_photo_itself_is_the_right_identity(benchmark, random_judge):
-    """Even a judge that has learned nothing finds the very picture among the 20."""
+def test_the_reference_photo_itself_is_the_right_identity(random_judge):
+    """Even a judge that has learned nothing finds the very picture among the 20, held out or not."""
+    benchmark = Benchmark(make_requests(3) + make_requests(3, held_out=False), random_judge, None)
     photos = [reference(r) for r in benchmark.requests]
     directions = random_judge.directions(
         np.stack([p.image for p in photos]), np.stack([p.masks[0] for p in photos])
     )
     candidates = benchmark.candidates()
-    assert candidates.shape == (3, 20, 96)
+    assert candidates.shape == (6, 20, 96)
     assert (metrics.rank(directions, candidates) == 0).all()
     assert (metrics.rank(np.roll(directions, 1, axis=0), candidates) > 0).all()
 
