@@ -67,7 +67,7 @@ demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects i
 	  --config.steps=$(DEMO_STEPS) $(DEMO_FLAGS)
 	$(BIN)/python -m realcustom_jax.toybox.demo --model runs/demo/train/model --out runs/demo
 
-# Some 17 settings of 208 requests each, in whole batches; what is in runs/report is not made again.
+# Some 17 settings of 208 requests each, 26 at once as for the docs; what is in runs/report is not made again.
 report: $(STAMP) ## measure the method and its ablations in the toybox, write docs/evaluation.md and its plots
 	$(BIN)/python -m realcustom_jax.evaluation.report --model toybox --batch 26 --runs runs/report --out docs
 

@@ -4,9 +4,9 @@
 The toybox benchmark with each pair of weights (text and image, ω_t and ω_i of eq. 13) in each interval of the
 steps (`guidance_start` and `guidance_stop`); outside it the weights are 1. The subjects are those that are
 not held out, with seeds of their own, so that the results on held-out ones keep their worth after a choice.
-Leakage is against text-only images of the same guidance. The log rank is the mean of log(1 + r), where r of
-the 20 subjects seem likelier than the true one: it tells weights apart where identity top-1 does not. In
-brackets is the bootstrap 95 % interval over requests.
+Leakage is against text-only images of the same guidance. log(1 + rank), of the rank of the true subject among
+20 (0 is best), tells weights apart where identity top-1 does not. In brackets is the bootstrap 95 % interval
+over requests.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from toybox_flags import flags
 from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
-from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import Benchmark, Setting, make_requests
+from realcustom_jax.sampling import latent_size
 
 SHOWN = ("identity_top1", "word_top1", "background_top1", "leakage")
 
@@ -32,7 +32,10 @@ def main() -> None:
     defaults = generator.pipe.defaults
     weights = args.weights or [(defaults.text_weight, defaults.image_weight)]
     intervals = args.intervals or [(defaults.guidance_start, defaults.guidance_stop)]
-    print(f"{'ω_t  ω_i  steps':24}" + "".join(f"{name:>24}" for name in (*SHOWN, "log rank")))
+    size = latent_size(generator.pipe.models, None, None)
+    for start, stop in intervals:  # a wrong one is refused before any image is made
+        defaults.changed({"guidance_start": start, "guidance_stop": stop}).sampler_config(*size)
+    print(f"{'ω_t  ω_i  steps':24}" + "".join(f"{name:>24}" for name in (*SHOWN, "log(1 + rank)")))
     plain = {}  # by what a text-only image depends on, which ω_i is not
     for (text, image), (start, stop) in itertools.product(weights, intervals):
         options = {"text_weight": text, "guidance_start": start, "guidance_stop": stop}
@@ -41,17 +44,13 @@ def main() -> None:
             plain[of_text], _ = benchmark.make(generator, Setting(options, subject=False))
         images, masks = benchmark.make(generator, Setting({**options, "image_weight": image}))
         results = benchmark.measure(images, masks, plain[of_text])
-        cells = [*(cell(results[name]) for name in SHOWN), cell(log_rank(benchmark, images))]
+        cells = [*(cell(results[name]) for name in SHOWN), cell(np.log1p(benchmark.ranks(images)))]
         name = f"{text:<5g}{image:<5g}{start:.0%} to {stop:.0%}"
         print(f"{name:24}" + "".join(f"{shown:>24}" for shown in cells), flush=True)
 
 
-def log_rank(benchmark: Benchmark, images: np.ndarray) -> np.ndarray:
-    return np.log1p(rank(benchmark.judge.look(images).directions, benchmark.candidates()))
-
-
 def _parse() -> argparse.Namespace:
-    parser = flags(__doc__, 104)
+    parser = flags(__doc__, 104, plots=False)
     many = {"type": _pair, "nargs": "+", "metavar": "A,B"}
     parser.add_argument("--weights", help="ω_t,ω_i (the model's)", **many)
     parser.add_argument("--intervals", help="start,stop, shares of the steps (the model's)", **many)
@@ -60,8 +59,11 @@ def _parse() -> argparse.Namespace:
 
 
 def _pair(text: str) -> tuple[float, float]:
-    first, second = text.split(",")
-    return float(first), float(second)
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers as in 3,6") from None
+    return first, second
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
-from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
     SETTINGS,
     Benchmark,
-    identities,
+    identity,
     make_requests,
     real_scene,
 )
@@ -32,11 +31,11 @@ def main() -> None:
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
     generator = Generator.load(args.model, args.batch)
     ranks = {
-        name.replace("_", " "): ranks_of(benchmark, benchmark.make(generator, setting)[0])
+        name.replace("_", " "): benchmark.ranks(benchmark.make(generator, setting)[0])
         for name, setting in SETTINGS.items()
     }
     scenes = np.stack([real_scene(request).image for request in benchmark.requests])
-    coarse = [ranks_of(benchmark, in_squares(scenes, side)) == 0 for side in SQUARES]
+    coarse = [benchmark.ranks(in_squares(scenes, side)) == 0 for side in SQUARES]
 
     first = (1, 2, 3, 5, 10, IDENTITIES)
     shares = {name: [found < k for k in first] for name, found in ranks.items()}
@@ -50,14 +49,9 @@ def main() -> None:
     for name, row in shares.items():
         print(f"{name:32}" + "".join(f"{found.mean():7.2f}" for found in row))
     print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
-    looks = np.array([identities(r.word)[r.number].pattern for r in benchmark.requests])
+    looks = np.array([identity(r).pattern for r in benchmark.requests])
     means = [np.mean(ranks["full"][looks == pattern] == 0) for pattern in PATTERNS]
     print("identity top-1 of the full method by pattern: " + _listed(PATTERNS, means))
-
-
-def ranks_of(benchmark: Benchmark, images: np.ndarray) -> np.ndarray:
-    """How many of the word's other subjects the judge takes images of the requests for rather."""
-    return rank(benchmark.judge.look(images).directions, benchmark.candidates())
 
 
 def in_squares(images: np.ndarray, side: int) -> np.ndarray:

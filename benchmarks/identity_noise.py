@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from noised_scenes import encode, noise_like, solver_rows
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
@@ -22,13 +23,11 @@ from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerStat
 from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise
 from realcustom_jax.diffusion.solvers import make_table
-from realcustom_jax.evaluation import metrics, plots
+from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
-from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
 
@@ -40,7 +39,6 @@ def main() -> None:
     args = parse(__doc__, 52)
     pipe = load(args.model)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
-    candidates = benchmark.candidates()
     curves = {name: [] for name in COMPARED}
     print(f"{'begins at step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
     options = pipe.defaults
@@ -49,8 +47,7 @@ def main() -> None:
     for begin in begins:
         for name, setting in COMPARED.items():
             images = finished(pipe, setting, benchmark.requests, begin, args.batch)
-            ranks = metrics.rank(benchmark.judge.look(images).directions, candidates)
-            curves[name].append(ranks == 0)
+            curves[name].append(benchmark.ranks(images) == 0)
         signal = table.alpha[begin] if begin < options.steps else 1.0
         cells = "".join(f"{cell(rows[-1]):>24}" for rows in curves.values())
         print(f"{begin:16}{signal:12.2f}{cells}", flush=True)
@@ -69,7 +66,7 @@ def finished(
         jobs = [setting.job(request) for request in chunk]
         prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
         conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
-        scenes = to_signed(np.stack([real_scene(request).image for request in chunk]))
+        scenes = np.stack([real_scene(request).image for request in chunk])
         keys = request_keys([job.seed for job in jobs])
         made = _sample_on(
             pipe.params, conditioning, keys, scenes, begin,
@@ -92,12 +89,11 @@ def _sample_on(
     config: SamplerConfig,
 ) -> Array:
     """`sample_latents` and the VAE, but up to step `begin` the latents are those of the noised scenes."""
-    clean = models.vae.apply({"params": params["vae"]}, scenes, method=VAE.encode)
-    noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), clean.shape[1:]))(keys)
+    clean = encode(models, params, scenes)
+    noise = noise_like(clean, keys)
     denoiser = Denoiser(models.unet, schedule, config)
     contexts = denoiser.encode(params["unet"], conditioning)
-    table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
-    rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))
+    rows = (jnp.arange(config.steps), solver_rows(config, schedule))
 
     def step(phase: Phase, state: SamplerState, row: tuple) -> tuple[SamplerState, Array]:
         index, solver = row

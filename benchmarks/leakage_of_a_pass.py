@@ -1,13 +1,15 @@
 """What leaks in one pass of the UNet: `python benchmarks/leakage_of_a_pass.py [--requests 104] [--out docs]`
 
 A real scene of each request, noised for steps of the sampler, is denoised in one pass from the text alone and
-in one with the subject: inside the mask that the text-only pass gives, and everywhere. How much does the
-subject change the predicted z_0 (mean absolute difference of latents), by the distance from the mask in
-latents (leakage_of_a_pass.png)? Guidance, later steps and the VAE have no part in it: what changes outside
-the mask here, changes because the network carries it there.
+in one with the subject: with the soft mask that the text-only pass gives, with the same mask in zeros and
+ones, and everywhere. How much does the subject change the predicted z_0 (mean absolute difference), by the
+distance in latents from where it acts at all (leakage_of_a_pass.png)? That is a little wider than the mask,
+as coarser levels of the UNet have it resized. Guidance, later steps and the VAE have no part in this: what
+changes further out, changes because the network carries it there.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,26 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 from jax import Array
+from noised_scenes import encode, noise_like, solver_rows, text_alone
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, generate, guide
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
-from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import make_requests, real_scene, reference
-from realcustom_jax.models.conditioning import to_signed
+from realcustom_jax.evaluation.toybox import Request, make_requests, real_scene, reference
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.unet import resize_mask
-from realcustom_jax.models.vae import VAE
-from realcustom_jax.pipeline import load
-from realcustom_jax.sampling import latent_size, make_conditioning
+from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
 from realcustom_jax.subjects import Subject
 
-STEPS = (0, 4, 8)  # that make masks in the shipped model
-RINGS = (0, 1, 2, 4, 6, 8)  # outer ends, in latents; 0 is inside the mask; one more ring has all beyond
+STEPS = (0, 4, 8)
+RINGS = (0, 1, 2, 4, 6)  # outer ends, in latents; 0 is where the subject acts; one more ring has all beyond
+KINDS = ("soft mask", "binary mask", "no mask")
 
 
 def main() -> None:
@@ -42,35 +43,39 @@ def main() -> None:
     pipe = load(args.model)
     config = pipe.defaults.sampler_config(*latent_size(pipe.models, None, None))
     requests = make_requests(args.requests)
-    parts = []
-    for start in range(0, len(requests), args.batch):
-        some = requests[start : start + args.batch]
-        conditioning = make_conditioning(
-            pipe,
-            [request.prompt for request in some],
-            [[Subject(reference(request).image, request.word)] for request in some],
-            [""] * len(some),
-            pipe.defaults,
-        )
-        scenes = np.stack([real_scene(request).image for request in some])
-        found = _changes(
-            pipe.params, conditioning, scenes, jnp.asarray(STEPS),
-            models=pipe.models, schedule=pipe.schedule, config=config,
-        )  # fmt: skip
-        parts.append(jax.tree.map(np.asarray, found))
-    masks, masked, everywhere = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    steps = [step for step in STEPS if step < config.guided_steps]
+    parts = [
+        changes(pipe, config, requests[start : start + args.batch], steps)
+        for start in range(0, len(requests), args.batch)
+    ]
+    masks, of_kinds = (np.concatenate(arrays, axis=-3) for arrays in zip(*parts, strict=True))
 
     curves = {}
     names = ["inside", *(f"to {end}" for end in RINGS[1:]), "beyond"]
     print(f"{'change of z_0, latents from the mask':40}" + "".join(f"{name:>24}" for name in names))
-    for i, step in enumerate(STEPS):
-        for kind, changes in (("no mask", everywhere), ("masked", masked)):
-            columns = by_ring(changes[i], masks[i]).T
-            curves[f"{kind}, step {step}"] = [column[~np.isnan(column)] for column in columns]
-            cells = [cell(values) for values in curves[f"{kind}, step {step}"]]
-            print(f"{kind + f', step {step}':40}" + "".join(f"{text:>24}" for text in cells))
-    x, y = "latents from the mask (the last: beyond)", "change of z_0 by the subject"
+    for i, step in enumerate(steps):
+        for kind, change in zip(KINDS, of_kinds[i], strict=True):
+            name = f"{kind}, step {step}"
+            curves[name] = [column[~np.isnan(column)] for column in by_ring(change, masks[i]).T]
+            print(f"{name:40}" + "".join(f"{cell(values):>24}" for values in curves[name]), flush=True)
+    x, y = "latents from where the subject acts (the last: beyond)", "change of z_0 by the subject"
     plots.curves(args.out / "leakage_of_a_pass.png", (*RINGS, RINGS[-1] + 2), curves, x, y)
+
+
+def changes(
+    pipe: Pipeline, config: SamplerConfig, requests: Sequence[Request], steps: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where subjects act, bool (steps, n, h, w), and how they change z_0, (steps, kinds, n, h, w)."""
+    subjects = [[Subject(reference(request).image, request.word)] for request in requests]
+    prompts = [request.prompt for request in requests]
+    conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(requests), pipe.defaults)
+    keys = request_keys([request.seed for request in requests])
+    scenes = np.stack([real_scene(request).image for request in requests])
+    found = _changes(
+        pipe.params, conditioning, keys, scenes, jnp.asarray(steps),
+        models=pipe.models, schedule=pipe.schedule, config=config,
+    )  # fmt: skip
+    return jax.tree.map(np.asarray, found)
 
 
 def by_ring(changes: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -87,27 +92,23 @@ def by_ring(changes: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def _changes(
     params: Any,
     conditioning: Conditioning,
+    keys: Array,
     scenes: Array,
     steps: Array,
     *,
     models: Models,
     schedule: ScheduleConfig,
     config: SamplerConfig,
-) -> tuple[Array, Array, Array]:
-    """Of each step (steps, n, h, w): the mask, and the changes of z_0 inside it alone and everywhere."""
-    clean = models.vae.apply({"params": params["vae"]}, to_signed(scenes), method=VAE.encode)
+) -> tuple[Array, Array]:
+    clean = encode(models, params, scenes)
     unet, denoiser = params["unet"], Denoiser(models.unet, schedule, config)
     contexts = denoiser.encode(unet, conditioning)
-    # `paper` guidance stacks the empty prompt before the text.
-    text_only = jax.tree.map(lambda x: x[len(clean) :], contexts.text_only)
-    table = jax.tree.map(
-        jnp.asarray, make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
-    )
-    nothing = jnp.zeros((len(clean), 1, config.mask_height, config.mask_width))
+    text_only, table = text_alone(contexts, config), solver_rows(config, schedule)
+    nothing = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width))
 
-    def at(step: Array) -> tuple[Array, Array, Array]:
+    def at(step: Array) -> tuple[Array, Array]:
         row = jax.tree.map(lambda column: column[step], table)
-        x = add_noise(clean, jax.random.normal(jax.random.key(0), clean.shape), row.alpha, row.sigma)
+        x = add_noise(clean, noise_like(clean, keys), row.alpha, row.sigma)
         state = SamplerState(x, clean, x, nothing)
         text, masks = guide(denoiser, unet, text_only, row, conditioning, state, guided=True)
         quantity = denoiser.quantity(conditioning, row.alpha)
@@ -116,14 +117,24 @@ def _changes(
             kind = schedule.prediction_type
             return predicted_z0_and_noise(kind, prediction, x, row.alpha, row.sigma)[0]
 
-        masked, everywhere = (
-            generate(denoiser, unet, contexts.subject, row, quantity, scope, x)
-            for scope in (masks, jnp.ones_like(masks))
-        )
-        acts = resize_mask(masks, config.height, config.width)[:, 0, :, :] > 0
-        return acts, *(jnp.abs(z0(passed) - z0(text)).mean(axis=-1) for passed in (masked, everywhere))
+        def change(scope: Array) -> Array:
+            with_subject = generate(denoiser, unet, contexts.subject, row, quantity, scope, x)
+            return jnp.abs(z0(with_subject) - z0(text)).mean(axis=-1)
+
+        scopes = masks, (masks > 0).astype(masks.dtype), jnp.ones_like(masks)
+        levels = len(models.unet.config.block_out_channels)
+        return acts(masks, config.height, config.width, levels), jnp.stack([change(s) for s in scopes])
 
     return jax.lax.map(at, steps)
+
+
+def acts(masks: Array, height: int, width: int, levels: int) -> Array:
+    """The latents where masks (n, 1, h', w') let a subject act at any level of the UNet: bool (n, h, w)."""
+    found = jnp.zeros((len(masks), height, width), bool)
+    for side in (2**level for level in range(levels)):
+        coarse = resize_mask(masks, height // side, width // side)[:, 0] > 0
+        found |= coarse.repeat(side, axis=1).repeat(side, axis=2)
+    return found
 
 
 if __name__ == "__main__":

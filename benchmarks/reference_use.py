@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from noised_scenes import encode, noise_like, solver_rows, text_alone
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
@@ -30,17 +31,15 @@ from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
     Request,
-    identities,
+    identity,
     make_requests,
     real_scene,
     reference,
     references,
 )
-from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import latent_size, make_conditioning
+from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
 from realcustom_jax.subjects import Subject
 from realcustom_jax.toybox import Scene, random_identity, render_scene
 
@@ -84,8 +83,9 @@ def errors(pipe: Pipeline, kind: str, requests: Sequence[Request], steps: Sequen
     scenes = [real_scene(request) for request in requests]
     return np.asarray(
         _errors(
-            pipe.params, conditioning, np.stack([scene.image for scene in scenes]), in_latents(pipe, scenes),
-            jnp.asarray(steps), models=pipe.models, schedule=pipe.schedule, config=config,
+            pipe.params, conditioning, request_keys([request.seed for request in requests]),
+            np.stack([scene.image for scene in scenes]), in_latents(pipe, scenes), jnp.asarray(steps),
+            models=pipe.models, schedule=pipe.schedule, config=config,
         )
     )  # fmt: skip
 
@@ -105,6 +105,7 @@ def in_latents(pipe: Pipeline, scenes: Sequence[Scene]) -> np.ndarray:
 def _errors(
     params: Any,
     conditioning: Conditioning,
+    keys: Array,
     scenes: Array,
     inside: Array,
     steps: Array,
@@ -113,32 +114,28 @@ def _errors(
     schedule: ScheduleConfig,
     config: SamplerConfig,
 ) -> Array:
-    clean = _encode(models, params, scenes)
+    clean = encode(models, params, scenes)
     denoiser = Denoiser(models.unet, schedule, config)
     contexts = denoiser.encode(params["unet"], conditioning)
     subjects = conditioning.flags.shape[1] > 0
-    # `paper` guidance stacks the empty prompt before the text.
-    text_only = jax.tree.map(lambda x: x[len(clean) :], contexts.text_only)
-    context = contexts.subject if subjects else text_only
+    context = contexts.subject if subjects else text_alone(contexts, config)
     conditioning = conditioning.replace(
         settings=conditioning.settings.replace(gamma_num=jnp.ones_like(conditioning.settings.gamma_num))
     )
-    table = jax.tree.map(
-        jnp.asarray, make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
-    )
+    table = solver_rows(config, schedule)
 
     def at(step: Array) -> Array:
         row = jax.tree.map(lambda column: column[step], table)
 
-        def once(key: Array) -> Array:
-            x = add_noise(clean, jax.random.normal(key, clean.shape), row.alpha, row.sigma)
+        def once(number: Array) -> Array:
+            x = add_noise(clean, noise_like(clean, keys, number), row.alpha, row.sigma)
             quantity = denoiser.quantity(conditioning, row.alpha) if subjects else None
             t = jnp.full(len(x), row.t)
             prediction, _ = denoiser(params["unet"], x, t, context, quantity=quantity)
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, prediction, x, row.alpha, row.sigma)
             return _within(jnp.square(z0 - clean).mean(axis=-1), inside)
 
-        return jax.lax.map(once, jax.random.split(jax.random.key(0), NOISES)).mean(axis=0)
+        return jax.lax.map(once, jnp.arange(NOISES)).mean(axis=0)
 
     return jax.lax.map(at, steps)
 
@@ -146,7 +143,7 @@ def _errors(
 def variance(pipe: Pipeline, request: Request, own: bool) -> float:
     """Of scenes like the request's, with its own subject or any of the word, in the subject of each."""
     rng = np.random.default_rng([request.seed, int(own)])
-    subject = identities(request.word)[request.number]
+    subject = identity(request)
     scenes = []
     for _ in range(SCENES):
         shown = subject if own else random_identity(rng, request.word, held_out=True)
@@ -160,13 +157,9 @@ def variance(pipe: Pipeline, request: Request, own: bool) -> float:
 @functools.partial(jax.jit, static_argnames="models")
 def _deviations(params: Any, scenes: Array, *, models: Models) -> Array:
     """(n, h, w): squared deviations from the mean of all, unbiased."""
-    latents = _encode(models, params, scenes)
+    latents = encode(models, params, scenes)
     deviations = jnp.square(latents - latents.mean(axis=0)).mean(axis=-1)
     return deviations * len(latents) / (len(latents) - 1)
-
-
-def _encode(models: Models, params: Any, images: Array) -> Array:
-    return models.vae.apply({"params": params["vae"]}, to_signed(images), method=VAE.encode)
 
 
 def _within(values: Array, inside: Array) -> Array:

@@ -7,7 +7,7 @@ from realcustom_jax.evaluation.plots import check_plots
 
 
 def parse(story: str, requests: int, plots: bool = True) -> argparse.Namespace:
-    """The flags of `flags`, read.
+    """The flags of `flags`, read; the arguments are the same.
 
     Raises:
       UserError: for plots without matplotlib, before any image is made.
@@ -18,7 +18,7 @@ def parse(story: str, requests: int, plots: bool = True) -> argparse.Namespace:
     return args
 
 
-def flags(story: str, requests: int, plots: bool = False) -> argparse.ArgumentParser:
+def flags(story: str, requests: int, plots: bool = True) -> argparse.ArgumentParser:
     """`requests`, `model`, `batch` and, of a script with plots, the folder `out`; a script may add its own.
 
     Args:

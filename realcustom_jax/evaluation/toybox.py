@@ -11,7 +11,7 @@ from realcustom_jax.data.preprocess import segment
 from realcustom_jax.encoder_pair import EncoderPair
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.generate import Generator, Job
-from realcustom_jax.evaluation.judge import SIZE, Judge
+from realcustom_jax.evaluation.judge import SIZE, Judge, Verdict
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.subjects import Subject
 from realcustom_jax.toybox import (
@@ -69,7 +69,7 @@ def make_requests(count: int, held_out: bool = True) -> list[Request]:
 
     Those that are not held out have seeds of their own too, so nothing chosen by them has seen the results'.
     """
-    first = 0 if held_out else 5000
+    first = 0 if held_out else 5000  # more than there ever are requests
     return [
         Request(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], first + i, held_out)
         for i in range(count)
@@ -79,7 +79,8 @@ def make_requests(count: int, held_out: bool = True) -> list[Request]:
 @functools.cache
 def identities(word: str, held_out: bool = True) -> tuple[Identity, ...]:
     """20 identities of a word."""
-    rng = np.random.default_rng([WORDS.index(word), 20 if held_out else 77])
+    stream = 20 if held_out else 77  # any two that differ; others would be other subjects
+    rng = np.random.default_rng([WORDS.index(word), stream])
     return tuple(random_identity(rng, word, held_out=held_out) for _ in range(IDENTITIES))
 
 
@@ -89,14 +90,17 @@ def references(word: str, held_out: bool = True) -> tuple[Scene, ...]:
     return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word, held_out)))
 
 
+def identity(request: Request) -> Identity:
+    return identities(request.word, request.held_out)[request.number]
+
+
 def reference(request: Request) -> Scene:
     return references(request.word, request.held_out)[request.number]
 
 
 def real_scene(request: Request) -> Scene:
     """What was asked for, drawn: the judge's verdict on these is the ceiling of every measure."""
-    subject = identities(request.word, request.held_out)[request.number]
-    return render_scene(request.background, [subject], request.seed, SIZE)
+    return render_scene(request.background, [identity(request)], request.seed, SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Benchmark:
         """
         verdict = self.judge.look(images)
         found = {
-            "identity_top1": metrics.rank(verdict.directions, self.candidates()) == 0,
+            "identity_top1": self._ranks(verdict) == 0,
             "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.requests]),
             "word_top1": np.equal(verdict.words, [r.word for r in self.requests]),
             "mask_iou": None if masks is None else metrics.iou(masks, verdict.regions),
@@ -174,6 +178,17 @@ class Benchmark:
         return self.measure(
             np.stack([scene.image for scene in scenes]), np.stack([scene.masks[0] for scene in scenes])
         )
+
+    def ranks(self, images: np.ndarray) -> np.ndarray:
+        """(n,) ranks of the true subjects among the 20 of their word, 0 the best, of images of the requests.
+
+        Args:
+          images: uint8 (n, 64, 64, 3).
+        """
+        return self._ranks(self.judge.look(images))
+
+    def _ranks(self, verdict: Verdict) -> np.ndarray:
+        return metrics.rank(verdict.directions, self.candidates())
 
     def candidates(self) -> np.ndarray:
         """Directions (n, 20, C) of the identities of each request's word, the right one first."""

@@ -1,0 +1,45 @@
+"""Real scenes in latents and under noise, for the scripts here that look at single passes of the UNet."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from realcustom_jax.diffusion.sampler import Contexts
+from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.diffusion.solvers import SolverTable, make_table
+from realcustom_jax.errors import UserError
+from realcustom_jax.models.conditioning import to_signed
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.unet import Context
+from realcustom_jax.models.vae import VAE
+
+
+def encode(models: Models, params: Any, images: np.ndarray | Array) -> Array:
+    """Latents (n, h, w, C) of uint8 images (n, H, W, 3)."""
+    return models.vae.apply({"params": params["vae"]}, to_signed(images), method=VAE.encode)
+
+
+def noise_like(latents: Array, keys: Array, number: int | Array = 0) -> Array:
+    """Noise of latents (n, h, w, C) by the keys (n,) of their requests; samples begin with number 0."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), latents.shape[1:]))(keys)
+
+
+def solver_rows(config: SamplerConfig, schedule: ScheduleConfig) -> SolverTable:
+    """The solver's table as arrays of the device, so that a traced step can take its row."""
+    table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
+    return jax.tree.map(jnp.asarray, table)
+
+
+def text_alone(contexts: Contexts, config: SamplerConfig) -> Context:
+    """T of `paper` guidance, which stacks the empty prompt before it.
+
+    Raises:
+      UserError: for a model with other guidance.
+    """
+    if config.guidance != "paper":
+        raise UserError(f"this script is for guidance 'paper', not {config.guidance!r}")
+    return jax.tree.map(lambda x: x[len(x) // 2 :], contexts.text_only)
