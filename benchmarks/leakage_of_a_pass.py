@@ -50,15 +50,17 @@ def main() -> None:
     ]
     masks, of_kinds = (np.concatenate(arrays, axis=-3) for arrays in zip(*parts, strict=True))
 
-    curves = {}
+    found = {kind: [] for kind in KINDS}
     names = ["inside", *(f"to {end}" for end in RINGS[1:]), "beyond"]
     print(f"{'change of z_0, latents from the mask':40}" + "".join(f"{name:>24}" for name in names))
     for i, step in enumerate(steps):
         for kind, change in zip(KINDS, of_kinds[i], strict=True):
-            name = f"{kind}, step {step}"
-            curves[name] = [column[~np.isnan(column)] for column in by_ring(change, masks[i]).T]
-            print(f"{name:40}" + "".join(f"{cell(values):>24}" for values in curves[name]), flush=True)
-    x, y = "latents from where the subject acts (the last: beyond)", "change of z_0 by the subject"
+            found[kind].append(by_ring(change, masks[i]))
+            cells = [cell(column[~np.isnan(column)]) for column in found[kind][-1].T]
+            print(f"{f'{kind}, step {step}':40}" + "".join(f"{text:>24}" for text in cells), flush=True)
+    means = {kind: np.ma.masked_invalid(rows).mean(axis=0).T for kind, rows in found.items()}
+    curves = {kind: [column.compressed() for column in columns] for kind, columns in means.items()}
+    x, y = "latents from where the subject acts (the last: beyond)", "change of z_0, mean of the steps"
     plots.curves(args.out / "leakage_of_a_pass.png", (*RINGS, RINGS[-1] + 2), curves, x, y)
 
 
