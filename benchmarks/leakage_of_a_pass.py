@@ -3,9 +3,9 @@
 A real scene of each request, noised for steps of the sampler, is denoised in one pass from the text alone and
 in one with the subject: with the soft mask that the text-only pass gives, with the same mask in zeros and
 ones, and everywhere. How much does the subject change the predicted z_0 (mean absolute difference), by the
-distance in latents from where it acts at all (leakage_of_a_pass.png)? That is a little wider than the mask,
-as coarser levels of the UNet have it resized. Guidance, later steps and the VAE have no part in this: what
-changes further out, changes because the network carries it there.
+distance in latents from where it acts at all (in leakage_of_a_pass.png the mean of the steps)? That is a
+little wider than the mask, as coarser levels of the UNet have it resized. Guidance, later steps and the VAE
+have no part in this: what changes further out, changes because the network carries it there.
 """
 
 import functools
