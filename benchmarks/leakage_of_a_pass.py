@@ -6,12 +6,18 @@ ones, and everywhere. How much does the subject change the predicted z_0 (mean a
 distance in latents from where it acts at all (in leakage_of_a_pass.png the mean of the steps)? That is a
 little wider than the mask, as coarser levels of the UNet have it resized. Guidance, later steps and the VAE
 have no part in this: what changes further out, changes because the network carries it there.
+
+What in the network carries it? With the soft mask, the pass is also made with the mean and variance of the
+text-only pass in all group normalisation, with the keys and values of the text-only pass in all
+self-attention, and with both, which leaves the convolutions.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +34,7 @@ from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import Request, make_requests, real_scene, reference
 from realcustom_jax.models.family import Models
+from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.models.unet import resize_mask
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
@@ -35,7 +42,33 @@ from realcustom_jax.subjects import Subject
 
 STEPS = (0, 4, 8)
 RINGS = (0, 1, 2, 4, 6)  # outer ends, in latents; 0 is where the subject acts; one more ring has all beyond
-KINDS = ("soft mask", "binary mask", "no mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A way to let the subject act.
+
+    Attributes:
+      name: of its row.
+      scope: makes the mask of the soft one.
+      statistics: whether group normalisation has the mean and variance of the text-only pass.
+      attention: whether self-attention has its keys and values.
+    """
+
+    name: str
+    scope: Callable[[Array], Array] = lambda mask: mask
+    statistics: bool = False
+    attention: bool = False
+
+
+KINDS = (
+    Kind("soft mask"),
+    Kind("binary mask", lambda mask: (mask > 0).astype(mask.dtype)),
+    Kind("no mask", jnp.ones_like),
+    Kind("statistics of the text", statistics=True),
+    Kind("attention to the text", attention=True),
+    Kind("both of the text", statistics=True, attention=True),
+)
 
 
 def main() -> None:
@@ -50,16 +83,16 @@ def main() -> None:
     ]
     masks, of_kinds = (np.concatenate(arrays, axis=-3) for arrays in zip(*parts, strict=True))
 
-    found = {kind: [] for kind in KINDS}
+    found = {kind.name: [] for kind in KINDS}
     names = ["inside", *(f"to {end}" for end in RINGS[1:]), "beyond"]
     print(f"{'change of z_0, latents from the mask':40}" + "".join(f"{name:>24}" for name in names))
     for i, step in enumerate(steps):
         for kind, change in zip(KINDS, of_kinds[i], strict=True):
-            found[kind].append(by_ring(change, masks[i]))
-            cells = [cell(column[~np.isnan(column)]) for column in found[kind][-1].T]
-            print(f"{f'{kind}, step {step}':40}" + "".join(f"{text:>24}" for text in cells), flush=True)
-    means = {kind: np.ma.masked_invalid(rows).mean(axis=0).T for kind, rows in found.items()}
-    curves = {kind: [column.compressed() for column in columns] for kind, columns in means.items()}
+            found[kind.name].append(by_ring(change, masks[i]))
+            cells = [cell(column[~np.isnan(column)]) for column in found[kind.name][-1].T]
+            print(f"{f'{kind.name}, step {step}':40}" + "".join(f"{text:>24}" for text in cells), flush=True)
+    means = {name: np.ma.masked_invalid(rows).mean(axis=0).T for name, rows in found.items()}
+    curves = {name: [column.compressed() for column in columns] for name, columns in means.items()}
     x, y = "latents from where the subject acts (the last: beyond)", "change of z_0, mean of the steps"
     plots.curves(args.out / "leakage_of_a_pass.png", (*RINGS, RINGS[-1] + 2), curves, x, y)
 
@@ -112,22 +145,50 @@ def _changes(
         row = jax.tree.map(lambda column: column[step], table)
         x = add_noise(clean, noise_like(clean, keys), row.alpha, row.sigma)
         state = SamplerState(x, clean, x, nothing)
-        text, masks = guide(denoiser, unet, text_only, row, conditioning, state, guided=True)
-        quantity = denoiser.quantity(conditioning, row.alpha)
+        _, masks = guide(denoiser, unet, text_only, row, conditioning, state, guided=True)
+        context, quantity, twice = jax.tree.map(
+            _twice, (contexts.subject, denoiser.quantity(conditioning, row.alpha), x)
+        )
 
-        def z0(prediction: Array) -> Array:
-            kind = schedule.prediction_type
-            return predicted_z0_and_noise(kind, prediction, x, row.alpha, row.sigma)[0]
+        def change(kind: Kind) -> Array:
+            # The first half of the batch is text only.
+            scopes = jnp.concatenate([jnp.zeros_like(masks), kind.scope(masks)])
+            with nn.intercept_methods(functools.partial(_like_first_half, kind)):
+                pair = generate(denoiser, unet, context, row, quantity, scopes, twice)
+            z0, _ = predicted_z0_and_noise(schedule.prediction_type, pair, twice, row.alpha, row.sigma)
+            return jnp.abs(jnp.subtract(*jnp.split(z0, 2))).mean(axis=-1)
 
-        def change(scope: Array) -> Array:
-            with_subject = generate(denoiser, unet, contexts.subject, row, quantity, scope, x)
-            return jnp.abs(z0(with_subject) - z0(text)).mean(axis=-1)
-
-        scopes = masks, (masks > 0).astype(masks.dtype), jnp.ones_like(masks)
         levels = len(models.unet.config.block_out_channels)
-        return acts(masks, config.height, config.width, levels), jnp.stack([change(s) for s in scopes])
+        return acts(masks, config.height, config.width, levels), jnp.stack([change(kind) for kind in KINDS])
 
     return jax.lax.map(at, steps)
+
+
+def _like_first_half(
+    kind: Kind, call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+) -> Any:
+    """Flax's interceptor: modules compute the batch's second half with what `kind` takes of the first."""
+    module = context.module
+    if context.method_name == "__call__":
+        if kind.statistics and isinstance(module, GroupNorm):
+            return _normalised_like_first_half(module, *args)
+        if kind.attention and module.name in ("to_k", "to_v") and "attn1" in module.path:
+            return _twice(jnp.split(call(*args, **kwargs), 2)[0])
+    return call(*args, **kwargs)
+
+
+def _normalised_like_first_half(module: GroupNorm, x: Array) -> Array:
+    """Group normalisation of x (2n, h, w, C) with mean and variance of its first half's images."""
+    grouped = x.reshape(*x.shape[:3], module.groups, -1)
+    first = jnp.split(grouped, 2)[0]
+    mean, variance = (_twice(f(first, axis=(1, 2, 4), keepdims=True)) for f in (jnp.mean, jnp.var))
+    normal = (grouped - mean) * jax.lax.rsqrt(variance + module.eps)
+    params = module.variables["params"]
+    return normal.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def _twice(x: Array) -> Array:
+    return jnp.concatenate([x, x])
 
 
 def acts(masks: Array, height: int, width: int, levels: int) -> Array:

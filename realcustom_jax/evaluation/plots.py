@@ -1,6 +1,7 @@
 """Plots as PNG files, with matplotlib and adjustText, which only the extra `eval` brings."""
 
 import importlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from realcustom_jax.evaluation.metrics import interval
 from realcustom_jax.files import write_whole
 
 Point = tuple[float, float]
+NEAR = 12  # pixels, about one and a half markers
 
 
 def check_plots() -> tuple[Any, Any]:
@@ -43,23 +45,44 @@ def scatter(
     figures, adjust = check_plots()
     figure = figures.Figure(figsize=(9, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    labels, at = [], []
+    names, at = [], []
     for name, points in groups.items():
         across, up = zip(*points.values(), strict=True)
         axes.plot(across, up, "o-" if name in lines else "o", label=name, markersize=5)
-        labels += [axes.text(*point, label, fontsize=7) for label, point in points.items()]
+        names += points.keys()
         at += points.values()
     axes.margins(0.15, 0.35)  # room for labels at the edges
     _dress(figure, axes, x, y, legend=len(groups) > 1)
-    figure.draw_without_rendering()  # the layout must stand before labels move in it
-    # Points of settings that hardly differ lie on each other, and their labels must not. It ends after some
-    # turns, not after a second as by default: equal plots are equal files.
+    figure.draw_without_rendering()  # the layout must stand before labels find their place in it
+    # Points of settings that hardly differ lie on each other, and share a label.
+    labels = [
+        axes.text(*at[members[0]], _wrapped([names[i] for i in members]), fontsize=7)
+        for members in clusters(axes.transData.transform(at), NEAR)
+    ]
+    # It ends after some turns, not after a second as by default: equal plots are equal files.
     adjust.adjust_text(
         labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.2, 1.5),
         force_text=(0.5, 1.0), force_static=(0.4, 0.8),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
     )  # fmt: skip
     _save(figure, path)
+
+
+def clusters(points: np.ndarray, near: float) -> list[list[int]]:
+    """Numbers of points (n, 2), those together that lie nearer than `near` to the first of them."""
+    found: list[list[int]] = []
+    for i, point in enumerate(points):
+        home = next((c for c in found if np.linalg.norm(points[c[0]] - point) < near), None)
+        if home is None:
+            found.append([i])
+        else:
+            home.append(i)
+    return found
+
+
+def _wrapped(names: Sequence[str]) -> str:
+    """Lines of names, none of them cut: what does not break within is all that textwrap leaves whole."""
+    return textwrap.fill("; ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in names), 40)
 
 
 def curves(

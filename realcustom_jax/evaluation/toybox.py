@@ -91,6 +91,7 @@ def references(word: str, held_out: bool = True) -> tuple[Scene, ...]:
 
 
 def identity(request: Request) -> Identity:
+    """Who is asked for."""
     return identities(request.word, request.held_out)[request.number]
 
 
