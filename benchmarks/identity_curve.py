@@ -1,4 +1,4 @@
-"""Why identity top-1 is what it is: `python benchmarks/identity_curve.py [--requests 104] [--out docs]`.
+"""Why identity top-1 is what it is: `python benchmarks/identity_curve.py [--requests 208] [--out docs]`.
 
 Two curves, of held-out requests of the toybox benchmark. How near does an image come: for which share of them
 is the true subject among the first k of the 20 of its word (identity_ranks.png)? And how much detail does the
@@ -13,6 +13,7 @@ from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
+from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
     SETTINGS,
@@ -27,7 +28,7 @@ SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
 
 
 def main() -> None:
-    args = parse(__doc__, 104)
+    args = parse(__doc__, 208)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
     generator = Generator.load(args.model, args.batch)
     ranks = {
@@ -50,8 +51,10 @@ def main() -> None:
         print(f"{name:32}" + "".join(f"{found.mean():7.2f}" for found in row))
     print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
     looks = np.array([identity(r).pattern for r in benchmark.requests])
-    means = [np.mean(ranks["full"][looks == pattern] == 0) for pattern in PATTERNS]
-    print("identity top-1 of the full method by pattern: " + _listed(PATTERNS, means))
+    print("identity top-1 of the full method by pattern:")
+    for pattern in PATTERNS:
+        found = ranks["full"][looks == pattern] == 0
+        print(f"  {pattern:12}{cell(found.astype(float)):>24} of {len(found)}")
 
 
 def in_squares(images: np.ndarray, side: int) -> np.ndarray:

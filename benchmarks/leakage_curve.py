@@ -1,19 +1,39 @@
-"""Where images leak: `python benchmarks/leakage_curve.py [--requests 104] [--out docs]`.
+"""Where images leak, and whether the latents or the decoder carry it: `python benchmarks/leakage_curve.py
+[--requests 104] [--out docs]`.
 
 How much an image differs from the text-only image of the same seed, by the distance in pixels from the
-subject in any of them, without a mask and with it: leakage_distance.png. What lies next to the subject
-are its outline and its shadow, which change with any other subject; what lies far away is the prompt's alone.
+latents that have the subject of any of them, without a mask and with it: leakage_distance.png. What lies next
+to the subject are its outline and its shadow, which change with any other subject; what lies far away is the
+prompt's alone.
+
+Two more rows tell the latents from the VAE's decoder. *Latents of the subject alone*: those of the full
+method where the subject is, and of the text alone elsewhere, decoded together; what changes elsewhere, the
+decoder has carried there. *Latents elsewhere alone* are the other way round. The two need not add up. And
+*real scenes* is a drawn scene against the same one with another subject of the word.
 """
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import numpy as np
-import scipy.ndimage
+from by_distance import by_distance
+from jax import Array
+from noised_scenes import another_subject
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
+from realcustom_jax.diffusion.sampler import Conditioning, sample_latents
+from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.evaluation import plots
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
-from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Setting, make_requests
+from realcustom_jax.evaluation.toybox import SETTINGS, Request, Setting, make_requests, real_scene
+from realcustom_jax.models.family import Models
+from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
+from realcustom_jax.toybox import Scene
 
 RINGS = (2, 4, 6, 8, 12, 16, 24)  # outer ends, in pixels; one more ring has all beyond
 COMPARED = {
@@ -26,44 +46,92 @@ COMPARED = {
 
 def main() -> None:
     args = parse(__doc__, 104)
-    benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
-    generator = Generator.load(args.model, args.batch)
-    images = {name: benchmark.make(generator, setting)[0] for name, setting in COMPARED.items()}
-    where = rings(np.any([benchmark.judge.look(found).regions for found in images.values()], axis=0))
-    plain = images.pop("text only")
-    changes = {name: by_ring(found, plain, where) for name, found in images.items()}
+    requests, pipe, judge = make_requests(args.requests), load(args.model), Judge.load()
+    latents = {name: sampled(pipe, setting, requests, args.batch) for name, setting in COMPARED.items()}
+    images = {name: decoded(pipe, z) for name, z in latents.items()}
+    regions = np.any([judge.look(found).regions for found in images.values()], axis=0)
+    side = pipe.models.vae_config.downscale
+    plain, z_plain, z_full = images.pop("text only"), latents["text only"], latents["full"]
+    own = in_cells(regions, side)[:, ::side, ::side, None]
+    images["latents of the subject alone"] = decoded(pipe, np.where(own, z_full, z_plain))
+    images["latents elsewhere alone"] = decoded(pipe, np.where(own, z_plain, z_full))
+    rows = {name: rings(found, plain, in_cells(regions, side)) for name, found in images.items()}
+    scenes, others = [real_scene(r) for r in requests], [another_subject(r) for r in requests]
+    drawn, exchanged = (np.stack([scene.image for scene in x]) for x in (scenes, others))
+    either = _masks(scenes) | _masks(others)
+    rows["real scenes, another subject"] = rings(exchanged, drawn, in_cells(either, side))
 
-    curves = {name: [column[~np.isnan(column)] for column in rows.T] for name, rows in changes.items()}
-    x, y = "pixels from the subject, up to (the last: beyond)", "change against the text-only image"
-    at = (*RINGS, RINGS[-1] + 8)
-    plots.curves(args.out / "leakage_distance.png", at, curves, x, y)
-    print(f"{'change, up to so many pixels away':40}" + "".join(f"{r:>7}" for r in (*RINGS, "beyond")))
+    curves = {name: [column[~np.isnan(column)] for column in found.T] for name, found in rows.items()}
+    x, y = "pixels from the subject's latents, up to (the last: beyond)", "mean change of the pixels"
+    near = {name: row[:-1] for name, row in curves.items()}
+    plots.curves(args.out / "leakage_distance.png", (*RINGS, RINGS[-1] + 8), near, x, y, log=True)
+    print(f"{'change, up to so many pixels away':40}" + "".join(f"{r:>7}" for r in (*RINGS, "beyond", "all")))
     for name, row in curves.items():
-        print(f"{name:40}" + "".join(f"{values.mean():7.3f}" for values in row))
-    everywhere = np.nanmean(changes.pop("no mask"), axis=0)
-    for name, rows in changes.items():
-        ratios = np.nanmean(rows, axis=0) / everywhere
+        print(f"{name:40}" + "".join(f"{values.mean():7.4f}" for values in row))
+    everywhere = np.nanmean(rows.pop("no mask"), axis=0)
+    for name, found in rows.items():
+        ratios = np.nanmean(found, axis=0) / everywhere
         print(f"{name + ' / no mask':40}" + "".join(f"{ratio:7.2f}" for ratio in ratios))
 
 
-def rings(subjects: np.ndarray) -> np.ndarray:
-    """In which of the rings around a subject, bool (n, H, W), each pixel lies: (n, H, W), -1 for in none.
+def sampled(pipe: Pipeline, setting: Setting, requests: Sequence[Request], batch: int) -> np.ndarray:
+    """Latents (n, h, w, C) of a setting, as they go into the VAE."""
+    options = pipe.defaults.changed(setting.options)
+    config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    found = []
+    for start in range(0, len(requests), batch):
+        jobs = [setting.job(request) for request in requests[start : start + batch]]
+        prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
+        conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
+        keys = request_keys([job.seed for job in jobs])
+        z, _ = _sampled(
+            pipe.params["unet"], conditioning, keys,
+            models=pipe.models, schedule=pipe.schedule, config=config,
+        )  # fmt: skip
+        found.append(np.asarray(z))
+    return np.concatenate(found)
 
-    None are those of the subject, and those of an image without one.
+
+@functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
+def _sampled(
+    params: Any,
+    conditioning: Conditioning,
+    keys: Array,
+    *,
+    models: Models,
+    schedule: ScheduleConfig,
+    config: SamplerConfig,
+) -> tuple[Array, Array]:
+    return sample_latents(params, conditioning, keys, unet=models.unet, schedule=schedule, config=config)
+
+
+def decoded(pipe: Pipeline, latents: np.ndarray) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 of latents, a small batch at a time."""
+    run = jax.jit(functools.partial(decode, pipe.models))
+    parts = [run(pipe.params["vae"], part) for part in np.split(latents, range(26, len(latents), 26))]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def in_cells(regions: np.ndarray, side: int) -> np.ndarray:
+    """Regions (n, H, W) widened to whole latents of `side` pixels."""
+    n, height, width = regions.shape
+    cells = regions.reshape(n, height // side, side, width // side, side).any(axis=(2, 4))
+    return cells.repeat(side, axis=1).repeat(side, axis=2)
+
+
+def rings(images: np.ndarray, plain: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+    """Mean change of the pixels around subjects, as a share of their range.
+
+    Returns:
+      (n, rings + 1), the last column of all that is around; NaN where nothing is.
     """
-    distance = np.stack([scipy.ndimage.distance_transform_edt(~subject) for subject in subjects])
-    outside = ~subjects & subjects.any(axis=(1, 2), keepdims=True)
-    return np.where(outside, np.searchsorted(RINGS, distance), -1)
-
-
-def by_ring(images: np.ndarray, plain: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    """Mean change (n, rings) of the pixels of each ring, as a share of their range; NaN where it has none."""
     change = np.abs(images.astype(np.float64) - plain).mean(axis=-1) / 255.0
-    found = np.full((len(images), len(RINGS) + 1), np.nan)
-    for n, r in np.ndindex(found.shape):
-        if (ring[n] == r).any():
-            found[n, r] = change[n][ring[n] == r].mean()
-    return found
+    parts = [by_distance(change, subjects, ends)[:, 1:] for ends in ((0, *RINGS), (0,))]
+    return np.concatenate(parts, axis=1)
+
+
+def _masks(scenes: Sequence[Scene]) -> np.ndarray:
+    return np.stack([scene.masks[0] for scene in scenes])
 
 
 if __name__ == "__main__":

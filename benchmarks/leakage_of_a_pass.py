@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
+from by_distance import by_distance
 from jax import Array
 from noised_scenes import encode, noise_like, solver_rows, text_alone
 from toybox_flags import parse
@@ -88,13 +88,13 @@ def main() -> None:
     print(f"{'change of z_0, latents from the mask':40}" + "".join(f"{name:>24}" for name in names))
     for i, step in enumerate(steps):
         for kind, change in zip(KINDS, of_kinds[i], strict=True):
-            found[kind.name].append(by_ring(change, masks[i]))
+            found[kind.name].append(by_distance(change, masks[i], RINGS))
             cells = [cell(column[~np.isnan(column)]) for column in found[kind.name][-1].T]
             print(f"{f'{kind.name}, step {step}':40}" + "".join(f"{text:>24}" for text in cells), flush=True)
     means = {name: np.ma.masked_invalid(rows).mean(axis=0).T for name, rows in found.items()}
     curves = {name: [column.compressed() for column in columns] for name, columns in means.items()}
     x, y = "latents from where the subject acts (the last: beyond)", "change of z_0, mean of the steps"
-    plots.curves(args.out / "leakage_of_a_pass.png", (*RINGS, RINGS[-1] + 2), curves, x, y)
+    plots.curves(args.out / "leakage_of_a_pass.png", (*RINGS, RINGS[-1] + 2), curves, x, y, log=True)
 
 
 def changes(
@@ -111,16 +111,6 @@ def changes(
         models=pipe.models, schedule=pipe.schedule, config=config,
     )  # fmt: skip
     return jax.tree.map(np.asarray, found)
-
-
-def by_ring(changes: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Means (n, rings) of changes (n, h, w) by the distance from masks, bool (n, h, w); NaN where none is."""
-    found = np.full((len(changes), len(RINGS) + 1), np.nan)
-    for n, (change, mask) in enumerate(zip(changes, masks, strict=True)):
-        ring = np.searchsorted(RINGS, scipy.ndimage.distance_transform_edt(~mask))
-        for r in np.unique(ring):
-            found[n, r] = change[ring == r].mean()
-    return found
 
 
 @functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
@@ -153,8 +143,10 @@ def _changes(
         def change(kind: Kind) -> Array:
             # The first half of the batch is text only.
             scopes = jnp.concatenate([jnp.zeros_like(masks), kind.scope(masks)])
-            with nn.intercept_methods(functools.partial(_like_first_half, kind)):
+            cuts = Cuts(kind)
+            with nn.intercept_methods(cuts):
                 pair = generate(denoiser, unet, context, row, quantity, scopes, twice)
+            cuts.check()
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, pair, twice, row.alpha, row.sigma)
             return jnp.abs(jnp.subtract(*jnp.split(z0, 2))).mean(axis=-1)
 
@@ -164,20 +156,33 @@ def _changes(
     return jax.lax.map(at, steps)
 
 
-def _like_first_half(
-    kind: Kind, call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
-) -> Any:
+class Cuts:
     """Flax's interceptor: modules compute the batch's second half with what `kind` takes of the first."""
-    module = context.module
-    if context.method_name == "__call__":
-        if kind.statistics and isinstance(module, GroupNorm):
-            return _normalised_like_first_half(module, *args)
-        if kind.attention and module.name in ("to_k", "to_v") and "attn1" in module.path:
-            return _twice(jnp.split(call(*args, **kwargs), 2)[0])
-    return call(*args, **kwargs)
+
+    def __init__(self, kind: Kind):
+        self.kind = kind
+        self.made = {"statistics": 0, "attention": 0}
+
+    def __call__(
+        self, call: Callable[..., Any], args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        if context.method_name == "__call__":
+            if self.kind.statistics and isinstance(module, GroupNorm):
+                self.made["statistics"] += 1
+                return normalised_like_first_half(module, *args)
+            if self.kind.attention and module.name in ("to_k", "to_v") and "attn1" in module.path:
+                self.made["attention"] += 1
+                return _twice(jnp.split(call(*args, **kwargs), 2)[0])
+        return call(*args, **kwargs)
+
+    def check(self) -> None:
+        """A cut that met no module would look like one that changes nothing."""
+        for name, count in self.made.items():
+            assert (count > 0) == getattr(self.kind, name), f"{self.kind.name}: {count} {name} cut"
 
 
-def _normalised_like_first_half(module: GroupNorm, x: Array) -> Array:
+def normalised_like_first_half(module: GroupNorm, x: Array) -> Array:
     """Group normalisation of x (2n, h, w, C) with mean and variance of its first half's images."""
     grouped = x.reshape(*x.shape[:3], module.groups, -1)
     first = jnp.split(grouped, 2)[0]

@@ -1,4 +1,4 @@
-"""Real scenes in latents and under noise, for the scripts here that look at single passes of the UNet."""
+"""Real scenes, in latents and under noise, for the scripts here that look behind the report's numbers."""
 
 from typing import Any
 
@@ -12,10 +12,18 @@ from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
+from realcustom_jax.evaluation.toybox import IDENTITIES, Request, identities
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.unet import Context
 from realcustom_jax.models.vae import VAE
+from realcustom_jax.toybox import Scene, render_scene
+
+
+def another_subject(request: Request) -> Scene:
+    """The drawn scene of a request, but of the next identity of the word."""
+    other = identities(request.word, request.held_out)[(request.number + 1) % IDENTITIES]
+    return render_scene(request.background, [other], request.seed)
 
 
 def encode(models: Models, params: Any, images: np.ndarray | Array) -> Array:

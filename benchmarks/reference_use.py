@@ -151,7 +151,7 @@ def variance(pipe: Pipeline, request: Request, own: bool) -> float:
     images = np.stack([scene.image for scene in scenes])
     squares = np.asarray(_deviations(pipe.params, images, models=pipe.models))
     inside = in_latents(pipe, scenes)
-    return float((squares * inside).sum() / inside.sum())
+    return float(np.mean(_within(squares, inside)))
 
 
 @functools.partial(jax.jit, static_argnames="models")

@@ -92,6 +92,7 @@ def curves(
     x: str,
     y: str,
     spread: Callable[[np.ndarray], tuple[float, float]] = interval,
+    log: bool = False,
 ) -> None:
     """Means as curves, each in a band: by default their bootstrap 95 % intervals.
 
@@ -101,15 +102,47 @@ def curves(
       values: {what the legend says: the values (n,) at each of them}.
       x, y: what the axes show.
       spread: low and high end of the band, of values (n,).
+      log: whether y is logarithmic; points at 0 are left out then.
     """
     figure = check_plots()[0].Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for name, rows in values.items():
-        low, high = zip(*(spread(row) for row in rows), strict=True)
-        (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
-        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        kept = [i for i, row in enumerate(rows) if not log or row.mean() > 0]
+        _curve(axes, [at[i] for i in kept], [rows[i] for i in kept], name, spread)
+    if log:
+        axes.set_yscale("log")
     _dress(figure, axes, x, y, legend=True)
     _save(figure, path)
+
+
+def panels(path: Path, at: Sequence[float], values: Mapping[str, Sequence[np.ndarray]], x: str) -> None:
+    """Means as curves in their bootstrap 95 % intervals, each in a panel with its own range.
+
+    Args:
+      path: of the PNG.
+      at: positions along x.
+      values: {what the panel shows: the values (n,) at each of them}.
+      x: what the common axis shows.
+    """
+    figure = check_plots()[0].Figure(figsize=(3 * len(values), 2.8), dpi=120, layout="constrained")
+    for axes, (name, rows) in zip(
+        figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
+    ):
+        _curve(axes, at, rows, name, interval)
+        _dress(figure, axes, x, name, legend=False)
+    _save(figure, path)
+
+
+def _curve(
+    axes: Any,
+    at: Sequence[float],
+    rows: Sequence[np.ndarray],
+    name: str,
+    spread: Callable[[np.ndarray], tuple[float, float]],
+) -> None:
+    low, high = zip(*(spread(row) for row in rows), strict=True)
+    (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
+    axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 def _dress(figure: Any, axes: Any, x: str, y: str, legend: bool) -> None:

@@ -11,7 +11,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
-from realcustom_jax.evaluation.report_order import order_table
+from realcustom_jax.evaluation.report_order import differences_table, order_table
 from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
 from realcustom_jax.evaluation.tables import TITLES, table
@@ -80,8 +80,10 @@ def write_report(
     page, scope, trade = (out / f"evaluation{name}" for name in (".md", "_scope.png", "_tradeoff.png"))
     parts = [_story(requests)]
     for title, rows in groups.items():
-        shown = {**rows, CEILING: ceiling} if "full" in rows else rows
-        parts += [f"## {title}\n", table(shown, GROUND_TRUTH), table(shown, CLIP)]
+        main = "full" in rows
+        parts += [f"## {title}\n", table({**rows, CEILING: ceiling} if main else rows, GROUND_TRUTH)]
+        parts += [table({**rows, "real scenes": ceiling} if main else rows, CLIP)]
+        parts += [differences_table(rows)] if main else []
     parts += ["## Against the paper\n", order_table(groups)]
     parts += [f"![What γ_scope trades]({scope.name})\n", f"![All settings]({trade.name})\n"]
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
@@ -108,9 +110,11 @@ model's own towers, which also conditioned the images; segmented means that all 
 def _plot_scope(path: Path, rows: Mapping[str, Results]) -> None:
     """What γ_scope trades: measures at each of its values, with intervals."""
     values = {}
-    for measure in ("identity_top1", "background_top1", "mask_iou", "leakage"):
-        values[TITLES[measure]] = [rows[f"γ_scope {scope}"][measure] for scope in SCOPES]
-    plots.curves(path, list(SCOPES), values, "γ_scope", "mean over requests")
+    for measure in ("identity_top1", "clip_i", "clip_t", "leakage"):
+        column = [rows[f"γ_scope {scope}"][measure] for scope in SCOPES]
+        if all(found is not None for found in column):  # without a CLIP pair there are two
+            values[TITLES[measure]] = column
+    plots.panels(path, list(SCOPES), values, "γ_scope")
 
 
 def _plot_trade(path: Path, groups: Mapping[str, Mapping[str, Results]]) -> None:

@@ -1,17 +1,36 @@
-"""Where our ordering of settings is the paper's and where it is not."""
+"""How settings differ, request by request, and where their order is the paper's and where it is not."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
 
 from realcustom_jax.evaluation.metrics import interval
 from realcustom_jax.evaluation.report_settings import GROUPS, Row
-from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import Results
+from realcustom_jax.evaluation.tables import cell, table
+from realcustom_jax.evaluation.toybox import MEASURES, Results
 
 FULL = "full"
 # The paper's two measures, and the ones here that say the same with exact ground truth.
 _PAIRS = (("clip_t", "background_top1"), ("clip_i", "identity_top1"))
+
+
+def differences_table(rows: Mapping[str, Results]) -> str:
+    """Each two of the rows, the later less the earlier one: all measures that both have."""
+    pairs = list(itertools.combinations(rows, 2))
+    shown = {f"{later} less {earlier}": _less(rows[later], rows[earlier]) for earlier, later in pairs}
+    measures = [name for name in MEASURES if any(found[name] is not None for found in shown.values())]
+    return (
+        "Differences, request by request, with their own intervals; one that holds 0 tells nothing apart:\n\n"
+        + table(shown, measures, first="difference")
+    )
+
+
+def _less(later: Results, earlier: Results) -> Results:
+    return {
+        name: None if later[name] is None or earlier[name] is None else later[name] - earlier[name]
+        for name in MEASURES
+    }
 
 
 def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting
+from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting, real_scene, reference
 from realcustom_jax.files import write_json, write_whole
 from realcustom_jax.training.logs import params_sha256
 
@@ -25,7 +25,7 @@ class Runs:
       folder: for NAME_KEY.json, the raw values of every request.
       benchmark: the requests and the judge.
       generator: the model.
-      digest: of the parameters of model and judge.
+      digest: of the parameters of model and judge, and of the drawn references and scenes.
     """
 
     folder: Path
@@ -36,7 +36,11 @@ class Runs:
     @classmethod
     def open(cls, folder: Path, benchmark: Benchmark, generator: Generator) -> "Runs":
         params = {"judge": benchmark.judge.params, **generator.pipe.params}
-        return cls(folder, benchmark, generator, params_sha256(jax.device_get(params)))
+        drawn = {
+            "references": np.stack([reference(request).image for request in benchmark.requests]),
+            "scenes": np.stack([real_scene(request).image for request in benchmark.requests]),
+        }
+        return cls(folder, benchmark, generator, params_sha256({**jax.device_get(params), "drawn": drawn}))
 
     def results(self, name: str, setting: Setting) -> Results:
         """{measure: a value for each request}, from the folder where they are there, else made now."""

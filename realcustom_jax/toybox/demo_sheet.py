@@ -30,7 +30,7 @@ ACCENTS = ("#0b7a75", "#cf5a1c")
 TITLE = "One photo, new places"
 SUBTITLE = (
     "No training saw these subjects. Text only and customized begin with the same noise; in the customized "
-    "image the photo narrows the coloured word, and acts only where the mask lets it."
+    "image the photo narrows the coloured word, and is attended to only inside the mask."
 )
 
 

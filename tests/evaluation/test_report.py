@@ -8,7 +8,14 @@ import pytest
 from realcustom_jax.evaluation import report, report_order
 from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import GROUPS, SCOPES
-from realcustom_jax.evaluation.toybox import MEASURES, Benchmark, Setting, make_requests
+from realcustom_jax.evaluation.toybox import (
+    MEASURES,
+    Benchmark,
+    Setting,
+    make_requests,
+    real_scene,
+    reference,
+)
 
 
 def results(seed, count=30, **fixed):
@@ -69,6 +76,40 @@ def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_
     other = dataclasses.replace(runs, digest="another model")
     other.results("full", Setting())
     assert len(painter.made) == 8
+
+
+@pytest.mark.parametrize("drawn", [real_scene, reference])
+def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp_path, monkeypatch, drawn):
+    """The drawn pixels are part of what results depend on, not the requests' numbers alone."""
+    benchmark, painter = Benchmark(make_requests(2), random_judge, None), Painter(paired_pipe)
+    Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
+
+    def darker(request):
+        scene = drawn(request)
+        return dataclasses.replace(scene, image=scene.image // 2)
+
+    monkeypatch.setattr(f"realcustom_jax.evaluation.report_runs.{drawn.__name__}", darker)
+    Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
+    assert len(painter.made) == 2
+
+
+def test_differences_are_of_the_same_requests():
+    """A difference smaller than the spread, but the same for all, has an interval without 0."""
+    plain, middle = results(1), results(2)
+    plain["leakage"] = None
+    last = middle | {"clip_t": middle["clip_t"] + 0.01, "clip_i": None}
+    lines = report_order.differences_table({"text": plain, "no mask": middle, "full": last}).splitlines()
+    cells = {
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:]
+        for line in lines
+        if "less" in line
+    }
+    heads = next(line for line in lines if line.startswith("| difference")).strip("| ").split(" | ")[1:]
+    assert list(cells) == ["no mask less text", "full less text", "full less no mask"]
+    found = dict(zip(heads, cells["full less no mask"], strict=True))
+    assert found["CLIP-T"] == "0.010 [0.010, 0.010]" and found["CLIP-I"] == "–"
+    assert found["leakage"] == "0.000 [0.000, 0.000]"
+    assert dict(zip(heads, cells["full less text"], strict=True))["leakage"] == "–"
 
 
 def test_the_order_is_that_of_paired_differences():

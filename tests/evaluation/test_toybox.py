@@ -23,6 +23,7 @@ from realcustom_jax.evaluation.toybox import (
     make_requests,
     real_scene,
     reference,
+    references,
 )
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, is_held_out
 
@@ -98,6 +99,17 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     verdict, other = random_judge.look(images), random_judge.look(plain)
     words = [w == r.word for w, r in zip(verdict.words, benchmark.requests, strict=True)]
     assert found["word_top1"].tolist() == words
+    places = [b == r.background for b, r in zip(verdict.backgrounds, benchmark.requests, strict=True)]
+    assert found["background_top1"].tolist() == places
+    ranks = benchmark.ranks(images)
+    for n, request in enumerate(benchmark.requests):
+        known = references(request.word)
+        seen = random_judge.directions(
+            np.stack([photo.image for photo in known]), np.stack([photo.masks[0] for photo in known])
+        )
+        order = np.argsort(-(seen @ verdict.directions[n]))
+        assert ranks[n] == order.tolist().index(request.number)
+    assert found["identity_top1"].tolist() == (ranks == 0).tolist() and len(set(ranks)) > 1
     np.testing.assert_allclose(found["mask_iou"], metrics.iou(masks, verdict.regions))
     expected = metrics.leakage(images, plain, verdict.regions | other.regions)
     np.testing.assert_allclose(found["leakage"], expected)
@@ -106,6 +118,13 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     np.testing.assert_allclose(found["clip_t"], (see(images) * texts).sum(-1), atol=1e-6)
     photos = see([reference(r).image for r in benchmark.requests])
     np.testing.assert_allclose(found["clip_i"], (see(images) * photos).sum(-1), atol=1e-6)
+    alone = [
+        np.where(region[..., None], image, 255) for image, region in zip(images, verdict.regions, strict=True)
+    ]
+    shown = [reference(r) for r in benchmark.requests]
+    photos_alone = [np.where(photo.masks[0][..., None], photo.image, 255) for photo in shown]
+    expected = (see(np.stack(alone)) * see(np.stack(photos_alone))).sum(-1)
+    np.testing.assert_allclose(found["clip_i_segmented"], expected, atol=1e-6)
 
 
 def test_the_reference_photo_itself_is_the_right_identity(random_judge):

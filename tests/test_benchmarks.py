@@ -1,0 +1,85 @@
+"""What the scripts of `benchmarks/` compute by themselves about leakage and about two subjects."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+from by_distance import by_distance
+from leakage_curve import in_cells
+from leakage_of_a_pass import Cuts, Kind, normalised_like_first_half
+from two_subjects import nearer
+
+from realcustom_jax.models.layers import GroupNorm
+
+
+def test_rings_are_by_the_distance_from_the_subject():
+    """Against a loop over pixels; an image without a subject has no rings, and a ring may be empty."""
+    subjects = np.zeros((2, 5, 7), bool)
+    subjects[0, 2, 1] = subjects[0, 2, 2] = True
+    changes = np.random.default_rng(0).random((2, 5, 7))
+    rings = {0: [], 1: [], 2: [], 3: [], 4: []}
+    for i, j in np.ndindex(5, 7):
+        distance = min(np.hypot(i - 2, j - 1), np.hypot(i - 2, j - 2))
+        rings[next((r for r, end in enumerate((0, 1, 2.5, 9)) if distance <= end), 4)].append(
+            changes[0, i, j]
+        )
+    found = by_distance(changes, subjects, (0, 1, 2.5, 9))
+    expected = [np.mean(ring) for ring in rings.values() if ring]
+    assert len(expected) == 4
+    np.testing.assert_allclose(found[0, :4], expected, rtol=1e-12)
+    assert np.isnan(found[0, 4]) and np.isnan(found[1]).all()
+
+
+def test_regions_are_widened_to_whole_latents():
+    regions = np.zeros((1, 8, 12), bool)
+    regions[0, 5, 3] = True
+    expected = np.zeros((1, 8, 12), bool)
+    expected[0, 4:8, 0:4] = True
+    np.testing.assert_array_equal(in_cells(regions, 4), expected)
+
+
+def test_the_second_half_is_normalised_with_statistics_of_the_first():
+    """Equal halves as `GroupNorm` has them, other ones as a numpy loop over groups; 1e-5, float32."""
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 3, 4, 5, 6)).astype(np.float32) * 2 + 1
+    module = GroupNorm(2, 1e-3)
+    params = {"scale": rng.normal(size=6).astype(np.float32), "bias": rng.normal(size=6).astype(np.float32)}
+    bound = module.bind({"params": params})
+    own = module.apply({"params": params}, first)
+    same = normalised_like_first_half(bound, np.concatenate([first, first]))
+    np.testing.assert_allclose(same, np.concatenate([own, own]), atol=1e-5)
+    found = np.asarray(normalised_like_first_half(bound, np.concatenate([first, second])))
+    np.testing.assert_allclose(found[:3], own, atol=1e-5)
+    for n, group in np.ndindex(3, 2):
+        channels = slice(3 * group, 3 * group + 3)
+        mean, variance = first[n, ..., channels].mean(), first[n, ..., channels].var()
+        expected = (second[n, ..., channels] - mean) / np.sqrt(variance + 1e-3)
+        expected = expected * params["scale"][channels] + params["bias"][channels]
+        np.testing.assert_allclose(found[3 + n, ..., channels], expected, atol=1e-5)
+
+
+def test_cuts_act_in_the_unet_and_leave_the_first_half(micro_pipe):
+    """Each kind of cut changes what the second half is, and never the first, of two unequal halves."""
+    unet, params = micro_pipe.models.unet, micro_pipe.params["unet"]
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, unet.config.in_channels))
+    text = jax.random.normal(jax.random.key(1), (2, 5, unet.config.cross_attention_dim))
+
+    context = unet.apply({"params": params}, text, method=type(unet).encode_context)
+
+    def run(**cut):
+        cuts = Cuts(Kind("", **cut))
+        with nn.intercept_methods(cuts):
+            found, _ = unet.apply({"params": params}, x, np.full(2, 500.0), context)
+        cuts.check()
+        return np.asarray(found)
+
+    plain = run()
+    cut = [run(statistics=True), run(attention=True), run(statistics=True, attention=True)]
+    for found in cut:
+        np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
+        assert np.abs(found[1] - plain[1]).max() > 1e-3
+
+
+def test_all_pixels_are_parted_between_two_masks():
+    masks = np.zeros((2, 1, 7), bool)
+    masks[0, 0, 0] = masks[1, 0, 4] = True
+    np.testing.assert_array_equal(nearer(masks)[:, 0], [[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
