@@ -30,7 +30,7 @@ ACCENTS = ("#0b7a75", "#cf5a1c")
 TITLE = "One photo, new places"
 SUBTITLE = (
     "No training saw these subjects. Text only and customized begin with the same noise; in the customized "
-    "image the photo narrows the coloured word, and is attended to only inside the mask."
+    "image the photo narrows the coloured word, seen only inside the mask."
 )
 
 
@@ -208,9 +208,10 @@ class _Page:
 
     def text(self, x: int, width: int, size: float, runs: list[tuple[str, str]], shift: int = 0) -> None:
         """One line of (text, colour) runs in a box of `width`: smaller where too long, at worst cut."""
-        length = _font(size).getlength("".join(text for text, _ in runs))
-        if length > width:
-            size = max(10.0, size * width / length - 0.25)
+        whole = "".join(text for text, _ in runs)
+        # Step by step: with hinting, the length of a line is not proportional to the size of its font.
+        while size > 10.0 and _font(size).getlength(whole) > width:
+            size = max(10.0, size - 0.25)
         font, top = _font(size), self.y + shift
         draw, right = self._reach(top + 2 * round(size)), x + width
         position = float(x)
