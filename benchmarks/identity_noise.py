@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from noised_scenes import encode, noise_like, solver_rows
+from noised_scenes import conditioned, encode, noise_like, solver_rows
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
@@ -29,7 +29,7 @@ from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
 from realcustom_jax.models.family import Models
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
+from realcustom_jax.sampling import decode, latent_size
 
 BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
 COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}
@@ -63,11 +63,8 @@ def finished(
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     for start in range(0, len(requests), batch):
         chunk = requests[start : start + batch]
-        jobs = [setting.job(request) for request in chunk]
-        prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
-        conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
+        conditioning, keys = conditioned(pipe, setting, chunk, options)
         scenes = np.stack([real_scene(request).image for request in chunk])
-        keys = request_keys([job.seed for job in jobs])
         made = _sample_on(
             pipe.params, conditioning, keys, scenes, begin,
             models=pipe.models, schedule=pipe.schedule, config=config,

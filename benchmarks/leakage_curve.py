@@ -14,25 +14,20 @@ decoder has carried there. *Latents elsewhere alone* are the other way round. Th
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from by_distance import by_distance
-from jax import Array
-from noised_scenes import another_subject
+from noised_scenes import another_subject, conditioned
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
-from realcustom_jax.diffusion.sampler import Conditioning, sample_latents
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
-from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.toybox import SETTINGS, Request, Setting, make_requests, real_scene
-from realcustom_jax.models.family import Models
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
+from realcustom_jax.sampling import decode, latent_size
 from realcustom_jax.toybox import Scene
 
 RINGS = (2, 4, 6, 8, 12, 16, 24)  # outer ends, in pixels; one more ring has all beyond
@@ -78,31 +73,13 @@ def sampled(pipe: Pipeline, setting: Setting, requests: Sequence[Request], batch
     """Latents (n, h, w, C) of a setting, as they go into the VAE."""
     options = pipe.defaults.changed(setting.options)
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    run = jax.jit(sample_latents, static_argnames=("unet", "schedule", "config"))
+    static = {"unet": pipe.models.unet, "schedule": pipe.schedule, "config": config}
     found = []
     for start in range(0, len(requests), batch):
-        jobs = [setting.job(request) for request in requests[start : start + batch]]
-        prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
-        conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
-        keys = request_keys([job.seed for job in jobs])
-        z, _ = _sampled(
-            pipe.params["unet"], conditioning, keys,
-            models=pipe.models, schedule=pipe.schedule, config=config,
-        )  # fmt: skip
-        found.append(np.asarray(z))
+        conditioning, keys = conditioned(pipe, setting, requests[start : start + batch], options)
+        found.append(np.asarray(run(pipe.params["unet"], conditioning, keys, **static)[0]))
     return np.concatenate(found)
-
-
-@functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
-def _sampled(
-    params: Any,
-    conditioning: Conditioning,
-    keys: Array,
-    *,
-    models: Models,
-    schedule: ScheduleConfig,
-    config: SamplerConfig,
-) -> tuple[Array, Array]:
-    return sample_latents(params, conditioning, keys, unet=models.unet, schedule=schedule, config=config)
 
 
 def decoded(pipe: Pipeline, latents: np.ndarray) -> np.ndarray:

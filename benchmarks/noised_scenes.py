@@ -1,5 +1,6 @@
 """Real scenes, in latents and under noise, for the scripts here that look behind the report's numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.diffusion.sampler import Contexts
+from realcustom_jax.diffusion.sampler import Conditioning, Contexts
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
-from realcustom_jax.evaluation.toybox import IDENTITIES, Request, identities
+from realcustom_jax.evaluation.toybox import IDENTITIES, Request, Setting, identities
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.unet import Context
 from realcustom_jax.models.vae import VAE
+from realcustom_jax.options import SamplingOptions
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling import make_conditioning, request_keys
 from realcustom_jax.toybox import Scene, render_scene
 
 
@@ -24,6 +28,16 @@ def another_subject(request: Request) -> Scene:
     """The drawn scene of a request, but of the next identity of the word."""
     other = identities(request.word, request.held_out)[(request.number + 1) % IDENTITIES]
     return render_scene(request.background, [other], request.seed)
+
+
+def conditioned(
+    pipe: Pipeline, setting: Setting, requests: Sequence[Request], options: SamplingOptions
+) -> tuple[Conditioning, Array]:
+    """What the sampler takes of requests in a setting: their conditioning and keys."""
+    jobs = [setting.job(request) for request in requests]
+    prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
+    conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
+    return conditioning, request_keys([job.seed for job in jobs])
 
 
 def encode(models: Models, params: Any, images: np.ndarray | Array) -> Array:
