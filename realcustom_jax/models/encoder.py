@@ -9,13 +9,14 @@ from jax import Array
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
+from realcustom_jax.models.layers import gelu
 
 
 def activation(name: str) -> Callable[[Array], Array]:
     """An activation by transformers' name; `gelu` is the exact one there, not the tanh approximation."""
     known = {
         "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu": gelu,
         "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     }
     if name not in known:

@@ -39,6 +39,15 @@ class GroupNorm(nn.Module):
         return ((x.astype(jnp.float32) - centre[expand]) * gain[expand] + bias).astype(self.dtype)
 
 
+def gelu(x: Array) -> Array:
+    """The exact GELU, x·Φ(x), of an array of any shape; in float32, as 1 + erf cancels where x is negative.
+
+    `jax.nn.gelu` takes erfc, which evaluates two branches and an exponential for every element.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1.0 + jax.lax.erf(y * 2**-0.5))).astype(x.dtype)
+
+
 class ResnetBlock(nn.Module):
     """GroupNorm–SiLU–conv twice with a skip; the time embedding, where given, is added in between."""
 

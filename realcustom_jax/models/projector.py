@@ -4,12 +4,12 @@ All take a tuple of feature arrays (…, N, C_in) and give (…, M, features).
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
+from realcustom_jax.models.layers import gelu
 
 # How many feature arrays each takes.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
@@ -95,6 +95,6 @@ class HighResProjector(nn.Module):
     def _mlp(self, name: str, x: Array) -> Array:
         """Linear–GELU–linear–GELU–linear–LayerNorm; PyTorch's numbering counts the activations too."""
         x = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name=f"{name}_0")(x)
-        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_2")(jax.nn.gelu(x, approximate=False))
-        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_4")(jax.nn.gelu(x, approximate=False))
+        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_2")(gelu(x))
+        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_4")(gelu(x))
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_5")(x)
