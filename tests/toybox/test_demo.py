@@ -96,6 +96,24 @@ def test_labels_stay_in_their_boxes(prompt):
         assert (pixels[line + 1 : frame - 1, x - SPACE + 5 : x - 5] == paper).all()
 
 
+def test_a_line_gets_smaller_until_it_fits():
+    """A cut one would be as high as a short one."""
+
+    def ink(description):
+        shown = row([demo.BIRD], ("beach",), descriptions=(description,))
+        pixels = np.asarray(demo_sheet([shown]))[:, COLUMNS[0] : COLUMNS[0] + IMAGE]
+        tile = np.asarray(enlarge(shown.references[0], IMAGE))
+        top = next(y for y in range(len(pixels)) if (pixels[y : y + IMAGE] == tile).all())
+        dark = (pixels[top - 28 : top - 3] != ImageColor.getrgb(PAPER)).any(axis=2)
+        rows, columns = (np.flatnonzero(dark.any(axis=axis)) for axis in (1, 0))
+        return np.ptp(rows), np.ptp(columns)
+
+    (height, width), (smaller, wide) = ink("plum bird"), ink("plum bird" + " striped" * 4)
+    assert width < IMAGE / 2
+    assert 0.9 * IMAGE < wide < IMAGE
+    assert smaller < height
+
+
 def test_spotlight_keeps_the_inside_and_pales_the_outside():
     image = np.full((64, 64, 3), (200, 40, 40), np.uint8)
     mask = np.zeros((1, 16, 16), np.float32)
