@@ -20,7 +20,7 @@ INSTALL_REQUIRES = [
     "ml_dtypes>=0.5",
     "msgpack>=1.0",
     "numpy>=2.0",
-    "optax>=0.2.6",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     # 10.1 brought the scalable default font that the demo sheet is written in.
     "pillow>=10.1",

@@ -71,7 +71,7 @@ def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[],
     params = init_params(models.param_shapes(), 0)
     options = config.optimizer
     schedule = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
-    optimizer = make_optimizer(schedule, options.weight_decay, options.b2, options.max_norm)
+    optimizer = make_optimizer(schedule, options.weight_decay, options.b2, options.max_norm, options.name)
     loss = make_loss("base", models, from_mapping(ScheduleConfig, configs["scheduler"]), config.loss)
     trainable, frozen = jax.device_put(split_trainable(params, config.trainable, config.frozen))
     step = jax.jit(make_train_step(loss, optimizer, schedule, options.ema_decay, 0), donate_argnums=0)

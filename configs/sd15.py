@@ -50,6 +50,7 @@ def get_config(tpu: str = "") -> ml_collections.ConfigDict:
     )
 
     config.optimizer = {
+        "name": "adamw",  # or muon, which orthogonalises the steps of kernels
         "learning_rate": 1e-4,
         "warmup": 500,  # steps
         "end_fraction": 0.1,  # of the learning rate, at the last step

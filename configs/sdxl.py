@@ -63,6 +63,7 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
     )
 
     config.optimizer = {
+        "name": "adamw",  # or muon, which orthogonalises the steps of kernels
         "learning_rate": 1e-4,
         "warmup": 500,  # steps
         "end_fraction": 0.1,  # of the learning rate, at the last step

@@ -54,6 +54,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     )
 
     config.optimizer = {
+        "name": "adamw",  # or muon, which orthogonalises the steps of kernels
         "learning_rate": {"vae": 2e-3, "instance": 2e-3}.get(stage, 1e-3),
         "warmup": {"base": 200, "customize": 100}.get(stage, 50),  # steps
         "end_fraction": 0.02,  # of the learning rate, at the last step

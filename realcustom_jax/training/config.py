@@ -17,6 +17,7 @@ from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.training.losses import STAGES
+from realcustom_jax.training.optimizer import OPTIMIZERS
 from realcustom_jax.training.partition import AXES
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
@@ -51,6 +52,7 @@ _KEYS: dict[str, tuple] = {
     "remat": (_TEXT,),
     "accumulate": (_INTEGER, 1),
     "scan": (_FLAG,),
+    "optimizer.name": (_TEXT,),
     "optimizer.learning_rate": (_NUMBER, 0),
     "optimizer.warmup": (_INTEGER, 0),
     "optimizer.end_fraction": _SHARE,
@@ -89,6 +91,7 @@ _KEYS: dict[str, tuple] = {
 # What configs of before these keys, and those that don't use them, need not have.
 _OPTIONAL = {
     "scan",
+    "optimizer.name",
     "loss.subject_weight",
     "data.buckets",
     "data.bucket_step",
@@ -118,12 +121,15 @@ _CHOICES = {
     "compute_dtype": DTYPES,
     "frozen_dtype": DTYPES,
     "remat": POLICIES,
+    "optimizer.name": OPTIMIZERS,
     # Of a training example: the training image itself, or a subject that is marked in it.
     "data.reference": ("image", "subject"),
 }
 
 # A resumed run with another value of these would be neither the old run nor a new one.
-_FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size)(\.|$)")
+_FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size|optimizer\.name)(\.|$)")
+# What the runs of before such a key did.
+_BEFORE = {"optimizer.name": "adamw"}
 # These change nothing of what is learned.
 _FREE = re.compile(
     r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|samples|mesh|sharding|remat|scan)(\.|$)"
@@ -268,8 +274,7 @@ def check_resume(config: ConfigDict, saved: Mapping[str, Any], step: int) -> str
     """
     if step > config.steps:
         raise UserError(f"the newest checkpoint is of step {step}, beyond the last step, {config.steps}")
-    new = dict(_flat(json.loads(json.dumps(config.to_dict()))))
-    old = dict(_flat(saved))
+    new, old = (_BEFORE | dict(_flat(x)) for x in (json.loads(json.dumps(config.to_dict())), saved))
     notes = []
     for key in sorted(old.keys() | new.keys()):
         was, now = (json.dumps(x[key]) if key in x else "nothing" for x in (old, new))

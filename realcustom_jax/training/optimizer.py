@@ -1,9 +1,16 @@
-"""AdamW with warm-up, cosine decay and clipping by the global norm."""
+"""AdamW, or Muon for the kernels, with warm-up, cosine decay and clipping by the global norm."""
 
 from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+OPTIMIZERS = ("adamw", "muon")
+
+# Where images, latents and patches enter and leave: no maps between features, so Muon, as it was published,
+# leaves them to AdamW.
+_EDGES = {"conv_in", "conv_out", "patch_embedding"}
 
 
 def make_schedule(peak: float, steps: int, warmup: int, end_fraction: float) -> optax.Schedule:
@@ -15,14 +22,50 @@ def make_schedule(peak: float, steps: int, warmup: int, end_fraction: float) -> 
 
 
 def make_optimizer(
-    schedule: optax.Schedule, weight_decay: float, b2: float, max_norm: float
+    schedule: optax.Schedule, weight_decay: float, b2: float, max_norm: float, name: str = "adamw"
 ) -> optax.GradientTransformation:
-    """Weight decay acts on kernels and embeddings only (arrays of two dimensions or more)."""
+    """The optimizer `name`, one of `OPTIMIZERS`.
+
+    Muon (Jordan, "Muon: an optimizer for hidden layers", 2024) moves a kernel by its momentum with all
+    singular values made alike, so that rare directions learn as fast as common ones. Its steps are as large
+    as AdamW's (Liu et al., arXiv 2502.16982), so that learning rates carry over. What is no kernel, and the
+    kernels where images enter or leave, are AdamW's, then with Nesterov momentum and without weight decay.
+
+    Args:
+      schedule: learning rate by step.
+      weight_decay: of kernels and embeddings (arrays of two dimensions or more).
+      b2: decay of AdamW's second moment.
+      max_norm: of the gradient.
+      name: which.
+    """
 
     def decayed(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    return optax.chain(
-        optax.clip_by_global_norm(max_norm),
-        optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decayed),
-    )
+    if name == "muon":
+        step = muon(
+            schedule,
+            # As orthogonal as five steps that begin with the Frobenius norm, and a fifth cheaper.
+            ns_steps=4,
+            preconditioning="schatten",
+            weight_decay=weight_decay,
+            weight_decay_mask=decayed,
+            adam_b2=b2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        step = optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(max_norm), step)
+
+
+def _matrices(params: Any) -> Any:
+    """How Muon sees each parameter: a kernel as (all that enters, what leaves), the others not at all."""
+
+    def matrix(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
+        names = [str(getattr(entry, "key", entry)) for entry in path]
+        if names[-1] != "kernel" or _EDGES & set(names):
+            return None
+        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)

@@ -74,7 +74,9 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     options = config.optimizer
     rate = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
-    optimizer = make_optimizer(rate, options.weight_decay, options.b2, options.max_norm)
+    optimizer = make_optimizer(
+        rate, options.weight_decay, options.b2, options.max_norm, options.get("name", "adamw")
+    )
     trainable, frozen = split_params(config, params)
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     state, frozen = (partition.with_shardings(tree, config.sharding, mesh) for tree in (state, frozen))

@@ -132,6 +132,7 @@ def test_an_unknown_choice_is_named(name, message):
         ("log_every", 0, "config.log_every must be 1 or more, not 0"),
         ("checkpoint_every", -5, "config.checkpoint_every must be 1 or more, not -5"),
         ("export_dtype", "int7", "config.export_dtype 'int7' is unknown; known: float32, float16"),
+        ("optimizer.name", "sgd", "config.optimizer.name 'sgd' is unknown; known: adamw, muon"),
         ("sharding", ((".*", ("fsdq",)),), "'fsdq' is not an axis of the mesh; those are data, fsdp, tensor"),
         ("sharding", (("a", ("fsdp", "fsdp")),), "the rule 'a' names an axis twice"),
         ("sharding", (".*",), "'.*' is not a pair of a regular expression and a list of axes"),
@@ -209,6 +210,14 @@ def test_the_same_config_resumes_without_a_word(config, saved):
     assert check_resume(config, saved, 5) == ""
 
 
+def test_a_checkpoint_of_before_the_optimizer_had_a_name_resumes(config, saved):
+    del saved["optimizer"]["name"]
+    assert check_resume(config, saved, 5) == ""
+    config.optimizer.name = "muon"
+    with pytest.raises(UserError, match='was "adamw" and is now "muon"'):
+        check_resume(config, saved, 5)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -216,6 +225,7 @@ def test_the_same_config_resumes_without_a_word(config, saved):
         ("init_from", "other", 'config.init_from was "toybox" and is now "other"'),
         ("seed", 1, "config.seed was 0 and is now 1"),
         ("batch_size", 32, "config.batch_size was 64 and is now 32"),
+        ("optimizer.name", "muon", 'config.optimizer.name was "adamw" and is now "muon"'),
         ("fresh", "", 'is now ""'),
         ("trainable", ("^unet/",), 'is now ["^unet/"]'),
         ("model.unet.block_out_channels", (8,), "was [64, 128, 160] and is now [8]"),

@@ -1,0 +1,92 @@
+"""Muon: which step it takes of which parameter, against a transcription in numpy and AdamW."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from realcustom_jax.training.optimizer import make_optimizer
+
+RATE, DECAY, B2, NORM = 0.01, 0.1, 0.99, 0.5
+KERNELS = {"unet/proj/kernel": (24, 40), "unet/conv/kernel": (3, 3, 8, 12), "unet/tall/kernel": (64, 16)}
+# Those where images enter or leave, and what is no kernel.
+OTHERS = {"unet/conv_in/kernel": (3, 3, 4, 8), "tower/patch_embedding/kernel": (2, 2, 3, 8)}
+OTHERS |= {"unet/proj/bias": (40,), "text/token_embedding/embedding": (10, 8), "unet/norm/scale": (8,)}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[dict, dict]:
+    """Parameters and a gradient, whose singular values spread over a factor of some 20."""
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        return jnp.asarray(rng.normal(size=shape) * np.geomspace(1, 0.05, shape[-1]), jnp.float32)
+
+    return tuple({name: draw(shape) for name, shape in (KERNELS | OTHERS).items()} for _ in range(2))
+
+
+def step(name: str, params: dict, gradient: dict) -> dict:
+    """What one update adds, {path: …}."""
+    nested = [nest(tree) for tree in (params, gradient)]
+    optimizer = make_optimizer(optax.constant_schedule(RATE), DECAY, B2, NORM, name)
+    updates, _ = jax.jit(optimizer.update)(nested[1], optimizer.init(nested[0]), nested[0])
+    return {path: updates[a][b][c] for path in params for a, b, c in [path.split("/")]}
+
+
+def nest(flat: dict) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        a, b, c = path.split("/")
+        tree.setdefault(a, {}).setdefault(b, {})[c] = value
+    return tree
+
+
+def orthogonalised(matrix: np.ndarray) -> np.ndarray:
+    """Four steps of the quintic Newton-Schulz iteration, after dividing by the Schatten 4-norm."""
+    x = matrix.astype(np.float64)
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide = wide / (np.linalg.svd(wide, compute_uv=False) ** 4).sum() ** 0.25
+    for _ in range(4):
+        square = wide @ wide.T
+        wide = 3.4445 * wide + (-4.775 * square + 2.0315 * square @ square) @ wide
+    return wide if x.shape[0] <= x.shape[1] else wide.T
+
+
+def test_muon_moves_kernels_by_an_orthogonal_matrix_as_large_as_adamw_s_step(drawn):
+    """1e-4 of the largest: float32 in eight products after one another.
+
+    The first step's momentum is the gradient but for its size, which does not matter.
+    """
+    params, gradient = drawn
+    made = step("muon", params, gradient)
+    for path, shape in KERNELS.items():
+        matrix = np.asarray(gradient[path]).reshape(-1, shape[-1])
+        expected = orthogonalised(matrix) * 0.2 * np.sqrt(max(matrix.shape)) + DECAY * np.asarray(
+            params[path]
+        ).reshape(matrix.shape)
+        update = -np.asarray(made[path]).reshape(matrix.shape) / RATE
+        np.testing.assert_allclose(update, expected, atol=1e-4 * np.abs(expected).max())
+        spread = np.linalg.svd(orthogonalised(matrix), compute_uv=False)
+        assert spread.min() > 0.5 and spread.max() < 1.25  # the gradient's: a factor of 10 and more
+        assert np.linalg.cond(matrix) > 10
+
+
+def test_muon_leaves_the_rest_to_adamw_without_decay(drawn):
+    """1e-6: the same arithmetic, of Nesterov's kind."""
+    params, gradient = drawn
+    made = step("muon", params, gradient)
+    scale = min(1.0, NORM / float(optax.global_norm(gradient)))
+    adam = optax.nadamw(RATE, b2=B2, weight_decay=0.0)
+    clipped = jax.tree.map(lambda g: g * scale, gradient)
+    expected, _ = adam.update(clipped, adam.init(params), params)
+    for path in OTHERS:
+        np.testing.assert_allclose(made[path], expected[path], atol=1e-6 * RATE, rtol=1e-5)
+
+
+def test_adamw_decays_arrays_of_two_dimensions_alone(drawn):
+    params, gradient = drawn
+    still = jax.tree.map(jnp.zeros_like, gradient)
+    for path, update in step("adamw", params, still).items():
+        decays = params[path].ndim > 1
+        np.testing.assert_allclose(update, -RATE * DECAY * params[path] * decays, rtol=1e-6)
