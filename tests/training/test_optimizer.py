@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from realcustom_jax.training.optimizer import make_optimizer
 
@@ -26,12 +28,18 @@ def drawn() -> tuple[dict, dict]:
     return tuple({name: draw(shape) for name, shape in (KERNELS | OTHERS).items()} for _ in range(2))
 
 
-def step(name: str, params: dict, gradient: dict) -> dict:
-    """What one update adds, {path: …}."""
-    nested = [nest(tree) for tree in (params, gradient)]
+def step(name: str, params: dict, *gradients: dict) -> dict:
+    """What the last update adds, {path: …}."""
     optimizer = make_optimizer(optax.constant_schedule(RATE), DECAY, B2, NORM, name)
-    updates, _ = jax.jit(optimizer.update)(nested[1], optimizer.init(nested[0]), nested[0])
+    updates = last_update(optimizer, nest(params), *map(nest, gradients))
     return {path: updates[a][b][c] for path in params for a, b, c in [path.split("/")]}
+
+
+def last_update(optimizer: optax.GradientTransformation, params: dict, *gradients: dict) -> dict:
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+    return updates
 
 
 def nest(flat: dict) -> dict:
@@ -73,15 +81,30 @@ def test_muon_moves_kernels_by_an_orthogonal_matrix_as_large_as_adamw_s_step(dra
 
 
 def test_muon_leaves_the_rest_to_adamw_without_decay(drawn):
-    """1e-6: the same arithmetic, of Nesterov's kind."""
+    """Nesterov's Adam, twice, since the first step of any Adam is the sign; 1e-5: the same arithmetic."""
     params, gradient = drawn
-    made = step("muon", params, gradient)
-    scale = min(1.0, NORM / float(optax.global_norm(gradient)))
-    adam = optax.nadamw(RATE, b2=B2, weight_decay=0.0)
-    clipped = jax.tree.map(lambda g: g * scale, gradient)
-    expected, _ = adam.update(clipped, adam.init(params), params)
+    gradients = gradient, jax.tree.map(jnp.square, gradient)
+    made = step("muon", params, *gradients)
+    norms = [float(np.sqrt(sum(np.square(g).sum() for g in tree.values()))) for tree in gradients]
+    clipped = [
+        {path: g * min(1.0, NORM / norm) for path, g in tree.items()}
+        for tree, norm in zip(gradients, norms, strict=True)
+    ]
+    expected = last_update(optax.nadamw(RATE, b2=B2, weight_decay=0.0), params, *clipped)
     for path in OTHERS:
         np.testing.assert_allclose(made[path], expected[path], atol=1e-6 * RATE, rtol=1e-5)
+
+
+def test_muon_of_sharded_kernels_is_muon_of_whole_ones(drawn):
+    """Each kernel's first dimension over the devices that divide it; 1e-5: float32 sums in another order."""
+    params, gradient = drawn
+    mesh = Mesh(np.asarray(jax.devices()[:4]), ("fsdp",))
+    over = {path: P("fsdp") if params[path].shape[0] % 4 == 0 else P() for path in params}
+    shardings = {path: NamedSharding(mesh, spec) for path, spec in over.items()}
+    assert over["unet/proj/kernel"] == over["unet/tall/kernel"] == P("fsdp")
+    made = step("muon", *(jax.device_put(tree, shardings) for tree in (params, gradient)))
+    for path, update in step("muon", params, gradient).items():
+        np.testing.assert_allclose(made[path], update, rtol=1e-5, atol=1e-5 * np.abs(update).max())
 
 
 def test_adamw_decays_arrays_of_two_dimensions_alone(drawn):
