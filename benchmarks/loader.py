@@ -7,15 +7,14 @@ column is the loader's rate over the step's, both on all cores; it must be at le
 """
 
 import argparse
-import importlib.util
 import os
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from small_runs import load_config
 
 from realcustom_jax import pipeline
 from realcustom_jax.cli import run_command
@@ -87,14 +86,6 @@ def step_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     return config.batch_size / float(np.median(times))
-
-
-def load_config(stage: str) -> ConfigDict:
-    path = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(stage)
 
 
 if __name__ == "__main__":

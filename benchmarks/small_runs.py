@@ -1,7 +1,10 @@
-"""What the benchmarks that stop and restart trainings share: a run as small as the shapes allow."""
+"""What benchmarks of training share: the config of the toybox, small runs, and what runs report."""
 
+import importlib.util
 import json
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
 # What is tried is the stopping, not the learning.
@@ -10,6 +13,14 @@ SMALL = (
     "--config.data.toybox_examples=200", "--config.optimizer.warmup=2",
     "--config.model.vae.block_out_channels=(8, 8)", "--config.model.vae.sample_size=64",
 )  # fmt: skip
+
+
+def load_config(stage: str) -> ConfigDict:
+    """A stage's config of configs/tiny.py."""
+    spec = importlib.util.spec_from_file_location("tiny", TINY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(stage)
 
 
 def reports(workdir: Path) -> list[dict]:

@@ -6,15 +6,14 @@ floating-point operations that XLA counts.
 """
 
 import argparse
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from small_runs import load_config
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -63,7 +62,7 @@ def main() -> None:
 
 def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[], None], float, int]:
     """A closure that runs one step, XLA's count of its operations, and the UNet's parameters."""
-    config = load_config()
+    config = load_config("base")
     configs = config.model.to_dict()
     configs["unet"] |= changes
     configs["text_encoder"] |= {"vocab_size": 1000, "eos_token_id": 999}
@@ -91,14 +90,6 @@ def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[],
     run()
     count = sum(leaf.size for leaf in jax.tree.leaves(params["unet"]))
     return run, compiled.cost_analysis()["flops"], count
-
-
-def load_config() -> Any:
-    path = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config("base")
 
 
 if __name__ == "__main__":
