@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realcustom_jax.training.optimizer import make_optimizer
+from realcustom_jax.weights.keys import flatten, unflatten
 
 RATE, DECAY, B2, NORM = 0.01, 0.1, 0.99, 0.5
 KERNELS = {"unet/proj/kernel": (24, 40), "unet/conv/kernel": (3, 3, 8, 12), "unet/tall/kernel": (64, 16)}
@@ -31,8 +32,7 @@ def drawn() -> tuple[dict, dict]:
 def step(name: str, params: dict, *gradients: dict) -> dict:
     """What the last update adds, {path: …}."""
     optimizer = make_optimizer(optax.constant_schedule(RATE), DECAY, B2, NORM, name)
-    updates = last_update(optimizer, nest(params), *map(nest, gradients))
-    return {path: updates[a][b][c] for path in params for a, b, c in [path.split("/")]}
+    return flatten(last_update(optimizer, unflatten(params), *map(unflatten, gradients)))
 
 
 def last_update(optimizer: optax.GradientTransformation, params: dict, *gradients: dict) -> dict:
@@ -40,14 +40,6 @@ def last_update(optimizer: optax.GradientTransformation, params: dict, *gradient
     for gradient in gradients:
         updates, state = update(gradient, state, params)
     return updates
-
-
-def nest(flat: dict) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        a, b, c = path.split("/")
-        tree.setdefault(a, {}).setdefault(b, {})[c] = value
-    return tree
 
 
 def orthogonalised(matrix: np.ndarray) -> np.ndarray:
