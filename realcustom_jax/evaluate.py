@@ -105,7 +105,7 @@ def _dreambench(args: argparse.Namespace) -> None:
     options = given_options(args)
     settings = {"model": str(args.model), **options}
     make_folder(args.out, "--out")
-    dreambench.check_settings(args.out, settings)
+    dreambench.check_settings(args.out / dreambench.SETTINGS, settings)
     if args.clip:
         plots.check_plots()
     scorer = _scorer(args)

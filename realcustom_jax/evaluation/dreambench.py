@@ -19,17 +19,18 @@ from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.scores import Scorer
 from realcustom_jax.files import write_json, write_whole
 from realcustom_jax.subjects import Subject
+from realcustom_jax.training.logs import params_sha256
 
-SETTINGS = "settings.json"
+# What the command was given, known before a model is loaded; and the model's weights and options.
+SETTINGS, MODEL = "settings.json", "model.json"
 
 
-def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what the images in a folder are made with, and refuse to mix them with others.
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what the images beside a file are made with, and refuse to mix them with others.
 
     Raises:
       UserError: when the folder's images were made in another way.
     """
-    path = out / SETTINGS
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not path.is_file():
         write_json(path, settings)
@@ -42,7 +43,7 @@ def check_settings(out: Path, settings: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise UserError(
-            f"{out} has images that were made otherwise ({'; '.join(differing)}): use another --out"
+            f"{path.parent} has images that were made otherwise ({'; '.join(differing)}): use another --out"
         )
 
 
@@ -64,12 +65,18 @@ def make_missing(
 
     Returns:
       how many were made.
+
+    Raises:
+      UserError: when those that are there were made with other weights or options, though the model is
+        called the same.
     """
     missing = [task for task in tasks if not (out / f"{task.name}.png").is_file()]
     if not missing:
         return 0
     generator = load()
     chosen = generator.pipe.defaults.changed(options)
+    weights = {"weights": params_sha256(generator.pipe.params)}
+    check_settings(out / MODEL, {**weights, **dataclasses.asdict(chosen)})
     photos: dict[Path, np.ndarray] = {}
     with tqdm(total=len(missing), desc="sampling", unit="image", smoothing=0) as bar:
         for start in range(0, len(missing), generator.batch):

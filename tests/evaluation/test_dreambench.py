@@ -179,10 +179,26 @@ def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, pai
 
 
 def test_images_made_otherwise_are_not_mixed(tmp_path):
-    dreambench.check_settings(tmp_path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
-    dreambench.check_settings(tmp_path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
+    path = tmp_path / "settings.json"
+    dreambench.check_settings(path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
+    dreambench.check_settings(path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
     with pytest.raises(UserError, match="steps 25 there, 50 now"):
-        dreambench.check_settings(tmp_path, {"model": "a", "steps": 50, "mask_layers": (1, 2)})
+        dreambench.check_settings(path, {"model": "a", "steps": 50, "mask_layers": (1, 2)})
+
+
+def test_images_of_two_models_of_one_name_are_not_mixed(bench, tmp_path, paired_pipe):
+    tasks, out = read_tasks(bench, ["cat2"], [0, 1]), tmp_path / "out"
+    dreambench.make_missing(tasks[:1], out, lambda: Painter(paired_pipe), {})
+    params = jax.tree.map(np.array, paired_pipe.params)
+    jax.tree.leaves(params)[0].flat[0] += 1  # trained on, saved to the same folder
+    retrained = dataclasses.replace(paired_pipe, params=params)
+    with pytest.raises(UserError, match=f"{out} has images .*weights '.*' there, '.*' now"):
+        dreambench.make_missing(tasks, out, lambda: Painter(retrained), {})
+    retuned = dataclasses.replace(paired_pipe, defaults=paired_pipe.defaults.changed({"steps": 3}))
+    with pytest.raises(UserError, match=r"otherwise \(steps 2 there, 3 now\)"):
+        dreambench.make_missing(tasks, out, lambda: Painter(retuned), {})
+    # The option that was a default before, given by hand, makes the same images.
+    assert dreambench.make_missing(tasks, out, lambda: Painter(retuned), {"steps": 2}) == 1
 
 
 def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
