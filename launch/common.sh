@@ -18,6 +18,11 @@ need() { # need COMMAND WHY: the command is there, or the script ends
   fi
 }
 
+tell() { # tell: the comment at the top of the script, then the end
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+  exit 0
+}
+
 # What parse_options finds: the value of each option, "yes" for one without, and what comes after --.
 declare -A option=()
 arguments=()
@@ -28,10 +33,7 @@ parse_options() { # parse_options "WITH VALUES" "WITHOUT" ARGUMENT…: into opti
   while [ $# -gt 0 ]; do
     name=${1#--}
     case "$1" in
-      --help | -h) # the comment at the top of the script
-        sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
-        exit 0
-        ;;
+      --help | -h) tell ;;
       --) shift; arguments=("$@"); break ;;
     esac
     if [[ $1 == --* && $with == *" $name "* ]]; then

@@ -1,6 +1,8 @@
 """The launch scripts: what they would do, the mistakes they name, and a run of two processes."""
 
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-SCRIPTS = ("local", "tpu_vm", "tpu_pod", "gke_xpk")
+SCRIPTS = ("local", "tpu_vm", "tpu_pod", "gke_xpk", "cpu")
 TRAIN = ("--", "--config", "configs/sd15.py", "--workdir", "bucket/a run")
 TPU = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--bucket", "gs://b")
 GKE = ("--cluster", "c", "--zone", "z", "--type", "v5litepod-16", "--image", "i", "--bucket", "b")
@@ -73,6 +75,9 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
         ("tpu_vm", ("--dry-run", *TPU), "there are no arguments for the training after --"),
         ("tpu_pod", ("--dry-run", *TPU[:6], *TRAIN), "a pod's hosts share no disk: --bucket"),
         ("gke_xpk", ("--cluster", "c", *TRAIN), "--zone is needed"),
+        ("cpu", (), "there is no command to run"),
+        ("cpu", ("--quick", "python"), "unknown option --quick"),
+        ("cpu", ("no-such-program",), "no-such-program is not installed"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(script, arguments, message):
@@ -113,3 +118,51 @@ def test_all_processes_get_their_number_and_arguments(tmp_path):
     assert result.returncode == 0, result.stderr
     told = [(workdir / str(i)).read_text() for i in range(3)]
     assert told == [f"{i} of 3: -m realcustom_jax.train --workdir {workdir}\n" for i in range(3)]
+
+
+# Takes four blocks of 40 MB and gives them back, six times, in a thread as XLA does, and prints the page
+# faults of the last five times.
+FAULTS = """
+import ctypes, resource, threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def take():
+    blocks = [libc.malloc(40_000_000) for _ in range(4)]
+    for block in blocks:
+        ctypes.memset(block, 1, 40_000_000)
+        libc.free(block)
+def work():
+    take()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        take()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+def test_memory_that_is_given_back_is_kept():
+    """Without the settings every block faults once for each of its pages, every time."""
+    plain = subprocess.run(
+        ["env", "-u", "GLIBC_TUNABLES", sys.executable, "-c", FAULTS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept = run("cpu", sys.executable, "-c", FAULTS)
+    assert kept.returncode == 0, kept.stderr
+    assert int(plain.stdout) > 5 * 4 * 40_000_000 / resource.getpagesize() * 0.9
+    assert int(kept.stdout) < 100
+
+
+def test_a_command_keeps_its_arguments_settings_and_status():
+    code = "import os, sys; print(sys.argv[1:], os.environ['GLIBC_TUNABLES']); sys.exit(7)"
+    result = run(
+        "cpu", sys.executable, "-c", code, "a b", "--help", GLIBC_TUNABLES="glibc.malloc.tcache_count=3"
+    )
+    assert result.returncode == 7
+    assert result.stdout.startswith("['a b', '--help'] glibc.malloc.tcache_count=3:glibc.malloc.")
