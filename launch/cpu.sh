@@ -4,7 +4,7 @@
 # XLA takes the memory of every step from malloc and gives it back. On Linux that is a page fault for every 4 KiB of
 # it, every time, as the C library returns large blocks to the kernel at once. These settings of glibc keep it, in
 # one heap for all threads, in huge pages where the kernel gives them on request. So what a process once took stays
-# its own to the end. Other C libraries and systems pay them no heed.
+# its own to the end. Other C libraries pay them no heed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
