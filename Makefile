@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 # The demo's training: how many steps, and further flags. It goes on from the shipped weights (`fresh` is empty):
-# from the base alone, the reference begins to show only after some 20,000 images.
+# from a base alone, the reference began to show only after some 20,000 images (with AdamW and less noise).
 DEMO_STEPS ?= 30
 DEMO_FLAGS ?= --config.fresh= --config.optimizer.learning_rate=2e-4 --config.optimizer.warmup=10 \
   --config.curriculum.start=1.0 --config.data.toybox_examples=4000

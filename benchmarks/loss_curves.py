@@ -1,7 +1,9 @@
 """The losses of runs as one picture: `python benchmarks/loss_curves.py RUN [RUN …] --out docs/losses.png`.
 
 RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
-windows of steps, with the standard error of that mean. Needs matplotlib, which the extra `eval` brings.
+windows of steps, with the standard error of that mean. With --apart losses above that value are a curve of
+their own, and windows are of equally many losses: the stage instance mixes coloured batches with grey ones,
+which lose much more. Needs matplotlib, which the extra `eval` brings.
 """
 
 import argparse
@@ -22,10 +24,26 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of runs")
     parser.add_argument("--out", type=Path, default=Path("docs/losses.png"), help="the picture (%(default)s)")
     parser.add_argument("--windows", type=int, default=20, help="of each run (%(default)s)")
+    parser.add_argument(
+        "--apart",
+        type=float,
+        default=np.inf,
+        metavar="LOSS",
+        help="where a run's curve is cut in two (nowhere)",
+    )
     args = parser.parse_args()
     if args.windows < 1 or len({run.name for run in args.runs}) < len(args.runs):
         raise UserError("--windows must be 1 or more, and the folders of the runs of different names")
-    rows = {run.name: windows(run, args.windows) for run in args.runs}
+    rows = {}
+    for run in args.runs:
+        losses = read_losses(run)
+        above = losses > args.apart
+        parts = {
+            f"{run.name}, to {args.apart:g}": losses[~above],
+            f"{run.name}, above {args.apart:g}": losses[above],
+        }
+        for name, part in parts.items() if above.any() else [(run.name, losses)]:
+            rows[name] = windows(name, part, args.windows)
     share = [(i + 0.5) / args.windows for i in range(args.windows)]
     curves(args.out, share, rows, "share of the run's steps", "loss", standard_error)
     for name, values in rows.items():
@@ -33,17 +51,21 @@ def main() -> None:
     print(args.out)
 
 
-def windows(run: Path, count: int) -> list[np.ndarray]:
-    """A run's losses in each of so many windows of its steps.
-
-    Raises:
-      UserError: the folder is no run's, or has too few losses.
-    """
+def read_losses(run: Path) -> np.ndarray:
+    """Of all lines of the metrics in a folder, in the order of their steps."""
     # Of lines that a resumed run wrote again, the last.
     by_step = {line["step"]: line["loss"] for line in reports(run) if "loss" in line}
-    losses = np.array([by_step[step] for step in sorted(by_step)])
+    return np.array([by_step[step] for step in sorted(by_step)])
+
+
+def windows(name: str, losses: np.ndarray, count: int) -> list[np.ndarray]:
+    """The losses in each of so many windows of the steps.
+
+    Raises:
+      UserError: they are too few.
+    """
     if len(losses) < 2 * count:
-        raise UserError(f"{count} windows need {2 * count} losses, but {run} has {len(losses)}")
+        raise UserError(f"{count} windows need {2 * count} losses, but {name} has {len(losses)}")
     return np.array_split(losses, count)
 
 

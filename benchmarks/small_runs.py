@@ -10,7 +10,7 @@ TINY = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
 # What is tried is the stopping, not the learning.
 SMALL = (
     f"--config={TINY}:vae", "--config.log_every=1", "--config.batch_size=8",
-    "--config.data.toybox_examples=200", "--config.optimizer.warmup=2",
+    "--config.data.toybox_examples=200", "--config.optimizer.name=adamw", "--config.optimizer.warmup=2",
     "--config.model.vae.block_out_channels=(8, 8)", "--config.model.vae.sample_size=64",
 )  # fmt: skip
 

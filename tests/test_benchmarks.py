@@ -1,7 +1,11 @@
-"""What the scripts of `benchmarks/` compute by themselves about leakage and about two subjects."""
+"""What the scripts of `benchmarks/` compute by themselves: leakage, two subjects, curves of losses."""
+
+import json
+import sys
 
 import flax.linen as nn
 import jax
+import loss_curves
 import numpy as np
 from by_distance import by_distance
 from leakage_curve import in_cells
@@ -83,3 +87,22 @@ def test_all_pixels_are_parted_between_two_masks():
     masks = np.zeros((2, 1, 7), bool)
     masks[0, 0, 0] = masks[1, 0, 4] = True
     np.testing.assert_array_equal(nearer(masks)[:, 0], [[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+
+
+def test_losses_above_a_value_are_a_curve_of_their_own(tmp_path, monkeypatch, capsys):
+    """Of a run that was resumed: of step 3, written twice, the last line counts."""
+    losses = {1: 0.5, 2: 5.0, 3: 9.0, 4: 3.0, 5: 1.5}
+    lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    lines.insert(3, {"step": 3, "loss": 0.7})
+    lines.append({"step": 5, "sha256": "ab"})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--windows", "1", "--apart", "2", "--out", str(tmp_path / "losses.png")]
+    monkeypatch.setattr(sys, "argv", ["loss_curves.py", str(run), *flags])
+    loss_curves.main()
+    said = capsys.readouterr().out
+    assert (
+        "run, to 2: 0.9000 in the first window" in said and "run, above 2: 4.0000 in the first window" in said
+    )
+    assert (tmp_path / "losses.png").is_file()

@@ -61,8 +61,8 @@ def scatter(
     ]
     # It ends after some turns, not after a second as by default: equal plots are equal files.
     adjust.adjust_text(
-        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.2, 1.5),
-        force_text=(0.5, 1.0), force_static=(0.4, 0.8),
+        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.05, 1.2),
+        force_text=(0.3, 0.6), force_static=(0.4, 0.8),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
     )  # fmt: skip
     _save(figure, path)

@@ -38,7 +38,7 @@ PLAN: tuple[tuple[tuple[Identity, ...], tuple[str, ...]], ...] = (
     ((BALLOON,), ("mountains", "desert")),
     ((CUP,), ("desert", "meadow")),
     ((BOAT,), ("water", "sunset")),
-    ((BIRD, BALLOON), ("meadow",)),
+    ((BALLOON, BOAT), ("sunset",)),
 )
 # The row of `PLAN` whose first image is shown with its masks.
 MASKS_OF_ROW = 1

@@ -56,7 +56,9 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     """One image a chip; the step has a gradient all-reduce to do, the sampler its loop."""
     program = programs.train_program(config_of("tiny", "customize"), jax.devices(), per_chip=1)
     assert program.images == 8
-    assert program.held["optimizer"] > 2 * program.held["trained parameters"] > 60e6
+    # Muon's momentum of kernels, Adam's two moments of the rest.
+    trained = program.held["trained parameters"]
+    assert 1.1 * trained > program.held["optimizer"] > trained > 30e6
     assert "stablehlo" in program.lowered.as_text()
     config = config_of("tiny", "customize")
     options = SamplingOptions(steps=25, mask_steps=10, guidance_stop=0.4)

@@ -197,6 +197,7 @@ def config() -> ConfigDict:
     """The customize config, with values that the tests know."""
     config = get_config("customize")
     config.steps, config.batch_size, config.optimizer.learning_rate = 800, 64, 0.002
+    config.optimizer.name = "adamw"
     return config
 
 
