@@ -9,14 +9,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from noised_scenes import another_subject, encode
+from noised_scenes import encode
 from toybox_flags import flags
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.judge_augment import blur
 from realcustom_jax.evaluation.tables import table
-from realcustom_jax.evaluation.toybox import Benchmark, make_requests, real_scene
+from realcustom_jax.evaluation.toybox import Benchmark, another_subject, make_requests, real_scene
 from realcustom_jax.pipeline import load
 from realcustom_jax.sampling import decode
 

@@ -18,14 +18,21 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from by_distance import by_distance
-from noised_scenes import another_subject, conditioned
+from noised_scenes import conditioned
 from toybox_flags import parse
 
 from realcustom_jax.cli import run_command
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
-from realcustom_jax.evaluation.toybox import SETTINGS, Request, Setting, make_requests, real_scene
+from realcustom_jax.evaluation.toybox import (
+    SETTINGS,
+    Request,
+    Setting,
+    another_subject,
+    make_requests,
+    real_scene,
+)
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.sampling import decode, latent_size
 from realcustom_jax.toybox import Scene

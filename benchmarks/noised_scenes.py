@@ -13,7 +13,7 @@ from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.errors import UserError
-from realcustom_jax.evaluation.toybox import IDENTITIES, Request, Setting, identities
+from realcustom_jax.evaluation.toybox import Request, Setting
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.unet import Context
@@ -21,13 +21,6 @@ from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling import make_conditioning, request_keys
-from realcustom_jax.toybox import Scene, render_scene
-
-
-def another_subject(request: Request) -> Scene:
-    """The drawn scene of a request, but of the next identity of the word."""
-    other = identities(request.word, request.held_out)[(request.number + 1) % IDENTITIES]
-    return render_scene(request.background, [other], request.seed)
 
 
 def conditioned(

@@ -104,6 +104,12 @@ def real_scene(request: Request) -> Scene:
     return render_scene(request.background, [identity(request)], request.seed, SIZE)
 
 
+def another_subject(request: Request) -> Scene:
+    """The real scene of a request, but of the next identity of the word."""
+    other = identities(request.word, request.held_out)[(request.number + 1) % IDENTITIES]
+    return render_scene(request.background, [other], request.seed, SIZE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """A way to make the images.
@@ -174,10 +180,16 @@ class Benchmark:
         return {name: None if found[name] is None else found[name].astype(float) for name in MEASURES}
 
     def ceiling(self) -> Results:
-        """What the judge says of real scenes; `mask_iou` is that of its region with the exact one."""
+        """What the judge says of real scenes.
+
+        `mask_iou` is that of its region with the exact one. `leakage` is against the same scenes with another
+        subject of the word: what even an image has in which no more than the subject changes.
+        """
         scenes = [real_scene(request) for request in self.requests]
         return self.measure(
-            np.stack([scene.image for scene in scenes]), np.stack([scene.masks[0] for scene in scenes])
+            np.stack([scene.image for scene in scenes]),
+            np.stack([scene.masks[0] for scene in scenes]),
+            np.stack([another_subject(request).image for request in self.requests]),
         )
 
     def ranks(self, images: np.ndarray) -> np.ndarray:

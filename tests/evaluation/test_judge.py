@@ -124,4 +124,4 @@ def test_the_shipped_judge_knows_the_toybox():
     scores = means(Benchmark(make_requests(64), Judge.load(), None).ceiling())
     assert scores["identity_top1"] > 0.95 and scores["word_top1"] > 0.95
     assert scores["background_top1"] > 0.95 and scores["mask_iou"] > 0.85
-    assert scores["leakage"] is None and scores["clip_t"] is None
+    assert 0 < scores["leakage"] < 0.01 and scores["clip_t"] is None
