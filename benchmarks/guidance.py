@@ -1,12 +1,12 @@
-"""How strong should guidance be, and when should it act? `python benchmarks/guidance.py [--requests 104]
-[--weights 3,6 5,14] [--intervals 0,1 0,0.64] [--held-out]`
+"""How strong should guidance be, when and where should it act? `python benchmarks/guidance.py
+[--requests 104] [--weights 3,6 5,14] [--intervals 0,1 0,0.64] [--scopes image mask] [--held-out]`
 
 The toybox benchmark with each pair of weights (text and image, ω_t and ω_i of eq. 13) in each interval of the
-steps (`guidance_start` and `guidance_stop`); outside it the weights are 1. The subjects are those that are
-not held out, with seeds of their own, so that the results on held-out ones keep their worth after a choice.
-Leakage is against text-only images of the same guidance. log(1 + rank), of the rank of the true subject among
-20 (0 is best), tells weights apart where identity top-1 does not. In brackets is the bootstrap 95 % interval
-over requests.
+steps (`guidance_start` and `guidance_stop`), outside which the weights are 1, and with ω_i in each scope
+(`guidance_scope`: the whole image, or the mask alone). The subjects are those that are not held out, with
+seeds of their own, so that the results on held-out ones keep their worth after a choice. Leakage is against
+text-only images of the same guidance. log(1 + rank), of the rank of the true subject among 20 (0 is best),
+tells weights apart where identity top-1 does not. In brackets is the bootstrap 95 % interval over requests.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 from toybox_flags import flags
 
 from realcustom_jax.cli import run_command
+from realcustom_jax.diffusion.guidance import SCOPES
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
@@ -32,21 +33,27 @@ def main() -> None:
     defaults = generator.pipe.defaults
     weights = args.weights or [(defaults.text_weight, defaults.image_weight)]
     intervals = args.intervals or [(defaults.guidance_start, defaults.guidance_stop)]
+    scopes = args.scopes or [defaults.guidance_scope]
     size = latent_size(generator.pipe.models, None, None)
-    for start, stop in intervals:  # a wrong one is refused before any image is made
-        defaults.changed({"guidance_start": start, "guidance_stop": stop}).sampler_config(*size)
-    print(f"{'ω_t  ω_i  steps':24}" + "".join(f"{name:>24}" for name in (*SHOWN, "log(1 + rank)")))
-    plain = {}  # by what a text-only image depends on, which ω_i is not
-    for (text, image), (start, stop) in itertools.product(weights, intervals):
-        options = {"text_weight": text, "guidance_start": start, "guidance_stop": stop}
-        of_text = (text, start, stop)
-        if of_text not in plain:
-            plain[of_text], _ = benchmark.make(generator, Setting(options, subject=False))
-        images, masks = benchmark.make(generator, Setting({**options, "image_weight": image}))
-        results = benchmark.measure(images, masks, plain[of_text])
+    ways = [
+        {"text_weight": text, "guidance_start": start, "guidance_stop": stop}
+        | {"image_weight": image, "guidance_scope": scope}
+        for (text, image), (start, stop), scope in itertools.product(weights, intervals, scopes)
+    ]
+    for options in ways:  # a wrong one is refused before any image is made
+        defaults.changed(options).sampler_config(*size)
+    head = f"{'ω_t  ω_i  steps        scope':32}"
+    print(head + "".join(f"{name:>24}" for name in (*SHOWN, "log(1 + rank)")))
+    plain = {}  # by what a text-only image depends on, which ω_i and its scope are not
+    for options in ways:
+        text, start, stop, image, scope = options.values()
+        if (text, start, stop) not in plain:
+            plain[text, start, stop], _ = benchmark.make(generator, Setting(options, subject=False))
+        images, masks = benchmark.make(generator, Setting(options))
+        results = benchmark.measure(images, masks, plain[text, start, stop])
         cells = [*(cell(results[name]) for name in SHOWN), cell(np.log1p(benchmark.ranks(images)))]
-        name = f"{text:<5g}{image:<5g}{start:.0%} to {stop:.0%}"
-        print(f"{name:24}" + "".join(f"{shown:>24}" for shown in cells), flush=True)
+        name = f"{text:<5g}{image:<5g}{f'{start:.0%} to {stop:.0%}':13}{scope}"
+        print(f"{name:32}" + "".join(f"{shown:>24}" for shown in cells), flush=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -54,6 +61,7 @@ def _parse() -> argparse.Namespace:
     many = {"type": _pair, "nargs": "+", "metavar": "A,B"}
     parser.add_argument("--weights", help="ω_t,ω_i (the model's)", **many)
     parser.add_argument("--intervals", help="start,stop, shares of the steps (the model's)", **many)
+    parser.add_argument("--scopes", help="of ω_i (the model's)", nargs="+", choices=SCOPES)
     parser.add_argument("--held-out", action="store_true", help="ask for the subjects of the results")
     return parser.parse_args()
 
