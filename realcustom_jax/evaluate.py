@@ -41,7 +41,7 @@ In the toybox, on subjects that no training saw, in all places, from the text al
 everywhere (no mask), and in full. A judge that never conditioned an image says whether it shows the right one
 of 20 subjects of the same word, the right word and the right background, and where the subject is; leakage is
 how much the image changes outside the subject against the text-only image of the same seed. "judge" is what
-it says of real scenes; their leakage is against the same scenes with another subject of the word, and so what
+it says of real scenes; their leakage is against the same scenes with another subject of the word: about what
 even a perfect image has. With --json the last line of the output is one JSON object.
 
   python -m realcustom_jax.evaluate --model toybox --requests 200 --json

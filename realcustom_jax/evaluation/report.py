@@ -103,9 +103,9 @@ which of 20 subjects of the same word an image shows (identity top-1, 5 % by cha
 and where the subject is. Mask IoU compares the last mask with that region, and, for the judge itself, its
 region with the exact one. Leakage is the mean absolute change of pixels, as a share of their range, against
 the text-only image of the same seed, where neither image has the subject; that of a real scene is against
-the same scene with another subject of the word, and so what even a perfect image has. CLIP-T and CLIP-I are
-by the model's own towers, which also conditioned the images; segmented means that all but the subject is
-white.
+the same scene with another subject of the word, and so about what even a perfect image has. CLIP-T and
+CLIP-I are by the model's own towers, which also conditioned the images; segmented means that all but the
+subject is white.
 """
 
 
