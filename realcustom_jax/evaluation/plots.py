@@ -1,7 +1,6 @@
 """Plots as PNG files, with matplotlib and adjustText, which only the extra `eval` brings."""
 
 import importlib
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,13 @@ def check_plots() -> tuple[Any, Any]:
         raise UserError("plots need matplotlib and adjustText: pip install realcustom_jax[eval]") from None
 
 
-def scatter(
-    path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: str, lines: Sequence[str] = ()
-) -> None:
-    """Labelled points.
+def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: str) -> None:
+    """Numbered points, and beside them what the numbers mean.
 
     Args:
       path: of the PNG.
-      groups: {what the legend says: {label: point}}.
+      groups: {title: {label: point}}.
       x, y: what the axes show.
-      lines: groups whose points are joined, in their order.
 
     Raises:
       UserError: without matplotlib or adjustText.
@@ -45,24 +41,26 @@ def scatter(
     figures, adjust = check_plots()
     figure = figures.Figure(figsize=(9, 6), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    names, at = [], []
-    for name, points in groups.items():
-        across, up = zip(*points.values(), strict=True)
-        axes.plot(across, up, "o-" if name in lines else "o", label=name, markersize=5)
-        names += points.keys()
-        at += points.values()
-    axes.margins(0.15, 0.35)  # room for labels at the edges
-    _dress(figure, axes, x, y, legend=len(groups) > 1)
-    figure.draw_without_rendering()  # the layout must stand before labels find their place in it
-    # Points of settings that hardly differ lie on each other, and share a label.
-    labels = [
-        axes.text(*at[members[0]], _wrapped([names[i] for i in members]), fontsize=7)
+    at, legend = [], []
+    for title, points in groups.items():
+        (dots,) = axes.plot(*zip(*points.values(), strict=True), "o", markersize=5)
+        if len(groups) > 1:
+            legend.append((*axes.plot([], [], color="none"), title))
+        for label, point in points.items():
+            at.append(point)
+            legend.append((dots, f"{len(at)}  {label}"))
+    axes.margins(0.15, 0.15)  # room for numbers at the edges
+    figure.legend(*zip(*legend, strict=True), loc="outside right upper", fontsize=8)
+    _dress(axes, x, y)
+    figure.draw_without_rendering()  # the layout must stand before numbers find their place in it
+    # Points of settings that hardly differ lie on each other, and share a text.
+    texts = [
+        axes.text(*at[members[0]], ", ".join(str(i + 1) for i in members), fontsize=8)
         for members in clusters(axes.transData.transform(at), NEAR)
     ]
     # It ends after some turns, not after a second as by default: equal plots are equal files.
     adjust.adjust_text(
-        labels, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.05, 1.2),
-        force_text=(0.3, 0.6), force_static=(0.4, 0.8),
+        texts, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.3, 1.5),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
     )  # fmt: skip
     _save(figure, path)
@@ -78,11 +76,6 @@ def clusters(points: np.ndarray, near: float) -> list[list[int]]:
         else:
             home.append(i)
     return found
-
-
-def _wrapped(names: Sequence[str]) -> str:
-    """Lines of names, none of them cut: what does not break within is all that textwrap leaves whole."""
-    return textwrap.fill("; ".join(name.replace(" ", "\N{NO-BREAK SPACE}") for name in names), 40)
 
 
 def curves(
@@ -111,7 +104,9 @@ def curves(
         _curve(axes, [at[i] for i in kept], [rows[i] for i in kept], name, spread)
     if log:
         axes.set_yscale("log")
-    _dress(figure, axes, x, y, legend=True)
+    # Beside the axes: wherever it lay within, it would hide points of some report.
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    _dress(axes, x, y)
     _save(figure, path)
 
 
@@ -129,7 +124,7 @@ def panels(path: Path, at: Sequence[float], values: Mapping[str, Sequence[np.nda
         figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
     ):
         _curve(axes, at, rows, name, interval)
-        _dress(figure, axes, x, name, legend=False)
+        _dress(axes, x, name)
     _save(figure, path)
 
 
@@ -145,12 +140,9 @@ def _curve(
     axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _dress(figure: Any, axes: Any, x: str, y: str, legend: bool) -> None:
+def _dress(axes: Any, x: str, y: str) -> None:
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    if legend:
-        # Beside the axes: wherever it lay within, it would hide points of some report.
-        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
 
 
 def _save(figure: Any, path: Path) -> None:
