@@ -13,6 +13,7 @@ from realcustom_jax.files import write_whole
 
 Point = tuple[float, float]
 NEAR = 12  # pixels, about one and a half markers
+ROW = 0.18  # inches, of a legend
 
 
 def check_plots() -> tuple[Any, Any]:
@@ -32,25 +33,29 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: st
 
     Args:
       path: of the PNG.
-      groups: {title: {label: point}}.
+      groups: {title: {label: point}}, none of them empty.
       x, y: what the axes show.
 
     Raises:
       UserError: without matplotlib or adjustText.
     """
     figures, adjust = check_plots()
-    figure = figures.Figure(figsize=(9, 6), dpi=120, layout="constrained")
+    rows = sum(1 + len(points) for points in groups.values())
+    figure = figures.Figure(figsize=(9, max(6, rows * ROW)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     at, legend = [], []
     for title, points in groups.items():
-        (dots,) = axes.plot(*zip(*points.values(), strict=True), "o", markersize=5)
+        across, up = zip(*points.values(), strict=True)
+        (dots,) = axes.plot(across, up, "o", markersize=5)
         if len(groups) > 1:
             legend.append((*axes.plot([], [], color="none"), title))
         for label, point in points.items():
             at.append(point)
             legend.append((dots, f"{len(at)}  {label}"))
-    axes.margins(0.15, 0.15)  # room for numbers at the edges
-    figure.legend(*zip(*legend, strict=True), loc="outside right upper", fontsize=8)
+    axes.margins(0.15)  # room for numbers at the edges
+    for text in figure.legend(*zip(*legend, strict=True), loc="outside right upper", fontsize=8).get_texts():
+        if text.get_text() in groups:
+            text.set_fontweight("bold")
     _dress(axes, x, y)
     figure.draw_without_rendering()  # the layout must stand before numbers find their place in it
     # Points of settings that hardly differ lie on each other, and share a text.
