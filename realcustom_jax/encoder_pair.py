@@ -123,7 +123,7 @@ def load_pair(name: str | Path, template: str = CLIP_TEMPLATE) -> EncoderPair:
     if values.get("model_type") != "clip":
         raise UserError(f"{folder} is of type {values.get('model_type')!r}, not a whole CLIP model")
     text = CLIPText(_text_config(values, str(folder)))
-    shapes = param_shapes(text.init, jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), np.int32))
+    shapes = param_shapes(text, jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), np.int32))
     tensors = open_tensors(find_weights(folder))
     place = on_device(jnp.float32)
     text_tower = TextTower(

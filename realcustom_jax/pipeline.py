@@ -192,8 +192,7 @@ def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
 def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline:
     """As `load`, with parameters put where `place` says; paths begin with their component."""
     models, added_tensors = _read_models(parts, dtype)
-    shapes = models.param_shapes()
-    base, added = split_added(shapes["unet"])
+    base, added = split_added(models.component_shapes("unet"))
     folders = dict(zip(IMAGE, parts.towers, strict=False))
     params = {}
     for name, config in models.configs.items():
@@ -201,7 +200,8 @@ def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline
         if name in IMAGE:
             _, params[name] = load_tower(folders[name], placed, config.image_size)
         else:
-            params[name] = parts.base.load(name, base if name == "unet" else shapes[name], placed)
+            shapes = base if name == "unet" else models.component_shapes(name)
+            params[name] = parts.base.load(name, shapes, placed)
     if added_tensors:
         placed = functools.partial(_place_in, place, "unet")
         extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)
@@ -229,8 +229,9 @@ def _read_models(parts: Parts, dtype: Any) -> tuple[Models, Tensors | None]:
     towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
     base, added, tensors = parts.base, None, None
     if parts.realcustom:
-        base_keys = map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))
-        added, tensors = open_added(parts.realcustom, base_keys)
+        added, tensors = open_added(
+            parts.realcustom, lambda: map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))
+        )
     return Models(base.unet, base.vae, base.texts, tuple(towers), added, dtype), tensors
 
 

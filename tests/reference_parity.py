@@ -184,7 +184,7 @@ def tower(file, name: str) -> tuple[ViT, dict, list[int]]:
     )
     vit = ViT(config)
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    shapes = param_shapes(vit.init, image)
+    shapes = param_shapes(vit, image)
     return vit, read_params(tensors(file, f"{name}/"), (TIMM,), shapes, on_host(np.float32)), values["blocks"]
 
 

@@ -154,7 +154,7 @@ def cut_out(images: Array, masks: Array) -> Array:
 def judge_shapes() -> Any:
     """The `params` tree of `JudgeNet`, as shapes."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    return param_shapes(JudgeNet().init, images, jax.ShapeDtypeStruct((1, SIZE, SIZE), jnp.float32))
+    return param_shapes(JudgeNet(), images, jax.ShapeDtypeStruct((1, SIZE, SIZE), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)

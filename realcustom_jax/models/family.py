@@ -123,19 +123,21 @@ class Models:
 
     def param_shapes(self) -> dict[str, Any]:
         """{component: `params` tree as shapes}, without allocating anything."""
-        side = 2 * self.vae_config.downscale
-        ids = jax.ShapeDtypeStruct((1, self.text_tokens), jnp.int32)
-        visual_tokens = self.image_configs[0].tokens if self.image_configs else 0
-        shapes = {
-            "unet": unet_shapes(self.unet, self.text_tokens, visual_tokens, self.vision_dim),
-            "vae": param_shapes(self.vae.init, _struct(1, side, side, 3)),
-        }
-        for name, module in self.text_encoders.items():
-            shapes[name] = param_shapes(module.init, ids)
-        for name, module in self.image_encoders.items():
-            size = module.config.image_size
-            shapes[name] = param_shapes(module.init, _struct(1, size, size, 3))
-        return shapes
+        return {name: self.component_shapes(name) for name in self.configs}
+
+    def component_shapes(self, name: str) -> Any:
+        """The `params` tree of one component, as shapes."""
+        if name == "unet":
+            visual_tokens = self.image_configs[0].tokens if self.image_configs else 0
+            return unet_shapes(self.unet, self.text_tokens, visual_tokens, self.vision_dim)
+        if name == "vae":
+            side = 2 * self.vae_config.downscale
+            return param_shapes(self.vae, _struct(1, side, side, 3))
+        if name in TEXT:
+            ids = jax.ShapeDtypeStruct((1, self.text_tokens), jnp.int32)
+            return param_shapes(self.text_encoders[name], ids)
+        size = self.configs[name].image_size
+        return param_shapes(self.image_encoders[name], _struct(1, size, size, 3))
 
 
 # Components of a kind, in order.
@@ -180,12 +182,8 @@ def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: in
         time_ids = _struct(1, 6)
         pooled = _struct(1, c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim)
 
-    def encode_and_run(module, latents, t, text, features, pooled, time_ids, quantity):
-        context = module.encode_context(text, features, pooled=pooled, time_ids=time_ids)
-        return module(latents, t, context, quantity=quantity)
-
     return param_shapes(
-        unet.init,
+        unet,
         _struct(1, c.divisor, c.divisor, c.in_channels),
         _struct(1),
         _struct(1, text_tokens, c.cross_attention_dim),
@@ -193,8 +191,15 @@ def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: in
         pooled,
         time_ids,
         quantity,
-        method=encode_and_run,
+        method=_encode_and_run,
     )
+
+
+def _encode_and_run(
+    unet: UNet, latents: Any, t: Any, text: Any, features: Any, pooled: Any, time_ids: Any, quantity: Any
+) -> Any:
+    context = unet.encode_context(text, features, pooled=pooled, time_ids=time_ids)
+    return unet(latents, t, context, quantity=quantity)
 
 
 def _struct(*shape: int) -> jax.ShapeDtypeStruct:

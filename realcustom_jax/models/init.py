@@ -5,6 +5,7 @@ model. Shapes come from `jax.eval_shape`; values from numpy, one generator per p
 so that they depend neither on devices nor on other parameters.
 """
 
+import functools
 import math
 import re
 import zlib
@@ -12,13 +13,31 @@ from collections.abc import Callable
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import numpy as np
 
 
-def param_shapes(init: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The `params` tree of a module as shapes and dtypes; `init` is `module.init`, without its key."""
-    return jax.eval_shape(lambda *a: init(jax.random.key(0), *a, **kwargs), *args)["params"]
+def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str | None = None) -> Any:
+    """The `params` tree of a module as shapes and dtypes.
+
+    Args:
+      module: of any size, as nothing is allocated.
+      args: what it is called with; of arrays only shapes and dtypes count.
+      method: what is called, as for `module.init`. Tracing a UNet takes seconds, so of the same module the
+        same function (not one that is defined again) is traced once.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, structure, leaves, method))  # a new tree
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_shapes(module: nn.Module, structure: Any, leaves: tuple[Any, ...], method: Any) -> Any:
+    def init(*args: Any) -> Any:
+        return module.init(jax.random.key(0), *args, method=method)
+
+    return jax.eval_shape(init, *jax.tree.unflatten(structure, leaves))["params"]
 
 
 def init_params(shapes: Any, seed: int, zeros: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from realcustom_jax.errors import UserError
@@ -16,7 +16,7 @@ _PROJECTION = "encoder_hidden_states_vision_projection"
 _SHALLOW_LAYERS = ((8, 14, 20, -2), (5, 11, 17, -2))
 
 
-def open_added(path: Path, base_keys: Iterable[str]) -> tuple[RealCustomConfig, Tensors]:
+def open_added(path: Path, base_keys: Callable[[], Iterable[str]]) -> tuple[RealCustomConfig, Tensors]:
     """What RealCustom adds, from a `realcustom/` folder or from a checkpoint file.
 
     A file may hold the base UNet too, as the published one does: its weights are left out, so that it can be
@@ -24,7 +24,7 @@ def open_added(path: Path, base_keys: Iterable[str]) -> tuple[RealCustomConfig, 
 
     Args:
       path: a folder with `config.json`, or a file, whose config is read off the shapes.
-      base_keys: names of the base UNet's tensors.
+      base_keys: gives the names of the base UNet's tensors; called for a file.
 
     Raises:
       UserError: when it is neither.
@@ -35,8 +35,8 @@ def open_added(path: Path, base_keys: Iterable[str]) -> tuple[RealCustomConfig, 
     for prefix in ("module.", "unet."):  # of distributed training, of a whole pipeline
         if tensors.shapes and all(key.startswith(prefix) for key in tensors.shapes):
             tensors = tensors.select(prefix)
-    base_keys = set(base_keys)
-    shapes = {key: shape for key, shape in tensors.shapes.items() if key not in base_keys}
+    base = set(base_keys())
+    shapes = {key: shape for key, shape in tensors.shapes.items() if key not in base}
     if not any(re.search(ADDED, key.replace(".", "/")) for key in shapes):
         raise UserError(f"{path} holds nothing that RealCustom adds to a UNet, such as to_k_vision")
     tensors = dataclasses.replace(tensors, shapes=shapes)

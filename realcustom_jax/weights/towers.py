@@ -21,7 +21,7 @@ _POSITIONS = "vision_model/embeddings/position_embedding/embedding"
 def tower_shapes(config: ViTConfig) -> Any:
     """The `params` tree of a tower, as shapes."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
-    return param_shapes(ViT(config).init, pixels)
+    return param_shapes(ViT(config), pixels)
 
 
 def read_tower(folder: Path) -> ViTConfig:

@@ -161,7 +161,7 @@ def test_image_tower_is_the_transcription(config):
     """Class token and pre-norm; registers, layer scale and no class position; no class token at all."""
     rng = np.random.default_rng(0)
     tower = ViT(config)
-    shapes = param_shapes(tower.init, np.zeros((1, 16, 16, 3), np.float32))
+    shapes = param_shapes(tower, np.zeros((1, 16, 16, 3), np.float32))
     flat = flatten(init_params(shapes, seed=0))
     params = unflatten(
         {k: (v + 0.3 * rng.standard_normal(v.shape)).astype(np.float32) for k, v in flat.items()}

@@ -61,7 +61,7 @@ class Golden:
             return module(latents, t, context)
 
         features = np.zeros((2, 1, 9, 40), np.float32)
-        return param_shapes(self.unet.init, *self.inputs.values(), features, method=run)
+        return param_shapes(self.unet, *self.inputs.values(), features, method=run)
 
     def text_only(self):
         """The guidance branch, and its word maps."""
@@ -190,7 +190,7 @@ def test_subjects_need_a_unet_that_takes_them(micro_models):
     unet = UNet(micro_models.unet_config)
     features = (np.zeros((1, 1, 16, 16), np.float32),)
     with pytest.raises(UserError, match="can take no subjects"):
-        param_shapes(unet.init, np.zeros((1, 77, 16), np.float32), features, method="encode_context")
+        param_shapes(unet, np.zeros((1, 77, 16), np.float32), features, method="encode_context")
 
 
 def numpy_resize(mask: np.ndarray, height: int, width: int) -> np.ndarray:

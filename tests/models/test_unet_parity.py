@@ -113,7 +113,7 @@ def test_unet_text_only(name):
         return module(latents, t, module.encode_context(text, **added), self_attention_level=1)
 
     unet = UNet(config)
-    shapes = param_shapes(unet.init, latents, t, text, added, method=run)
+    shapes = param_shapes(unet, latents, t, text, added, method=run)
     params = draw_params(shapes, seed=2, weak=1e-3 if config.norm_eps < 1e-3 else 1.0)
     apply = jax.jit(lambda params, *inputs: unet.apply({"params": params}, *inputs, method=run))
     weights = reference.Weights(torch_state(params))
@@ -141,7 +141,7 @@ def test_vae_encodes_and_decodes(layers):
     vae, rng = VAE(config), np.random.default_rng(3)
     images = rng.uniform(-1, 1, (2, 8, 16, 3)).astype(np.float32)
     latents = rng.standard_normal((2, 2, 4, 3)).astype(np.float32)
-    params = draw_params(param_shapes(vae.init, images), seed=4, weak=1e-3)
+    params = draw_params(param_shapes(vae, images), seed=4, weak=1e-3)
     weights, values = reference.Weights(torch_state(params)), dataclasses.asdict(config)
     mean, log_variance = reference.vae_encode(values, weights, planes(images))
     decoded = reference.vae_decode(values, weights, planes(latents) / config.scaling_factor)

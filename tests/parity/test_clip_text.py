@@ -39,7 +39,7 @@ def test_text_encoder_is_transformers(projects, activation, end):
     theirs = getattr(transformers, name)(settings)
     config = from_mapping(CLIPTextConfig, {**settings.to_dict(), "with_projection": projects})
     text = CLIPText(config)
-    shapes = param_shapes(text.init, IDS)
+    shapes = param_shapes(text, IDS)
     apply = jax.jit(lambda params: text.apply({"params": params}, IDS))
     for weak in (None, "embedding|out_proj|fc2"):
         common.randomise(theirs, seed=5, weak=weak)

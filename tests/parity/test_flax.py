@@ -63,7 +63,7 @@ def test_unet_is_diffusers_flax():
     def run(module, latents, t, text):
         return module(latents, t, module.encode_context(text))[0]
 
-    params = draw(param_shapes(unet.init, latents, t, text, method=run), seed=16)
+    params = draw(param_shapes(unet, latents, t, text, method=run), seed=16)
     ours = jax.jit(lambda p: unet.apply({"params": p}, latents, t, text, method=run))(params)
     theirs = diffusers.FlaxUNet2DConditionModel(sample_size=16, **UNET)
     planes = np.moveaxis(latents, -1, 1)
@@ -78,7 +78,7 @@ def test_text_encoder_is_transformers_flax():
     )  # fmt: skip
     ids = np.array([[38, 5, 45, 40, 7, 7, 7, 7, 7], [38, 45, 9, 9, 1, 8, 3, 40, 40]])
     text = CLIPText(from_mapping(CLIPTextConfig, settings.to_dict()))
-    params = draw(param_shapes(text.init, ids), seed=17)
+    params = draw(param_shapes(text, ids), seed=17)
     ours = jax.jit(lambda p: text.apply({"params": p}, ids))(params)
     # A list of layers is a level of its own there.
     renamed = unflatten({path.replace("layers_", "layers/"): v for path, v in flatten(params).items()})

@@ -52,7 +52,7 @@ def test_unet(name):
 
 
 def test_vae():
-    ours = our_shapes(param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)).init, images(64)))
+    ours = our_shapes(param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)), images(64)))
     assert ours == their_shapes(lambda: diffusers.AutoencoderKL(**published.VAE_VALUES))
 
 
@@ -60,13 +60,13 @@ def test_vae():
 def test_text_encoder(name):
     projects, values = published.TEXTS[name]
     text = CLIPText(from_mapping(CLIPTextConfig, values | {"with_projection": projects}))
-    ours = our_shapes(param_shapes(text.init, jax.ShapeDtypeStruct((1, 77), jnp.int32)))
+    ours = our_shapes(param_shapes(text, jax.ShapeDtypeStruct((1, 77), jnp.int32)))
     make = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
     assert ours == their_shapes(lambda: make(transformers.CLIPTextConfig(**values)))
 
 
 def test_clip_vision():
-    ours = our_shapes(param_shapes(ViT(from_mapping(ViTConfig, published.CLIP_VISION)).init, images(224)))
+    ours = our_shapes(param_shapes(ViT(from_mapping(ViTConfig, published.CLIP_VISION)), images(224)))
     settings = transformers.CLIPVisionConfig(**published.CLIP_VISION)
     assert ours == their_shapes(lambda: transformers.CLIPVisionModelWithProjection(settings))
 
@@ -78,7 +78,7 @@ def test_siglip():
         published.SIGLIP_SO400M
         | {"class_token": False, "pre_norm": False, "patch_bias": True, "projection_dim": None},
     )
-    ours = our_shapes(param_shapes(ViT(config).init, images(384)))
+    ours = our_shapes(param_shapes(ViT(config), images(384)))
     assert ours["vision_model.embeddings.position_embedding.weight"] == (729, 1152)
     settings = transformers.SiglipVisionConfig(**published.SIGLIP_SO400M)
     assert ours == their_shapes(lambda: transformers.SiglipVisionModel(settings), r"^vision_model\.head\.")
@@ -89,7 +89,7 @@ def test_dinov2_with_registers():
         **published.DINOV2_LARGE, intermediate_size=4096, registers=4, pre_norm=False, patch_bias=True,
         layer_scale=True, projection_dim=None,
     )  # fmt: skip
-    ours = our_shapes(param_shapes(ViT(config).init, images(518)))
+    ours = our_shapes(param_shapes(ViT(config), images(518)))
     settings = transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **published.DINOV2_LARGE)
     theirs = their_shapes(lambda: transformers.Dinov2WithRegistersModel(settings), "mask_token")
     named = {common.dino_key(key): shape for key, shape in theirs.items()}

@@ -127,7 +127,7 @@ def test_we_read_their_unet_and_vae(tmp_path):
     common.randomise(vae, seed=12).save_pretrained(tmp_path / "vae")
     config = read_vae(read_config(tmp_path / "vae"), "it")
     assert config.scaling_factor == 0.13025
-    shapes = param_shapes(VAE(config).init, np.zeros((1, 16, 16, 3), np.float32))
+    shapes = param_shapes(VAE(config), np.zeros((1, 16, 16, 3), np.float32))
     assert_same_state(load_params(tmp_path / "vae", "vae", shapes, on_host(np.float32)), vae)
 
 
@@ -136,7 +136,7 @@ def test_we_read_their_text_encoder(tmp_path):
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=50, **sizes))
     common.randomise(text, seed=13).save_pretrained(tmp_path / "text_encoder")
     config = read_text(read_config(tmp_path / "text_encoder"), "it")
-    shapes = param_shapes(CLIPText(config).init, np.zeros((1, 77), np.int32))
+    shapes = param_shapes(CLIPText(config), np.zeros((1, 77), np.int32))
     assert_same_state(
         load_params(tmp_path / "text_encoder", "text_encoder", shapes, on_host(np.float32)), text
     )

@@ -84,12 +84,12 @@ def _full_shapes(name: str) -> tuple[dict, UNetConfig]:
     pixels = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     shapes = {
         "unet": unet_shapes(UNet(config), text_tokens=77, visual_tokens=4, vision_dim=8),
-        "vae": param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)).init, pixels),
+        "vae": param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)), pixels),
     }
     ids = jax.ShapeDtypeStruct((1, 77), np.int32)
     texts = texts[: 2 if config.addition_embed_type else 1]
     shapes |= {
-        key: param_shapes(CLIPText(text).init, ids)
+        key: param_shapes(CLIPText(text), ids)
         for key, text in zip(("text_encoder", "text_encoder_2"), texts, strict=False)
     }
     layouts = original_layouts(len(texts))

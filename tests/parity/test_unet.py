@@ -66,7 +66,7 @@ def test_unet_is_diffusers(values):
         return module(latents, t, module.encode_context(text, **added))[0]
 
     unet = UNet(config)
-    shapes = param_shapes(unet.init, latents, t, text, added, method=run)
+    shapes = param_shapes(unet, latents, t, text, added, method=run)
     apply = jax.jit(lambda params, *inputs: unet.apply({"params": params}, *inputs, method=run))
     for weak in (None, "conv_in|conv2|conv_shortcut|proj_out"):
         common.randomise(theirs, seed=2, weak=weak)

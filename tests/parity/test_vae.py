@@ -33,7 +33,7 @@ def test_vae_is_diffusers():
     vae, rng = VAE(config), np.random.default_rng(3)
     images = rng.uniform(-1, 1, (2, 12, 20, 3)).astype(np.float32)
     latents = rng.standard_normal((2, 3, 5, 3)).astype(np.float32)
-    shapes = param_shapes(vae.init, images)
+    shapes = param_shapes(vae, images)
 
     @jax.jit
     def run(params, images, latents):

@@ -35,7 +35,7 @@ def run_ours(config: ViTConfig):
     images = np.random.default_rng(6).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     apply = jax.jit(lambda params: tower.apply({"params": params}, images))
     mean, std = np.float32(config.image_mean), np.float32(config.image_std)
-    return apply, param_shapes(tower.init, images), common.planes((images * 0.5 + 0.5 - mean) / std)
+    return apply, param_shapes(tower, images), common.planes((images * 0.5 + 0.5 - mean) / std)
 
 
 def assert_states_close(ours, theirs) -> None:

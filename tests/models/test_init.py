@@ -1,0 +1,48 @@
+"""Shapes of parameters without allocating them: traced once a module, and a new tree each time."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from realcustom_jax.models.init import param_shapes
+
+IMAGES = np.zeros((2, 5, 3), np.float32)
+
+
+class Counted(nn.Module):
+    """One kernel; `calls` is shared by all of a width."""
+
+    width: int
+    calls = []  # noqa: RUF012 (not a field of the module)
+
+    @nn.compact
+    def __call__(self, x):
+        self.calls.append(self.width)
+        return nn.Dense(self.width, use_bias=False)(x)
+
+    def twice(self, x):
+        return self(x) * 2
+
+
+def test_a_module_is_traced_once_and_another_again():
+    Counted.calls.clear()
+    shapes = [param_shapes(Counted(width), IMAGES) for width in (4, 4, 7)]
+    assert Counted.calls == [4, 7]
+    kernels = [tree["Dense_0"]["kernel"] for tree in shapes]
+    assert [(kernel.shape, kernel.dtype) for kernel in kernels] == [
+        ((3, width), np.float32) for width in (4, 4, 7)
+    ]
+    param_shapes(Counted(4), IMAGES[:1])  # arguments of other shapes, and other methods, are traced
+    param_shapes(Counted(4), IMAGES, method="twice")
+    assert Counted.calls == [4, 7, 4, 4]
+
+
+def test_shapes_are_those_of_init_and_may_be_changed():
+    shapes = param_shapes(nn.Dense(6), IMAGES)
+    params = nn.Dense(6).init(jax.random.key(0), IMAGES)["params"]
+    assert {name: leaf.shape for name, leaf in shapes.items()} == {"kernel": (3, 6), "bias": (6,)}
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), params
+    )
+    del shapes["bias"]
+    assert set(param_shapes(nn.Dense(6), IMAGES)) == {"kernel", "bias"}
