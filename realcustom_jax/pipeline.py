@@ -192,7 +192,9 @@ def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
 def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline:
     """As `load`, with parameters put where `place` says; paths begin with their component."""
     models, added_tensors = _read_models(parts, dtype)
-    base, added = split_added(models.component_shapes("unet"))
+    # All before the first weights are read: tracing finds mistakes in the configs.
+    shapes = {name: models.component_shapes(name) for name in models.configs if name not in IMAGE}
+    base, added = split_added(shapes["unet"])
     folders = dict(zip(IMAGE, parts.towers, strict=False))
     params = {}
     for name, config in models.configs.items():
@@ -200,8 +202,7 @@ def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline
         if name in IMAGE:
             _, params[name] = load_tower(folders[name], placed, config.image_size)
         else:
-            shapes = base if name == "unet" else models.component_shapes(name)
-            params[name] = parts.base.load(name, shapes, placed)
+            params[name] = parts.base.load(name, base if name == "unet" else shapes[name], placed)
     if added_tensors:
         placed = functools.partial(_place_in, place, "unet")
         extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)

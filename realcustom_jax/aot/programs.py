@@ -137,7 +137,7 @@ def sample_program(
     dtype = DTYPES[config.compute_dtype]
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=everywhere),
-        models.param_shapes()["unet"],
+        models.component_shapes("unet"),
     )
     count = per_chip * len(chips)
 

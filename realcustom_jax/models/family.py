@@ -126,18 +126,20 @@ class Models:
         return {name: self.component_shapes(name) for name in self.configs}
 
     def component_shapes(self, name: str) -> Any:
-        """The `params` tree of one component, as shapes."""
+        """The `params` tree of one component, one of `configs`, as shapes."""
+        # Without what changes no parameter: shapes are traced once for all of them, and keep no mesh alive.
+        plain = dataclasses.replace(self, dtype=jnp.float32, remat="none", flash=None)
         if name == "unet":
             visual_tokens = self.image_configs[0].tokens if self.image_configs else 0
-            return unet_shapes(self.unet, self.text_tokens, visual_tokens, self.vision_dim)
+            return unet_shapes(plain.unet, self.text_tokens, visual_tokens, self.vision_dim)
         if name == "vae":
             side = 2 * self.vae_config.downscale
-            return param_shapes(self.vae, _struct(1, side, side, 3))
+            return param_shapes(plain.vae, _struct(1, side, side, 3))
         if name in TEXT:
             ids = jax.ShapeDtypeStruct((1, self.text_tokens), jnp.int32)
-            return param_shapes(self.text_encoders[name], ids)
+            return param_shapes(plain.text_encoders[name], ids)
         size = self.configs[name].image_size
-        return param_shapes(self.image_encoders[name], _struct(1, size, size, 3))
+        return param_shapes(plain.image_encoders[name], _struct(1, size, size, 3))
 
 
 # Components of a kind, in order.

@@ -21,18 +21,22 @@ import numpy as np
 def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str | None = None) -> Any:
     """The `params` tree of a module as shapes and dtypes.
 
+    Tracing a UNet takes seconds, so the same method of an equal module is traced once.
+
     Args:
-      module: of any size, as nothing is allocated.
-      args: what it is called with; of arrays only shapes and dtypes count.
-      method: what is called, as for `module.init`. Tracing a UNet takes seconds, so of the same module the
-        same function (not one that is defined again) is traced once.
+      module: of any size, as nothing is allocated; hashable, so its sequences are tuples.
+      args: what it is called with, arrays or their shapes.
+      method: what is called, as for `module.init`; a function that is defined again is another one.
+
+    Raises:
+      TypeError: for a module that is not hashable.
     """
     leaves, structure = jax.tree.flatten(args)
     leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, structure, leaves, method))  # a new tree
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # the components of several models
 def _traced_shapes(module: nn.Module, structure: Any, leaves: tuple[Any, ...], method: Any) -> Any:
     def init(*args: Any) -> Any:
         return module.init(jax.random.key(0), *args, method=method)

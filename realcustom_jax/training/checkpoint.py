@@ -169,17 +169,17 @@ def _checksum(tree: Any) -> int:
     """Of 32 bits; any changed bit changes it, and words that moved: each word has an odd factor of its place.
 
     Integers, so it is the same on any mesh. A program for each shape, of which a model has few: one for all
-    leaves takes half as long to compile as a training step, and longer.
+    leaves took half as long to compile as a training step, or longer.
     """
     parts = [_leaf_checksum(leaf, np.uint32(2 * i + 1)) for i, leaf in enumerate(jax.tree.leaves(tree))]
     return sum(map(int, jax.device_get(parts))) % 2**32
 
 
 @jax.jit
-def _leaf_checksum(leaf: Array, first: Array) -> Array:
-    """The uint32 sum of an array's words, each times the odd factor of its place; they start with `first`."""
+def _leaf_checksum(leaf: Array, odd: Array) -> Array:
+    """The uint32 sum of an array's words, each times the odd factor of its place; `odd` differs by array."""
     words = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    place = jnp.full(leaf.shape, first)
+    place = jnp.full(leaf.shape, odd)
     for axis, size in enumerate(leaf.shape):
         # Even, so the factor stays odd; modulo 2³², in which odd factors lose no bit.
         place += 2 * (axis + 1) * 0x9E37 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)

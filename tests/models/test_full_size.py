@@ -105,7 +105,7 @@ def test_what_realcustom_plus_adds_to_sdxl(projector):
     towers = (SIGLIP, DINOV2)
     models = Models(SDXL, VAEConfig(), (CLIPTextConfig(), BIG_G), towers, realcustom)
     assert [tower.tokens for tower in towers] == [729, 729] and models.vision_dim == 2176
-    flat = flatten(models.param_shapes()["unet"])
+    flat = flatten(models.component_shapes("unet"))
     root = "encoder_hidden_states_vision_projection"
     shapes = {key: leaf.shape for key, leaf in flat.items()}
     assert shapes[f"{root}/projector_base/kernel"] == (2176, 2048)
@@ -119,7 +119,7 @@ def test_what_realcustom_plus_adds_to_sdxl(projector):
 def test_what_realcustom_adds_to_sd15():
     """16 cross-attentions with two projections each from 768 channels, the projector, the scoring."""
     models = Models(UNetConfig(), VAEConfig(), (CLIPTextConfig(),), (ViTConfig(),), RealCustomConfig())
-    shapes = flatten(models.param_shapes()["unet"])
+    shapes = flatten(models.component_shapes("unet"))
     widths = [shape.shape[1] for path, shape in shapes.items() if path.endswith("to_v_vision/kernel")]
     assert sorted(widths) == [320] * 5 + [640] * 5 + [1280] * 6
     added = count({path: leaf for path, leaf in shapes.items() if "_vision/" in path})

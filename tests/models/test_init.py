@@ -9,32 +9,28 @@ from realcustom_jax.models.init import param_shapes
 IMAGES = np.zeros((2, 5, 3), np.float32)
 
 
-class Counted(nn.Module):
-    """One kernel; `calls` is shared by all of a width."""
-
-    width: int
-    calls = []  # noqa: RUF012 (not a field of the module)
-
-    @nn.compact
-    def __call__(self, x):
-        self.calls.append(self.width)
-        return nn.Dense(self.width, use_bias=False)(x)
-
-    def twice(self, x):
-        return self(x) * 2
-
-
 def test_a_module_is_traced_once_and_another_again():
-    Counted.calls.clear()
+    calls = []
+
+    class Counted(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            calls.append(self.width)
+            return nn.Dense(self.width, use_bias=False)(x)
+
+        def twice(self, x):
+            return self(x) * 2
+
     shapes = [param_shapes(Counted(width), IMAGES) for width in (4, 4, 7)]
-    assert Counted.calls == [4, 7]
+    assert calls == [4, 7]
     kernels = [tree["Dense_0"]["kernel"] for tree in shapes]
-    assert [(kernel.shape, kernel.dtype) for kernel in kernels] == [
-        ((3, width), np.float32) for width in (4, 4, 7)
-    ]
+    assert [kernel.shape for kernel in kernels] == [(3, 4), (3, 4), (3, 7)]
+    assert {kernel.dtype for kernel in kernels} == {np.dtype(np.float32)}
     param_shapes(Counted(4), IMAGES[:1])  # arguments of other shapes, and other methods, are traced
     param_shapes(Counted(4), IMAGES, method="twice")
-    assert Counted.calls == [4, 7, 4, 4]
+    assert calls == [4, 7, 4, 4]
 
 
 def test_shapes_are_those_of_init_and_may_be_changed():

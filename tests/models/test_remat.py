@@ -23,7 +23,7 @@ def gradients(micro_configs):
     for kind in ("down", "up"):
         unet[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
     micro_models = Models.from_configs(micro_configs | {"unet": micro_configs["unet"] | unet})
-    params = init_params(micro_models.param_shapes()["unet"], seed=0)
+    params = init_params(micro_models.component_shapes("unet"), seed=0)
     rng = np.random.default_rng(0)
     z, text = rng.standard_normal((1, 8, 8, 4)), rng.standard_normal((1, 77, 16))
     features = rng.standard_normal((1, 1, 16, 16))

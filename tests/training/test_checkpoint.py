@@ -124,11 +124,19 @@ def test_exchanged_numbers_are_noticed():
     checksum = Checkpoints.save.__globals__["_checksum"]
     swapped = values[[1, 0, 2, 3]]
     moved = np.roll(values, 1, axis=1)
-    sums = [int(checksum({"a": jnp.asarray(x), "b": jnp.int32(3)})) for x in (values, swapped, moved)]
-    assert len(set(sums)) == 3
+    sums = [checksum({"a": jnp.asarray(x), "b": jnp.int32(3)}) for x in (values, swapped, moved)]
+    sums += [checksum({"a": x, "b": y}) for x, y in ((values, moved), (moved, values))]
+    assert len(set(sums)) == 5
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("x",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
-    assert int(checksum({"a": jax.device_put(values, sharding), "b": jnp.int32(3)})) == sums[0]
+    assert checksum({"a": jax.device_put(values, sharding), "b": jnp.int32(3)}) == sums[0]
+
+
+def test_checkpoints_of_earlier_versions_have_the_same_checksum():
+    """Its value for these arrays at revision 7d79a0f."""
+    checksum = Checkpoints.save.__globals__["_checksum"]
+    a, b = jnp.arange(24.0).reshape(2, 3, 4), jnp.arange(5, dtype=jnp.bfloat16)
+    assert checksum({"a": a, "b": b, "c": jnp.int32(3)}) == 3429477071
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def make_config(data, micro_configs):
         config.optimizer.warmup = 0
         config.data.path = data
         config.data.by_word = False  # too few examples of a word for a batch
-        if stage in ("vae", "base"):  # the others move by Muon, which takes longer to compile
+        if stage in ("vae", "instance"):  # the others move by Muon, which takes longer to compile
             config.optimizer.name = "adamw"
         config.curriculum.begin, config.curriculum.finish = 0, steps
         # One level without self-attention: what takes time here is compiling.

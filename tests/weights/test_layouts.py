@@ -51,7 +51,7 @@ def random_params(shapes, seed: int = 0):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_component_comes_back_to_the_bit(micro_models, tmp_path, layout, component, ending, dtype):
     """Also in the half precisions: what was rounded once is not rounded again."""
-    shapes = micro_models.param_shapes()[component]
+    shapes = micro_models.component_shapes(component)
     params = random_params(shapes)
     path, again = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
     write_params(path, layout, params, dtype)
@@ -104,7 +104,7 @@ def test_names_of_the_layouts():
 
 
 def test_old_names_of_the_vae(micro_models):
-    keys = {entry.key for entry in OLD_VAE.entries(flatten(micro_models.param_shapes()["vae"]))}
+    keys = {entry.key for entry in OLD_VAE.entries(flatten(micro_models.component_shapes("vae")))}
     for name in ("query", "key", "value", "proj_attn"):
         assert f"encoder.mid_block.attentions.0.{name}.weight" in keys
     assert not any("to_q" in key for key in keys)
