@@ -250,8 +250,11 @@ def _different_references(
       shown: (B, R) int32, an index into them.
     """
     size = models.image_configs[0].image_size
-    black = np.zeros((size, size, 3), np.uint8)
-    images, places = [reference_views(black, size, models.high_res)], {}
+
+    def views(image: np.ndarray) -> np.ndarray:
+        return reference_views(image, size, models.high_res, models.realcustom.reference_fit)
+
+    images, places = [views(np.zeros((size, size, 3), np.uint8))], {}
     shown = np.zeros((len(subjects), slots), np.int32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
@@ -260,7 +263,7 @@ def _different_references(
             name = image if isinstance(image, (str, bytes, os.PathLike)) else id(image)
             if name not in places:
                 places[name] = len(images)
-                images.append(reference_views(load_image(image), size, models.high_res))
+                images.append(views(load_image(image)))
             shown[i, r] = places[name]
     count = 1 << (len(images) - 1).bit_length()
     images += [images[0]] * (count - len(images))

@@ -22,10 +22,10 @@ from realcustom_jax.diffusion.sampler_config import Phase
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.config import from_mapping
+from realcustom_jax.models.config import HIGH_RES, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import flash_attention
-from realcustom_jax.models.projector import FEATURES, HIGH_RES
+from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.sampling import latent_size, mask_grid

@@ -9,6 +9,9 @@ from realcustom_jax.errors import UserError
 T = TypeVar("T")
 _WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _WITHOUT_ATTENTION = ("DownBlock2D", "UpBlock2D")
+# Projectors that also take features of the image at twice the towers' size (RealCustom++).
+HIGH_RES = ("deep", "shallow")
+FITS = ("squash", "crop", "pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,12 @@ class RealCustomConfig:
         its local features, which come from the last of them; see `FEATURES` in `projector`.
       scoring: whether adaptive scoring (eq. 5–10) chooses the tokens.
       scoring_dim: width of the two score MLPs.
+      reference_fit: how a reference image that is not square becomes one: "squash" resizes the whole of it,
+        as the published RealCustom++ does; "crop" takes the largest centred square, as CLIP does; "pad" adds
+        white borders. None: "squash" for the projectors of RealCustom++, else "crop".
+
+    Raises:
+      UserError: for an unknown `reference_fit`.
     """
 
     token_dim: int = 768
@@ -105,6 +114,18 @@ class RealCustomConfig:
     feature_layers: tuple[tuple[int, ...], ...] = ((-2,),)
     scoring: bool = True
     scoring_dim: int = 256
+    reference_fit: str | None = None
+
+    def __post_init__(self):
+        fit = self.reference_fit or default_fit(self.projector in HIGH_RES)
+        if fit not in FITS:
+            raise UserError(f"reference_fit {fit!r} is unknown; known: {', '.join(FITS)}")
+        object.__setattr__(self, "reference_fit", fit)
+
+
+def default_fit(high_res: bool) -> str:
+    """The `reference_fit` of a model that is not told another."""
+    return "squash" if high_res else "crop"
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:

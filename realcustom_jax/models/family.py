@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
-from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
+from realcustom_jax.models.config import HIGH_RES, RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.init import param_shapes
-from realcustom_jax.models.projector import FEATURES, HIGH_RES
+from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vae import VAE, VAEConfig

@@ -9,12 +9,11 @@ from jax import Array
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
+from realcustom_jax.models.config import HIGH_RES
 from realcustom_jax.models.layers import gelu
 
 # How many feature arrays each takes.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
-# Those whose last array is of the image at twice the size.
-HIGH_RES = ("deep", "shallow")
 
 
 def make_projector(name: str, features: int, head_dim: int, dtype: jnp.dtype) -> nn.Module:

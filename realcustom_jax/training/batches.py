@@ -71,6 +71,7 @@ def make_training_loader(
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
         empty_text=source.empty_text if options.get("encoded") else None,
+        fit=pipe.models.realcustom.reference_fit if customize else None,
     )
     buckets = make_buckets(data.sizes(), shapes) if options.get("buckets") else None
     return _loader(config, source, transform, buckets)

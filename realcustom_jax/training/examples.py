@@ -32,7 +32,7 @@ class MakeExample:
       tokenizers: for the captions, one for each of E text encoders.
       image_size: side of the training image in pixels, where it has no "shape".
       reference_size: side of the reference's views in pixels; None for stages without one.
-      high_res: whether the reference has RealCustom++'s five views, see `reference_views`.
+      high_res, fit: of the reference's views, see `reference_views`.
       region_downscale: pixels of the training image by latent, to make the "region" of a subject; None for
         no region.
       batch_size: to know the step, which the curriculum needs.
@@ -57,6 +57,7 @@ class MakeExample:
     drop_both: float
     text_only: float
     empty_text: Mapping[str, np.ndarray] | None = None
+    fit: str | None = None
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         draw = rng.random()
@@ -77,7 +78,7 @@ class MakeExample:
         reference, mask = self._reference(example, image, rng)
         if reference is None:  # the crop shows no subject whole
             reference, no_image = image, True
-        views = reference_views(reference, self.reference_size, self.high_res)
+        views = reference_views(reference, self.reference_size, self.high_res, self.fit)
         flag = np.float32(rng.random() >= self.text_only)
         made = {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag}
         if self.region_downscale is not None:
