@@ -4,6 +4,9 @@ Everything that comes from the prompt or the reference images is projected once,
 `LayerContext`; a denoising step then only projects its queries.
 """
 
+import math
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -53,9 +56,81 @@ def attention_probabilities(
     return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
 
-def attend(probabilities: Array, v: Array) -> Array:
-    """Σ_k p_qk v_k: (…, H, Q, K) and (…, K, H, D) → (…, Q, H, D)."""
-    return jnp.einsum("...hqk,...khd->...qhd", probabilities.astype(v.dtype), v)
+def attend(probabilities: Array, v: Array, dtype: jnp.dtype | None = None) -> Array:
+    """Σ_k p_qk v_k: (…, H, Q, K) and (…, K, H, D) → (…, Q, H, D), of `dtype` or that of `v`."""
+    return jnp.einsum("...hqk,...khd->...qhd", probabilities.astype(v.dtype), v, preferred_element_type=dtype)
+
+
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None, gain: Array | None = None) -> Array:
+    """softmax(gain ∘ QKᵀ/√d + bias) (gain ∘ V), of many queries in chunks.
+
+    Args:
+      q: (…, Q, H, D), leading sizes of 1 broadcast to those of k and v.
+      k, v: (…, K, H, D).
+      bias, gain: broadcast to (…, H, Q, K), the same for all queries; gain is eq. 9's factor 1 + S.
+
+    Returns:
+      (…, Q, H, D), of the dtype of `v`; float32 with a gain.
+    """
+
+    def of_queries(q: Array) -> Array:
+        probabilities = attention_probabilities(q, k, bias, gain)
+        if gain is None:
+            return attend(probabilities, v)
+        shares = probabilities * gain
+        if v.dtype == jnp.float32:
+            return attend(shares, v)
+        # S is a thousandth where there are a thousand tokens, which bfloat16 would round away. So the shares
+        # are two bfloat16 numbers each. XLA may drop a cast there and back, but not `reduce_precision`.
+        high = jax.lax.reduce_precision(shares, exponent_bits=8, mantissa_bits=7)
+        return attend(high, v, jnp.float32) + attend(shares - high, v, jnp.float32)
+
+    return over_queries(of_queries, q, math.prod(k.shape[:-1]))
+
+
+# Queries of a chunk: so many that their float32 logits take this many bytes.
+_CHUNK_BYTES = 64 * 2**20
+# From so many queries on there are chunks.
+FEWEST_QUERIES = 1024
+
+
+def over_queries(function: Callable[[Array], Array], q: Array, logits: int) -> Array:
+    """`function` of q, from 1024 queries on chunk by chunk, so that only one chunk's probabilities exist.
+
+    The backward pass computes each chunk's probabilities again.
+
+    Args:
+      function: (…, Q', H, D) → (…, Q', …), each query by itself.
+      q: (…, Q, H, D).
+      logits: how many belong to one place of Q, over the batch and all heads.
+    """
+    axis, count = q.ndim - 3, q.shape[-3]
+    chunks = min(-(-4 * count * logits // _CHUNK_BYTES), -(-count // _FEWEST_OF_CHUNK))
+    if count < FEWEST_QUERIES or chunks <= 1:
+        return function(q)
+    rows = -(-count // chunks)
+    padding = [(0, 0)] * q.ndim
+    padding[axis] = (0, chunks * rows - count)
+    parts = jnp.pad(q, padding).reshape(*q.shape[:axis], chunks, rows, *q.shape[axis + 1 :])
+    # Within a loop nothing can be merged with the first pass, so nothing need keep XLA from it.
+    some = jax.checkpoint(function, prevent_cse=False)
+    parts = jax.lax.map(some, jnp.moveaxis(parts, axis, 0))
+    parts = jnp.moveaxis(parts, 0, axis)
+    whole = parts.reshape(*parts.shape[:axis], chunks * rows, *parts.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(whole, 0, count, axis=axis)
+
+
+_FEWEST_OF_CHUNK = 64
+
+
+def average_attention(q: Array, k: Array) -> Array:
+    """The probabilities averaged over heads: (B, Q, H, D), (B, K, H, D) → (B, Q, K) float32."""
+    return over_queries(lambda q: attention_probabilities(q, k).mean(axis=-3), q, math.prod(k.shape[:-1]))
+
+
+def pixel_attention(q: Array, k: Array, v: Array, flash: FlashAttention | None) -> Array:
+    """softmax(QKᵀ/√d) V over pixels, all (B, N, H, D): by the kernel where it can, else `attention`."""
+    return flash(q, k, v) if flash is not None and flash.takes(q) else attention(q, k, v)
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -87,10 +162,8 @@ class SelfAttention(nn.Module):
             split_heads(nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x), self.heads)
             for name in ("to_q", "to_k", "to_v")
         )
-        probabilities = attention_probabilities(q, k)
-        by_flash = self.flash is not None and self.flash.takes(x.shape[1])
-        out = merge_heads(self.flash(q, k, v) if by_flash else attend(probabilities, v))
-        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out), probabilities.mean(axis=1)
+        out = merge_heads(pixel_attention(q, k, v, self.flash))
+        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out), average_attention(q, k)
 
 
 class CrossAttention(nn.Module):
@@ -144,7 +217,7 @@ class CrossAttention(nn.Module):
             mean = probabilities.mean(axis=1)
             word_maps = jnp.einsum("bqk,brk->brq", mean, words, precision=jax.lax.Precision.HIGHEST)
         if control is not None:
-            out = out + self._visual(q, context, control)
+            out = (out + self._visual(q, context, control)).astype(self.dtype)
         return self.to_out_0(merge_heads(out)), word_maps
 
     def _visual(self, q: Array, context: LayerContext, control: VisualControl) -> Array:
@@ -152,9 +225,6 @@ class CrossAttention(nn.Module):
         gain = None if control.scale is None else control.scale[:, :, None, None, :]
         bias = None if control.bias is None else control.bias[:, :, None, None, :]
         # W_K and W_V have no bias, so scaling a token (eq. 9) is scaling its logits and its share of the sum.
-        # In float32: 1 + S is so close to 1 that bfloat16 keys and values would round it away.
-        probabilities = attention_probabilities(q[:, None], context.visual_k, bias, gain)
-        if gain is not None:
-            probabilities = probabilities * gain
-        per_subject = attend(probabilities, context.visual_v)  # (B, R, h·w, H, D)
+        per_subject = attention(q[:, None], context.visual_k, context.visual_v, bias, gain)
+        # (B, R, h·w, H, D) and (B, R, h·w)
         return jnp.einsum("brqhd,brq->bqhd", per_subject, control.strength.astype(per_subject.dtype))

@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.models.attention import merge_heads, split_heads
+from realcustom_jax.models.attention import merge_heads, pixel_attention, split_heads
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; field names and meaning are those of diffusers' `vae/config.json`."""
+    """Shape of the autoencoder; field names and meaning are those of diffusers' `vae/config.json`.
+
+    `force_upcast` says that the VAE needs float32, where the other parts compute in less.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -24,6 +27,7 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
     sample_size: int = 512
+    force_upcast: bool = True
 
     @property
     def downscale(self) -> int:
@@ -43,11 +47,7 @@ class _SingleHeadAttention(nn.Module):
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
-        if self.flash is not None and self.flash.takes(h * w):
-            y = merge_heads(self.flash(*(split_heads(x, 1) for x in (q, k, v))))
-        else:
-            logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-            y = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1).astype(self.dtype), v)
+        y = merge_heads(pixel_attention(*(split_heads(x, 1) for x in (q, k, v)), self.flash))
         return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 

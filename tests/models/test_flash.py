@@ -3,15 +3,18 @@
 Tolerance 1e-5: float32 sums in another order; values are of order 1.
 """
 
+import contextlib
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities
+from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities, pixel_attention
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, flash_attention, kernel_cost
+from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, _spec, flash_attention, kernel_cost
 from realcustom_jax.models.vae import VAE
 
 
@@ -31,7 +34,7 @@ def qkv(pixels: int, batch: int = 2, heads: int = 2, channels: int = 8):
 
 def test_values_and_gradients_with_heads_and_images_on_four_devices():
     """200 pixels fill no whole tile, so that what fills it up must not be attended to."""
-    flash = FlashAttention(mesh(data=2, tensor=2), interpret=True)
+    flash = FlashAttention(mesh=mesh(data=2, tensor=2), interpret=True)
     q, k, v = qkv(200)
     weights = jax.random.normal(jax.random.key(0), q.shape)
 
@@ -56,9 +59,9 @@ def test_values_and_gradients_with_heads_and_images_on_four_devices():
     ],
 )
 def test_only_what_an_axis_divides_is_divided(axes, batch, heads, spec):
-    flash = FlashAttention(mesh(**axes), interpret=True)
+    flash = FlashAttention(mesh=mesh(**axes), interpret=True)
     q, k, v = qkv(128, batch, heads)
-    assert flash._spec(*q.shape) == PartitionSpec(*spec)
+    assert _spec(flash.mesh, q) == PartitionSpec(*spec)
     np.testing.assert_allclose(jax.jit(flash)(q, k, v), plain(q, k, v), atol=1e-5, rtol=1e-5)
 
 
@@ -73,7 +76,7 @@ def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
     params = SelfAttention(2).init(jax.random.key(0), x)
     outputs = [
         jax.jit(SelfAttention(2, flash=flash).apply)(params, x)
-        for flash in (None, FlashAttention(mesh(data=1), interpret=True))
+        for flash in (None, FlashAttention(mesh=mesh(data=1), interpret=True))
     ]
     assert seen == ([(1, pixels, 2, 8)] if pixels >= FEWEST_PIXELS else [])
     for ours, theirs in zip(*outputs, strict=True):
@@ -87,7 +90,7 @@ def test_the_vae_takes_it_too(micro_configs, micro_params):
         jax.jit(VAE(config, flash=flash).apply, static_argnames="method")(
             {"params": micro_params["vae"]}, images, method="encode"
         )
-        for flash in (None, FlashAttention(mesh(data=1), interpret=True))
+        for flash in (None, FlashAttention(mesh=mesh(data=1), interpret=True))
     ]
     assert means[0].shape[1:3] == (32, 32)
     assert not np.array_equal(*means), "not the same program twice"
@@ -113,6 +116,56 @@ def test_the_cost_of_kernels_is_read_from_a_program():
     assert kernel_cost('  %x = f32[2]{0} custom-call(%y), custom_call_target="other"') == (0.0, 0.0)
 
 
-def test_devices_that_are_no_tpus_have_none(micro_params):
+def test_devices_without_a_kernel_have_none():
     assert flash_attention(mesh(data=2)) is None
-    assert flash_attention(jax.device_put(micro_params["unet"])) is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "kernel"),
+    [("tpu", None, "splash"), ("gpu", "9.0", "cudnn"), ("gpu", "7.5", None), ("cpu", None, None)],
+)
+def test_each_kind_of_device_has_its_kernel(platform, capability, kernel):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    devices = types.SimpleNamespace(devices=np.asarray([device]))
+    found = flash_attention(devices, bind=False)
+    assert (found and found.kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("pixels", "channels", "dtype", "taken"),
+    [
+        (4096, 64, jnp.bfloat16, True), (4096, 64, jnp.float32, False), (4096, 160, jnp.bfloat16, False),
+        (4096, 20, jnp.bfloat16, False), (256, 64, jnp.bfloat16, False),
+    ],
+)  # fmt: skip
+def test_cudnn_takes_what_it_can(pixels, channels, dtype, taken):
+    q = jax.ShapeDtypeStruct((1, pixels, 2, channels), dtype)
+    assert FlashAttention("cudnn").takes(q) is taken
+
+
+UNBOUND = FlashAttention(interpret=True)
+
+
+@pytest.mark.parametrize("around", ["jit", "vmap", "set_mesh", "shard_map", "partly"])
+def test_an_unbound_kernel_works_inside_the_callers_program(around):
+    """On four of eight devices. The kernel runs wherever the program's mesh is known, else chunks do."""
+    devices = mesh(data=2, other=2)
+    rows = PartitionSpec("data")
+    q, k, v = (jax.device_put(x, NamedSharding(devices, rows)) for x in qkv(1024, heads=1))
+
+    def run(*x):
+        return pixel_attention(*x, UNBOUND)
+
+    if around == "vmap":
+        run = jax.vmap(lambda *x: pixel_attention(*(y[None] for y in x), UNBOUND)[0])
+    elif around == "shard_map":
+        run = jax.shard_map(run, mesh=devices, in_specs=rows, out_specs=rows, check_vma=False)
+    elif around == "partly":
+        run = jax.shard_map(
+            run, mesh=devices, in_specs=rows, out_specs=rows, check_vma=False, axis_names={"data"}
+        )
+    with jax.set_mesh(devices) if around == "set_mesh" else contextlib.nullcontext():
+        program = jax.jit(run).trace(q, k, v)
+        found = jax.jit(run)(q, k, v)
+    assert ("pallas" in str(program.jaxpr)) == (around in ("set_mesh", "shard_map"))
+    np.testing.assert_allclose(found, plain(q, k, v), atol=1e-5, rtol=1e-5)
