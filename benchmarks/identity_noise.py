@@ -29,7 +29,8 @@ from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
 from realcustom_jax.models.family import Models
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import decode, latent_size
+from realcustom_jax.programs import decode
+from realcustom_jax.sampling import latent_size
 
 BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
 COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}

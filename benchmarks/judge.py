@@ -18,7 +18,7 @@ from realcustom_jax.evaluation.judge_augment import blur
 from realcustom_jax.evaluation.tables import table
 from realcustom_jax.evaluation.toybox import Benchmark, another_subject, make_requests, real_scene
 from realcustom_jax.pipeline import load
-from realcustom_jax.sampling import decode
+from realcustom_jax.programs import decode
 
 MEASURES = ("identity_top1", "background_top1", "word_top1", "mask_iou")
 

@@ -34,7 +34,8 @@ from realcustom_jax.evaluation.toybox import (
     real_scene,
 )
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import decode, latent_size
+from realcustom_jax.programs import decode
+from realcustom_jax.sampling import latent_size
 from realcustom_jax.toybox import Scene
 
 RINGS = (2, 4, 6, 8, 12, 16, 24)  # outer ends, in pixels; one more ring has all beyond

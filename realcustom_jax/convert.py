@@ -1,9 +1,9 @@
 """Put models together, write them for others: `python -m realcustom_jax.convert --model BASE --out FOLDER`.
 
-Takes a base model (a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL),
-optionally another RealCustom part (--realcustom: a `realcustom/` folder or a checkpoint file such as the
-published one) and other image towers (--image-encoder, once or twice: folders or hub ids of transformers or
-timm), and writes one of
+Takes a base model (a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL) and,
+where they are given, another base UNet (--unet), another RealCustom part (--realcustom: a `realcustom/`
+folder or a checkpoint file such as the published one, whose base UNet is used where it has one) and other
+image towers (--image-encoder, once or twice: folders or hub ids of transformers or timm). Writes one of
 
   folder     a model folder: what rc.load, diffusers and transformers read (default)
   flax       the base and the towers as diffusers' and transformers' Flax models read them (.msgpack)
@@ -19,7 +19,7 @@ from pathlib import Path
 from realcustom_jax import pipeline
 from realcustom_jax.cli import CommandParser, run_command
 from realcustom_jax.errors import UserError
-from realcustom_jax.files import check_local
+from realcustom_jax.files import check_local, replacing_folder
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import (
     export_added,
@@ -38,14 +38,18 @@ def main() -> None:
     out = Path(args.out)
     _check_out(args.to, out)
     print(f"reading {args.model}", flush=True)
-    pipe = pipeline.load_on_host(
+    pipe = pipeline.open_model(
         args.model,
+        unet=args.unet,
         realcustom=args.realcustom,
         image_encoders=args.image_encoder,
         tokenizers=args.tokenizer,
     )
-    write = (_FILES | _FOLDERS)[args.to]
-    write(pipe, out, args.dtype)
+    if args.to in _FILES:
+        _FILES[args.to](pipe, out, args.dtype)
+    else:
+        with replacing_folder(out, "--out") as half:
+            _FOLDERS[args.to](pipe, half, args.dtype)
     print(f"wrote {out}")
 
 
@@ -65,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="model folder or file, hub id, or toybox"
     )
+    parser.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
     parser.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
     parser.add_argument(
         "--image-encoder",

@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
@@ -19,16 +23,16 @@ from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions
+from realcustom_jax.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base
+from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
 from realcustom_jax.weights.components import (
     LAYOUTS,
-    Place,
     check_dtype,
     on_device,
     on_host,
+    open_params,
     read_config,
-    read_params,
     weights_name,
     write_json,
     write_params,
@@ -37,10 +41,13 @@ from realcustom_jax.weights.configs import text_to_json, vision_to_json
 from realcustom_jax.weights.hub import find_folder
 from realcustom_jax.weights.keys import flatten, torch_key, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
-from realcustom_jax.weights.official import open_added
+from realcustom_jax.weights.lazy import Place, place_params
+from realcustom_jax.weights.official import Added, open_added
 from realcustom_jax.weights.original import default_tokenizers, is_original, original_base
-from realcustom_jax.weights.tensors import Tensors, open_tensors
-from realcustom_jax.weights.towers import load_tower, read_tower
+from realcustom_jax.weights.tensors import open_tensors
+from realcustom_jax.weights.towers import open_tower, read_tower
+
+_LOG = logging.getLogger(__name__)
 
 TOYBOX = Path(__file__).parent / "toybox" / "model"
 
@@ -58,6 +65,8 @@ class Pipeline:
       tokenizers: one for each text encoder.
       defaults: of the sampling options.
       matcher: what finds the words of a subject whose words are "auto", or None.
+      mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
+        device.
     """
 
     models: Models
@@ -66,15 +75,45 @@ class Pipeline:
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
     defaults: SamplingOptions = SamplingOptions()
     matcher: Matcher | None = None
+    mesh: Mesh | None = None
+    # What depends on the parameters alone and is computed once: of this object only, `replace` begins anew.
+    cache: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def on_mesh(self, mesh: Mesh) -> "Pipeline":
+        """With the parameters copied to every device of a mesh, among which `sample` divides a batch."""
+        params = jax.device_put(dict(self.params), NamedSharding(mesh, PartitionSpec()))
+        models = dataclasses.replace(self.models, flash=flash_attention(mesh, bind=False))
+        return self.replace(params=params, models=models, mesh=mesh)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether parameters come to their devices each time they are asked for."""
+        return isinstance(self.params, Offloaded)
 
     def replace(self, **changes: Any) -> "Pipeline":
         return dataclasses.replace(self, **changes)
 
-    def with_flash(self) -> "Pipeline":
-        """With the flash attention of the devices on which the UNet is, where those have one."""
-        return self.replace(
-            models=dataclasses.replace(self.models, flash=flash_attention(self.params["unet"]))
-        )
+
+class Offloaded(Mapping[str, Any]):
+    """{component: its parameters}, put on their devices each time they are asked for.
+
+    Whoever asks lets go of them when they have done their work. They are read from their files again, which
+    the operating system keeps in memory where there is room.
+    """
+
+    def __init__(self, params: Mapping[str, Any], place: Place):
+        """`params` are lazy; `place` takes paths of the whole model."""
+        self._params = params
+        self._place = place
+
+    def __getitem__(self, name: str) -> Any:
+        return place_params({name: self._params[name]}, self._place)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
 
 
 # ---------------------------------------------------------------- loading
@@ -82,10 +121,14 @@ class Pipeline:
 
 def load(
     path: str | Path,
-    dtype: Any = jnp.float32,
+    dtype: Any = "auto",
     param_dtype: Any = None,
     sharding: Any = None,
     *,
+    vae_dtype: Any = "auto",
+    mesh: Mesh | None = None,
+    offload: bool = False,
+    unet: str | Path | None = None,
     realcustom: str | Path | None = None,
     image_encoders: Sequence[str | Path] = (),
     matcher: str | Path | None = None,
@@ -98,12 +141,22 @@ def load(
       path: a folder in the diffusers layout, with `image_encoder/` and `realcustom/` for subjects; the hub id
         of one; an original one-file checkpoint of SD1.5 or SDXL; or "toybox", the model that ships with the
         package.
-      dtype: of computation.
-      param_dtype: of the parameters; default float32.
-      sharding: where parameters go: a `jax.sharding.Sharding` for all, a function of a parameter's path
-        ("unet/conv_in/kernel") and shape that gives one, or None for the default device.
+      dtype: of computation: "auto" (bfloat16 on TPUs and GPUs, float32 on CPUs), "float32", "bfloat16", or
+        one of numpy's or JAX's.
+      param_dtype: of the parameters; default `dtype`. Those of the scoring stay float32.
+      sharding: where parameters go: a `jax.sharding.Sharding` for all, or a function of a parameter's path
+        ("unet/conv_in/kernel") and shape that gives one. Default: whole on every device of the mesh.
+      vae_dtype: of the VAE and its parameters: "auto" is float32, or `dtype` where the VAE's config says
+        `"force_upcast": false`.
+      mesh: the devices among which `sample` divides a batch, along the mesh's first axis. Default all
+        devices of this process.
+      offload: keep on the devices only the part that works: text encoders, image towers, UNet and VAE come
+        and go. For devices, or machines without one, whose memory is smaller than the model.
+      unet: another base UNet of the same shape, instead of the model's own: a folder, a hub id, or a file in
+        diffusers', Flax' or the original layout.
       realcustom: what RealCustom adds, instead of the folder's own: a `realcustom/` folder, or a checkpoint
-        file such as the published RealCustom++ one, laid over any base of the same shape.
+        file such as the published RealCustom++ one, laid over any base of the same shape. Where the file
+        also holds the base UNet, that is used, unless `unet` is given.
       image_encoders: image towers instead of the folder's own, one or two folders or hub ids, of transformers
         or timm. All run at the image size of the first.
       matcher: a whole CLIP model, a folder or hub id of transformers, that finds the words of subjects whose
@@ -115,22 +168,47 @@ def load(
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
-    parts = find_parts(path, realcustom, image_encoders, tokenizers, revision)
-    pipe = load_parts(parts, on_device(param_dtype or jnp.float32, sharding), dtype).with_flash()
+    if mesh is None:
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+    compute = resolve_dtype(dtype, mesh)
+    parts = find_parts(path, realcustom, image_encoders, tokenizers, revision, unet)
+    models = _read_models(parts, compute)
+    vae = vae_compute_dtype(vae_dtype, compute, models.vae_config, mesh)
+    models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
+    common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
+    dtypes = functools.partial(_param_dtype, common, vae or common)
+    place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
+    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh)
+    params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
+    pipe = pipe.replace(params=params)
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
 
 
-def load_on_host(
+def _param_dtype(common: Any, vae: Any, path: str) -> Any:
+    """Of a parameter in the whole model."""
+    if re.search(r"(^|/)scoring/", path):  # scores are float32, and these are few
+        return jnp.float32
+    return vae if path.startswith("vae/") else common
+
+
+def open_model(
     path: str | Path,
-    dtype: Any = jnp.float32,
     *,
+    unet: str | Path | None = None,
     realcustom: str | Path | None = None,
     image_encoders: Sequence[str | Path] = (),
     tokenizers: Sequence[str | Path] = (),
+    dtype: Any = jnp.float32,
 ) -> Pipeline:
-    """As `load`, but with numpy float32 parameters: training places them itself, straight into shards."""
-    parts = find_parts(path, realcustom, image_encoders, tokenizers)
-    return load_parts(parts, on_host(jnp.float32), dtype)
+    """As `load`, but the parameters are `LazyArray`s: each is read from its file when it is used."""
+    parts = find_parts(path, realcustom, image_encoders, tokenizers, unet=unet)
+    return open_pipeline(parts, _read_models(parts, dtype))
+
+
+def load_on_host(path: str | Path, dtype: Any = jnp.float32, **parts: Any) -> Pipeline:
+    """As `open_model`, with numpy float32 parameters."""
+    pipe = open_model(path, dtype=dtype, **parts)
+    return pipe.replace(params=place_params(pipe.params, on_host(jnp.float32)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +218,14 @@ class Parts:
     Attributes:
       base: the text-to-image model.
       towers: folders of none, one or two image towers.
-      realcustom: folder or file of what RealCustom adds, or None.
+      added: what RealCustom adds, or None.
+      defaults: the folder of `sampling.json`, or None.
     """
 
     base: Base
     towers: tuple[Path, ...]
-    realcustom: Path | None
+    added: Added | None
+    defaults: Path | None
 
 
 def find_parts(
@@ -154,6 +234,7 @@ def find_parts(
     image_encoders: Sequence[str | Path] = (),
     tokenizers: Sequence[str | Path] = (),
     revision: str | None = None,
+    unet: str | Path | None = None,
 ) -> Parts:
     """The parts of a model, their configs read; see `load`.
 
@@ -161,22 +242,35 @@ def find_parts(
       UserError: for a path that is not there, a config that is missing or none of ours, or more image towers
         than two.
     """
+    if isinstance(image_encoders, (str, Path)):
+        raise UserError("image_encoders must be a list of one or two folders, also of one")
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
     towers = tuple(find_folder(one) for one in image_encoders)
-    added = None if realcustom is None else Path(realcustom)
     folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
     if folder.is_file():
-        return Parts(_one_file(folder, tokenizers), towers, added)
-    if tokenizers:
-        raise UserError(f"{str(folder)!r} has its own tokenizers; others go only with a one-file checkpoint")
-    optional = {
-        name for name in (*IMAGE, TEXT[1], TOKENIZERS[1], "realcustom") if not (folder / name).is_dir()
-    }
-    names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
-    found = {name: folder / name for name in names}
-    own = tuple(found[name] for name in IMAGE if name in found)
-    return Parts(folder_base(found), towers or own, added or found.get("realcustom"))
+        base, own = _one_file(folder, tokenizers), {}
+    else:
+        if tokenizers:
+            raise UserError(
+                f"{str(folder)!r} has its own tokenizers; others go only with a one-file checkpoint"
+            )
+        optional = {
+            name for name in (*IMAGE, TEXT[1], TOKENIZERS[1], "realcustom") if not (folder / name).is_dir()
+        }
+        names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
+        own = {name: folder / name for name in names}
+        base = folder_base(own)
+    added_path = Path(realcustom) if realcustom else own.get("realcustom")
+    base_keys = functools.cache(lambda: set(map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))))
+    added = open_added(added_path, base_keys) if added_path else None
+    if unet:
+        base = with_unet(base, find_folder(unet, ("", "unet")))
+    elif added and added.base:
+        _LOG.warning("%s also holds a base UNet, which is used instead of the one of %s", added_path, folder)
+        base = with_tensors(base, added.base)
+    towers = towers or tuple(own[name] for name in IMAGE if name in own)
+    return Parts(base, towers, added, added_path if added_path and added_path.is_dir() else None)
 
 
 def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
@@ -191,28 +285,29 @@ def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
 
 def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline:
     """As `load`, with parameters put where `place` says; paths begin with their component."""
-    models, added_tensors = _read_models(parts, dtype)
-    # All before the first weights are read: tracing finds mistakes in the configs.
+    pipe = open_pipeline(parts, _read_models(parts, dtype))
+    return pipe.replace(params=place_params(pipe.params, place))
+
+
+def open_pipeline(parts: Parts, models: Models) -> Pipeline:
+    """A pipeline whose parameters are `LazyArray`s.
+
+    Raises:
+      UserError: when names or shapes of a component's tensors are not the module's.
+    """
     shapes = {name: models.component_shapes(name) for name in models.configs if name not in IMAGE}
     base, added = split_added(shapes["unet"])
-    folders = dict(zip(IMAGE, parts.towers, strict=False))
-    params = {}
-    for name, config in models.configs.items():
-        placed = functools.partial(_place_in, place, name)
-        if name in IMAGE:
-            _, params[name] = load_tower(folders[name], placed, config.image_size)
-        else:
-            params[name] = parts.base.load(name, base if name == "unet" else shapes[name], placed)
-    if added_tensors:
-        placed = functools.partial(_place_in, place, "unet")
-        extra = read_params(added_tensors, LAYOUTS["realcustom"], added, placed)
+    params = {
+        name: parts.base.open(name, base if name == "unet" else shape) for name, shape in shapes.items()
+    }
+    for name, folder, config in zip(IMAGE, parts.towers, models.image_configs, strict=False):
+        _, params[name] = open_tower(folder, config.image_size)
+    if parts.added:
+        extra = open_params(parts.added.tensors, LAYOUTS["realcustom"], added)
         params["unet"] = join_added(params["unet"], extra)
     tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers, parts.base.padding))
+    params = {name: params[name] for name in models.configs}
     return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models))
-
-
-def _place_in(place: Place, component: str, path: str, value: Any) -> Any:
-    return place(f"{component}/{path}", value)
 
 
 def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
@@ -221,19 +316,15 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
     Raises:
       UserError: when a config is missing, is none of ours, or contradicts another.
     """
-    return _read_models(find_parts(path), dtype)[0]
+    return _read_models(find_parts(path), dtype)
 
 
-def _read_models(parts: Parts, dtype: Any) -> tuple[Models, Tensors | None]:
+def _read_models(parts: Parts, dtype: Any) -> Models:
     towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]
     # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
     towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
-    base, added, tensors = parts.base, None, None
-    if parts.realcustom:
-        added, tensors = open_added(
-            parts.realcustom, lambda: map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))
-        )
-    return Models(base.unet, base.vae, base.texts, tuple(towers), added, dtype), tensors
+    base, added = parts.base, parts.added
+    return Models(base.unet, base.vae, base.texts, tuple(towers), added.config if added else None, dtype)
 
 
 def base_defaults(models: Models) -> SamplingOptions:
@@ -243,7 +334,7 @@ def base_defaults(models: Models) -> SamplingOptions:
 
 def _load_defaults(parts: Parts, models: Models) -> SamplingOptions:
     """The base's defaults, changed by `realcustom/sampling.json` where there is one."""
-    path = parts.realcustom and parts.realcustom / "sampling.json"
+    path = parts.defaults and parts.defaults / "sampling.json"
     if path is None or not path.is_file():
         return base_defaults(models)
     try:

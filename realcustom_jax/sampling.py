@@ -1,7 +1,6 @@
 """`sample`: prompts and subjects in, images and masks out. A thin shell over the jitted `sample_latents`."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +15,20 @@ from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask, resize_area
 from realcustom_jax.data.views import reference_views
-from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
+from realcustom_jax.diffusion.sampler import Conditioning, Settings
 from realcustom_jax.encoder_pair import own_pair
 from realcustom_jax.errors import UserError
-from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
-from realcustom_jax.models.family import IMAGE, TEXT, Models
-from realcustom_jax.models.vae import VAE
+from realcustom_jax.models.conditioning import size_ids
+from realcustom_jax.models.family import Models
 from realcustom_jax.options import Rule, SamplingOptions, is_list
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.programs import (
+    black_features,
+    images_of,
+    latents_and_masks,
+    reference_features,
+    text_features,
+)
 from realcustom_jax.subjects import AUTO, Subject, with_words
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
@@ -84,21 +89,13 @@ def sample(
     config = chosen.sampler_config(height, width)
     nested = choose_words(pipe, prompts, nested)
     conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
-    latents, masks = _sample_latents(
-        pipe.params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
-    )
-    images = _decode(pipe.models, pipe.params["vae"], latents)
+    latents, masks = latents_and_masks(pipe, conditioning, keys, config)
+    images = images_of(pipe, latents)
     words = [
         [phrases_of(prompt, subject.words) for subject in own]
         for prompt, own in zip(prompts, nested, strict=True)
     ]
-    return Samples(np.asarray(images), np.asarray(masks), words)
-
-
-def decode(models: Models, params: Any, latents: Array) -> Array:
-    """Latents (B, h, w, C) → uint8 images (B, H, W, 3). Pure; `params` are the VAE's."""
-    images = models.vae.apply({"params": params}, latents, method=VAE.decode)
-    return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+    return Samples(images, np.asarray(masks), words)
 
 
 def request_keys(seeds: Sequence[int]) -> Array:
@@ -158,7 +155,7 @@ def make_conditioning(
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
     ids = [tokenize(tokenizer, [*prompts, *negative_prompts]) for tokenizer in pipe.tokenizers]
-    text, pooled = _encode_text(pipe.models, _of(pipe, TEXT), ids)
+    text, pooled = text_features(pipe, ids)
     text, negative_text = jnp.split(text, 2)
     pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
     sizes = None if pooled is None else size_ids(batch, *image_size(pipe.models, options))
@@ -168,9 +165,10 @@ def make_conditioning(
     features = negative = ()
     if slots:
         views, shown = _different_references(subjects, slots, pipe.models)
-        encoded = _encode_references(pipe.models, _of(pipe, IMAGE), views)
+        black = black_features(pipe)
+        encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
         features = tuple(x[shown] for x in encoded)
-        negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(encoded, features, strict=True))
+        negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     return Conditioning(
@@ -235,26 +233,18 @@ def _wishes(
     return jnp.asarray(flags), jnp.asarray(strengths), jnp.asarray(masks), jnp.asarray(instead)
 
 
-def _of(pipe: Pipeline, components: Sequence[str]) -> dict[str, Any]:
-    return {name: pipe.params[name] for name in components if name in pipe.params}
-
-
 def _different_references(
     subjects: Sequence[Sequence[Subject]], slots: int, models: Models
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference images' views, each image once, and which of them every slot shows.
 
     Returns:
-      views: uint8 (U, V, S, S, 3), see `reference_views`; those of the first image black, for empty slots and
-        the negative pass. U is a power of two, filled up with black, so that few numbers are compiled for.
-      shown: (B, R) int32, an index into them.
+      views: uint8 (U, V, S, S, 3), see `reference_views`.
+      shown: (B, R) int32, 1 + an index into them, 0 for an empty slot.
     """
     size = models.image_configs[0].image_size
-
-    def views(image: np.ndarray) -> np.ndarray:
-        return reference_views(image, size, models.high_res, models.realcustom.reference_fit)
-
-    images, places = [views(np.zeros((size, size, 3), np.uint8))], {}
+    images: list[np.ndarray] = []
+    places: dict[Any, int] = {}
     shown = np.zeros((len(subjects), slots), np.int32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
@@ -262,11 +252,10 @@ def _different_references(
             # Equal paths and bytes are one image; pictures and arrays are where they are the same object.
             name = image if isinstance(image, (str, bytes, os.PathLike)) else id(image)
             if name not in places:
+                fit = models.realcustom.reference_fit
+                images.append(reference_views(load_image(image), size, models.high_res, fit))
                 places[name] = len(images)
-                images.append(views(load_image(image)))
             shown[i, r] = places[name]
-    count = 1 << (len(images) - 1).bit_length()
-    images += [images[0]] * (count - len(images))
     return np.stack(images), shown
 
 
@@ -309,19 +298,3 @@ def _each(name: str, values: Any, count: int) -> list[Any]:
     if not is_list(values) or len(values) != count:
         raise UserError(f"{name} must be a list of {count}, one for each prompt")
     return list(values)
-
-
-_sample_latents = jax.jit(sample_latents, static_argnames=("unet", "schedule", "config"))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_text(models: Models, params: Any, ids: Sequence[Array]) -> tuple[Array, Array | None]:
-    return encode_text(models, params, ids)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_references(models: Models, params: Any, views: Array) -> tuple[Array, ...]:
-    return encode_reference(models, params, views)
-
-
-_decode = jax.jit(decode, static_argnums=0)

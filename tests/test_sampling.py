@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax import sampling
+from realcustom_jax import programs, sampling
 from realcustom_jax.data.transforms import center_crop_resize, load_image, to_float
 from realcustom_jax.toybox import Identity, render_reference
 
@@ -59,28 +59,29 @@ def test_one_seed_for_all_and_images_of_any_kind(micro_pipe, tmp_path):
 
 
 def test_every_image_is_encoded_once(micro_pipe, monkeypatch):
-    """Black and each different reference once, filled up to a power of two; every slot gets its own."""
+    """Each different reference once, and black once a pipeline; every slot gets its own."""
     dog = Image.fromarray(render_reference(Identity("dog", 19)).image)
     cat_and_dog = [rc.Subject(CAT, "cat"), rc.Subject(dog, "dog")]
     subjects = [cat_and_dog, [], [rc.Subject(dog, "dog")], cat_and_dog[::-1], cat_and_dog]
-    batches, encode = [], sampling._encode_references
+    batches, encode = [], programs.reference_features
 
-    def spy(models, params, views):
+    def spy(pipe, views):
         batches.append(len(views))
-        return encode(models, params, views)
+        return encode(pipe, views)
 
-    monkeypatch.setattr(sampling, "_encode_references", spy)
+    monkeypatch.setattr(sampling, "reference_features", spy)
+    monkeypatch.setattr(programs, "reference_features", spy)
+    pipe = micro_pipe.replace()  # with a cache of its own
 
     def make(subjects):
         count = len(subjects)
-        return rc.make_conditioning(
-            micro_pipe, ["a cat and a dog"] * count, subjects, [""] * count, micro_pipe.defaults
-        )
+        return rc.make_conditioning(pipe, ["a cat and a dog"] * count, subjects, [""] * count, pipe.defaults)
 
     together = make(subjects)
-    assert batches == [4]
+    assert batches == [1, 2]
     np.testing.assert_array_equal(together.flags, [[1, 1], [0, 0], [1, 0], [1, 1], [1, 1]])
     (cat, dog), black = make([[s] for s in cat_and_dog]).features[0][:, 0], together.negative_features[0]
+    assert batches == [1, 2, 2]
     assert black.shape == together.features[0].shape == (5, 2, 16, 16)
     nothing = black[0, 0]
     expected = [[cat, dog], [nothing, nothing], [dog, nothing], [dog, cat], [cat, dog]]

@@ -52,7 +52,9 @@ from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.lazy import place_params
 
 _CHUNK = 1024  # examples of one file, whose latents are in memory until it is written
 
@@ -137,12 +139,12 @@ def make_encoding(
       buckets, step, max_aspect: see `training_shapes`.
       text: whether captions are encoded too.
     """
-    pipe = pipeline.load_on_host(model)
+    pipe = pipeline.open_model(model)
     shapes = training_shapes(pipe.models, buckets, step, max_aspect)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     names = ("vae", *(pipe.models.text_encoders if text else ()))
     own = {name: pipe.params[name] for name in names}
-    params = jax.device_put(own, NamedSharding(mesh, PartitionSpec()))
+    params = place_params(own, on_device(jnp.float32, NamedSharding(mesh, PartitionSpec())))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     @jax.jit

@@ -1,7 +1,6 @@
-"""Many requests through one model: batches of one size, sharded over the devices of this host."""
+"""Many requests through one model, in batches of one size."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from realcustom_jax import pipeline
-from realcustom_jax.diffusion.sampler import Conditioning, sample_latents
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
-from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.sampling import decode, latent_size, make_conditioning, request_keys
+from realcustom_jax.programs import images_of, latents_and_masks
+from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
 from realcustom_jax.subjects import Subject
 
 
@@ -34,40 +29,25 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model, copied to every device that takes part, and how many images each makes at once.
-
-    Attributes:
-      pipe: with the UNet and VAE on all devices of the mesh.
-      mesh: one axis, "data".
-      per_device: images that a device makes at once.
-    """
+    """A model, and how many images each device of its mesh makes at once."""
 
     pipe: Pipeline
-    mesh: Mesh
     per_device: int
 
     @classmethod
     def load(cls, path: str | Path, per_device: int, devices: Sequence[Any] | None = None) -> "Generator":
-        """As `pipeline.load`, each tensor straight to all devices; default those of this host."""
-        mesh = _mesh(devices)
-        everywhere = NamedSharding(mesh, P())
-
-        def place(name: str, shape: tuple[int, ...]) -> NamedSharding | None:
-            return everywhere if name.startswith(_SPREAD) else None
-
-        return cls(pipeline.load(path, sharding=place), mesh, per_device)
+        """As `pipeline.load`, on some devices; default those of this process."""
+        return cls(pipeline.load(path, mesh=_mesh(devices)), per_device)
 
     @classmethod
     def of(cls, pipe: Pipeline, per_device: int, devices: Sequence[Any] | None = None) -> "Generator":
         """Of a pipeline that is loaded already."""
         mesh = _mesh(devices)
-        spread = {name: pipe.params[name] for name in ("unet", "vae")}
-        params = {**pipe.params, **jax.device_put(spread, NamedSharding(mesh, P()))}
-        return cls(pipe.replace(params=params).with_flash(), mesh, per_device)
+        return cls(pipe.on_mesh(mesh), per_device)
 
     @property
     def batch(self) -> int:
-        return self.per_device * self.mesh.size
+        return self.per_device * self.pipe.mesh.size
 
     def __call__(
         self,
@@ -98,37 +78,16 @@ class Generator:
             progress(len(chunk))
         return np.concatenate(images), np.concatenate(masks)
 
-    def _batch(self, jobs: Sequence[Job], options: SamplingOptions) -> tuple[Array, Array]:
+    def _batch(self, jobs: Sequence[Job], options: SamplingOptions) -> tuple[np.ndarray, Array]:
+        """uint8 images (B, H, W, 3) and the last masks (B, R, h, w)."""
         pipe = self.pipe
         config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
         prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
         conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
         keys = request_keys([job.seed for job in jobs])
-        rows = NamedSharding(self.mesh, P("data"))
-        conditioning, keys = jax.device_put((conditioning, keys), rows)
-        params = {name: pipe.params[name] for name in ("unet", "vae")}
-        return _make(params, conditioning, keys, pipe.models, pipe.schedule, config)
-
-
-# Components that run on all devices; the encoders run once a batch, on the first.
-_SPREAD = ("unet/", "vae/")
+        latents, masks = latents_and_masks(pipe, conditioning, keys, config)
+        return images_of(pipe, latents), masks[:, -1]
 
 
 def _mesh(devices: Sequence[Any] | None) -> Mesh:
     return Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",))
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _make(
-    params: Any,
-    conditioning: Conditioning,
-    keys: Array,
-    models: Models,
-    schedule: ScheduleConfig,
-    config: SamplerConfig,
-) -> tuple[Array, Array]:
-    """uint8 images (B, H, W, 3) and the last masks (B, R, h, w)."""
-    latents, masks = sample_latents(
-        params["unet"], conditioning, keys, unet=models.unet, schedule=schedule, config=config
-    )
-    return decode(models, params["vae"], latents), masks[:, -1]

@@ -32,6 +32,7 @@ class Models:
       image_configs: none (a base without subjects), one image tower, or two (RealCustom++).
       realcustom: what is added to the base, or None.
       dtype: of computation.
+      vae_dtype: of the VAE's; None for `dtype`.
       remat: of the UNet in training; see `remat.POLICIES`.
       flash: of self-attention over many pixels, on TPUs; see `flash_attention`.
       scan: whether the blocks of a UNet's transformer are a loop; see `Transformer2D`.
@@ -46,6 +47,7 @@ class Models:
     remat: str = "none"
     flash: FlashAttention | None = None
     scan: bool = False
+    vae_dtype: Any = None
 
     def __post_init__(self):
         """Raises `UserError` when parts do not fit each other."""
@@ -81,7 +83,7 @@ class Models:
 
     @property
     def vae(self) -> VAE:
-        return VAE(self.vae_config, self.dtype, self.flash)
+        return VAE(self.vae_config, self.vae_dtype or self.dtype, self.flash)
 
     @property
     def text_encoders(self) -> dict[str, CLIPText]:
@@ -128,7 +130,7 @@ class Models:
     def component_shapes(self, name: str) -> Any:
         """The `params` tree of one component, one of `configs`, as shapes."""
         # Without what changes no parameter: shapes are traced once for all of them, and keep no mesh alive.
-        plain = dataclasses.replace(self, dtype=jnp.float32, remat="none", flash=None)
+        plain = dataclasses.replace(self, dtype=jnp.float32, vae_dtype=None, remat="none", flash=None)
         if name == "unet":
             visual_tokens = self.image_configs[0].tokens if self.image_configs else 0
             return unet_shapes(plain.unet, self.text_tokens, visual_tokens, self.vision_dim)

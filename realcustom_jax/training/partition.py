@@ -11,8 +11,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.weights.components import Place
 from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.lazy import Place
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))

@@ -36,8 +36,8 @@ from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
-from realcustom_jax.weights.components import Place
 from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.lazy import Place
 
 
 def train(

@@ -26,8 +26,9 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.components import Place, on_host
+from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
+from realcustom_jax.weights.lazy import Place
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig
 from realcustom_jax.models.family import TEXT
 from realcustom_jax.models.vae import VAEConfig
-from realcustom_jax.weights.components import Place, load_params, read_config
+from realcustom_jax.weights.components import LAYOUTS, find_weights, open_params, read_config
 from realcustom_jax.weights.configs import read_schedule, read_text, read_unet, read_vae
+from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, Layout
+from realcustom_jax.weights.original_layout import ORIGINAL_UNET
+from realcustom_jax.weights.tensors import Tensors, open_tensors
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
@@ -25,7 +29,7 @@ class Base:
       unet, vae, texts, schedule: its shapes and noise schedule; one or two text encoders.
       tokenizers: a folder for each text encoder.
       padding: the token that each tokenizer pads with; None for its own.
-      load: (component, its `params` tree as shapes, place) → its parameters, checked key by key.
+      open: (component, its `params` tree as shapes) → its parameters, lazy, checked key by key.
     """
 
     unet: UNetConfig
@@ -34,7 +38,7 @@ class Base:
     schedule: ScheduleConfig
     tokenizers: tuple[Path, ...]
     padding: tuple[str | None, ...]
-    load: Callable[[str, Any, Place], Any]
+    open: Callable[[str, Any], Any]
 
 
 def folder_base(parts: Mapping[str, Path]) -> Base:
@@ -48,6 +52,11 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
     """
     texts = tuple(read_text(read_config(parts[name]), str(parts[name])) for name in TEXT if name in parts)
     scheduler = parts["scheduler"]
+
+    def opened(name: str, shapes: Any) -> Any:
+        layouts = LAYOUTS[re.sub(r"_2$", "", name)]
+        return open_params(open_tensors(find_weights(parts[name])), layouts, shapes)
+
     return Base(
         read_unet(read_config(parts["unet"]), str(parts["unet"])),
         read_vae(read_config(parts["vae"]), str(parts["vae"])),
@@ -55,5 +64,53 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
         read_schedule(read_config(scheduler, "scheduler_config.json"), str(scheduler)),
         tuple(parts[name] for name in TOKENIZERS[: len(texts)]),
         (None,) * len(texts),
-        lambda name, shapes, place: load_params(parts[name], re.sub(r"_2$", "", name), shapes, place),
+        opened,
     )
+
+
+def with_unet(base: Base, path: Path) -> Base:
+    """A base with another UNet of the same shape.
+
+    Args:
+      base: what the other parts are of.
+      path: a folder with the UNet's `config.json`, or one that has it in `unet/`, or a file of weights, in
+        diffusers' or the original layout, alone or with the other parts of a model.
+
+    Raises:
+      UserError: when its shape is not that of the base's UNet.
+    """
+    if path.is_dir():
+        folder = path / "unet" if (path / "unet").is_dir() else path
+        config = read_unet(read_config(folder), str(folder))
+        _check_same_shape(base.unet, config, folder)
+        return _with_opened(base, open_tensors(find_weights(folder)), LAYOUTS["unet"])
+    tensors = open_tensors(path)
+    for prefix in _UNET_PREFIXES:
+        if any(key.startswith(prefix) for key in tensors.shapes):
+            return _with_opened(base, tensors.select(prefix), (ORIGINAL_UNET, DIFFUSERS, FLAX))
+    return _with_opened(base, tensors, (DIFFUSERS, FLAX, ORIGINAL_UNET))
+
+
+# Of the UNet in files that hold more than it.
+_UNET_PREFIXES = ("model.diffusion_model.", "unet.", "unet/")
+# Fields of a config that change no pass.
+_NO_SHAPE = ("sample_size",)
+
+
+def _check_same_shape(wanted: UNetConfig, found: UNetConfig, source: Path) -> None:
+    for field in dataclasses.fields(UNetConfig):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if ours != theirs and field.name not in _NO_SHAPE:
+            raise UserError(f"the UNet in {source} has another shape: {field.name} is {theirs}, not {ours}")
+
+
+def with_tensors(base: Base, unet: Tensors) -> Base:
+    """A base with a UNet's weights from elsewhere, named as diffusers names them."""
+    return _with_opened(base, unet, (DIFFUSERS,))
+
+
+def _with_opened(base: Base, unet: Tensors, layouts: tuple[Layout, ...]) -> Base:
+    def opened(name: str, shapes: Any) -> Any:
+        return open_params(unet, layouts, shapes) if name == "unet" else base.open(name, shapes)
+
+    return dataclasses.replace(base, open=opened)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -20,8 +21,10 @@ from realcustom_jax.weights.layouts import (
     FLAX_VISION,
     OLD_VAE,
     TIMM,
+    Entry,
     Layout,
 )
+from realcustom_jax.weights.lazy import LazyArray, Place, place_params
 from realcustom_jax.weights.tensors import SHARD_BYTES, Tensors, open_tensors, write_tensors
 
 # What weights can be written as.
@@ -50,9 +53,6 @@ _ENDINGS = (
     ".bin.index.json",
 )
 
-# (path within the component, values in the file's dtype) → the parameter where it shall be.
-Place = Callable[[str, np.ndarray], Any]
-
 
 def on_host(dtype: Any) -> Place:
     """Parameters as numpy arrays."""
@@ -63,13 +63,13 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
     """Parameters as JAX arrays, one after the other, so that no more than one is there twice.
 
     Args:
-      dtype: of the parameters.
+      dtype: of the parameters, or a function of a path that gives it.
       sharding: where they go: a `jax.sharding.Sharding` for all, a function of a path and a shape that gives
         one, or None for the default device. Each device gets its own shards only.
     """
 
     def place(path: str, value: np.ndarray) -> jax.Array:
-        value = value.astype(dtype, copy=False)
+        value = value.astype(dtype(path) if _chooses(dtype) else dtype, copy=False)
         target = sharding(path, value.shape) if callable(sharding) else sharding
         if target is None:
             return jax.block_until_ready(jax.device_put(value))
@@ -78,6 +78,11 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
         )
 
     return place
+
+
+def _chooses(dtype: Any) -> bool:
+    """Whether it is a function that gives a dtype, and no dtype; NumPy's and JAX's can be called, too."""
+    return callable(dtype) and not isinstance(dtype, (type, np.dtype)) and not hasattr(dtype, "dtype")
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -120,19 +125,24 @@ def load_params(folder: Path, component: str, shapes: Any, place: Place) -> Any:
 
 
 def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place: Place) -> Any:
-    """Parameters from tensors, checked name by name and put where they shall be one by one.
+    """As `open_params`, with every parameter read and put where `place` says."""
+    return place_params(open_params(tensors, layouts, shapes), place)
+
+
+def open_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any) -> Any:
+    """Parameters from tensors, checked name by name, and read when they are used.
 
     Args:
       tensors: of a file.
       layouts: that it may have.
       shapes: the `params` tree that the module wants, as shapes.
-      place: see `Place`.
 
     Returns:
-      a nested dict of what `place` makes.
+      a nested dict of `LazyArray`s, in the file's dtype.
 
     Raises:
-      UserError: when names or shapes differ (see `check_keys`).
+      UserError: when names or shapes differ (see `check_keys`); and a parameter, when it is read, for a
+        tensor whose values are not floating point.
     """
     flat = flatten(shapes)
     layout, entries = _fitting(tensors, layouts, flat)
@@ -141,9 +151,19 @@ def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place:
     check_keys(source, {entry.key: entry.shape for entry in entries}, found)
     params = {}
     for entry in entries:
-        for path, value in entry.from_file(tensors.read(entry.key)).items():
-            params[path] = place(path, value)
+        for path in entry.paths:
+            params[path] = LazyArray(tuple(flat[path].shape), _reader(tensors, entry, path))
     return unflatten({path: params[path] for path in flat})
+
+
+def _reader(tensors: Tensors, entry: Entry, path: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        value = tensors.read(entry.key)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(f"{tensors.source}: {entry.key} is {value.dtype}, weights must be floating point")
+        return entry.from_file(value)[path]
+
+    return read
 
 
 def _fitting(tensors: Tensors, layouts: Sequence[Layout], flat: Mapping[str, Any]) -> tuple[Layout, list]:
@@ -158,20 +178,21 @@ def write_params(path: Path, layout: Layout, params: Any, dtype: str, shard_byte
     Args:
       path: of the file, which its ending gives the kind of; see `write_tensors`.
       layout: of its tensors.
-      params: nested dict of arrays on the host.
+      params: nested dict of arrays: numpy's, JAX's, or lazy ones.
       dtype: one of `WEIGHT_DTYPES`.
       shard_bytes: size above which `.safetensors` are written in shards.
     """
     write_tensors(path, to_tensors(layout, params, dtype), shard_bytes)
 
 
-def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dict[str, np.ndarray]:
-    """What `write_params` writes, every name after the prefix."""
-    flat = flatten(params)
-    return {
-        prefix + e.key: e.to_file(np.asarray(flat[path]) for path in e.paths).astype(WEIGHT_DTYPES[dtype])
-        for e in layout.entries(flat)
-    }
+def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dict[str, LazyArray]:
+    """What `write_params` writes, every name after the prefix; made when it is read."""
+    flat, target = flatten(params), np.dtype(WEIGHT_DTYPES[dtype])
+
+    def reader(entry: Entry) -> Callable[[], np.ndarray]:
+        return lambda: entry.to_file(np.asarray(flat[path]).astype(target) for path in entry.paths)
+
+    return {prefix + e.key: LazyArray(e.shape, reader(e), target) for e in layout.entries(flat)}
 
 
 def check_dtype(dtype: str) -> None:

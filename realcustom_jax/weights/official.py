@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from realcustom_jax.errors import UserError
@@ -16,31 +16,52 @@ _PROJECTION = "encoder_hidden_states_vision_projection"
 _SHALLOW_LAYERS = ((8, 14, 20, -2), (5, 11, 17, -2))
 
 
-def open_added(path: Path, base_keys: Callable[[], Iterable[str]]) -> tuple[RealCustomConfig, Tensors]:
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What RealCustom adds to a base UNet, on disk.
+
+    Attributes:
+      config: its shape.
+      tensors: its weights, named as diffusers would.
+      base: tensors of the base UNet that lie in the same file, or None.
+    """
+
+    config: RealCustomConfig
+    tensors: Tensors
+    base: Tensors | None = None
+
+
+def open_added(path: Path, base_keys: Callable[[], set[str]]) -> Added:
     """What RealCustom adds, from a `realcustom/` folder or from a checkpoint file.
 
-    A file may hold the base UNet too, as the published one does: its weights are left out, so that it can be
-    laid over any base of the same shape.
-
     Args:
-      path: a folder with `config.json`, or a file, whose config is read off the shapes.
+      path: a folder with `config.json`, or a file, whose config is read off the shapes. A file may hold the
+        base UNet too, as the published one does.
       base_keys: gives the names of the base UNet's tensors; called for a file.
 
     Raises:
-      UserError: when it is neither.
+      UserError: when it is neither, or the file holds only a part of the base UNet.
     """
     if path.is_dir():
-        return from_mapping(RealCustomConfig, read_config(path)), open_tensors(find_weights(path))
+        config = from_mapping(RealCustomConfig, read_config(path))
+        return Added(config, open_tensors(find_weights(path)))
     tensors = open_tensors(path)
     for prefix in ("module.", "unet."):  # of distributed training, of a whole pipeline
         if tensors.shapes and all(key.startswith(prefix) for key in tensors.shapes):
             tensors = tensors.select(prefix)
-    base = set(base_keys())
-    shapes = {key: shape for key, shape in tensors.shapes.items() if key not in base}
-    if not any(re.search(ADDED, key.replace(".", "/")) for key in shapes):
+    known = base_keys()
+    base = {key: shape for key, shape in tensors.shapes.items() if key in known}
+    added = {key: shape for key, shape in tensors.shapes.items() if key not in known}
+    if not any(re.search(ADDED, key.replace(".", "/")) for key in added):
         raise UserError(f"{path} holds nothing that RealCustom adds to a UNet, such as to_k_vision")
-    tensors = dataclasses.replace(tensors, shapes=shapes)
-    return guess_config(tensors), tensors
+    if base and len(base) < len(known):
+        missing = sorted(known - base.keys())
+        raise UserError(
+            f"{path} holds {len(base)} of the {len(known)} tensors of a base UNet: {missing[0]} is missing"
+        )
+    tensors = dataclasses.replace(tensors, shapes=added)
+    of_base = dataclasses.replace(tensors, shapes=base) if base else None
+    return Added(guess_config(tensors), tensors, of_base)
 
 
 def guess_config(tensors: Tensors) -> RealCustomConfig:

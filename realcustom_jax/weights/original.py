@@ -14,7 +14,7 @@ from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.weights.bases import Base
-from realcustom_jax.weights.components import Place, read_params
+from realcustom_jax.weights.components import open_params
 from realcustom_jax.weights.layouts import Layout
 from realcustom_jax.weights.original_layout import OPEN_CLIP, ORIGINAL_TEXT, ORIGINAL_UNET, ORIGINAL_VAE
 from realcustom_jax.weights.tensors import Tensors
@@ -87,12 +87,12 @@ def original_base(tensors: Tensors, tokenizers: Sequence[Path]) -> Base:
     if len(tokenizers) != len(texts):
         raise UserError(f"{tensors.source} needs {len(texts)} tokenizers, not {len(tokenizers)}")
 
-    def load(name: str, shapes: Any, place: Place) -> Any:
-        return read_params(parts[name], (layouts[name][1],), shapes, place)
+    def opened(name: str, shapes: Any) -> Any:
+        return open_params(parts[name], (layouts[name][1],), shapes)
 
     unet, vae = _unet(parts["unet"], sdxl), _vae(parts["vae"], 0.13025 if sdxl else 0.18215, unet_side(sdxl))
     padding = (None, "!")[: len(texts)]  # SDXL's second was trained so, whatever its tokenizer's file says
-    return Base(unet, vae, texts, ScheduleConfig(), tuple(tokenizers), padding, load)
+    return Base(unet, vae, texts, ScheduleConfig(), tuple(tokenizers), padding, opened)
 
 
 def _parts(tensors: Tensors) -> Mapping[str, tuple[str, Layout]]:

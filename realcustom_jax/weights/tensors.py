@@ -1,12 +1,13 @@
-"""Files of named tensors, read one by one: safetensors (whole or in shards), Flax msgpack, pickles.
+"""Files of named tensors: safetensors (whole or in shards), Flax msgpack, pickles.
 
-A tensor is read from disk when it is asked for and nothing else of its file stays in memory, so that loading
-a model needs little more than the model.
+A tensor is read from disk when it is asked for, and nothing else of its file stays in memory. Writing
+safetensors reads one tensor after the other, too: copying a model needs the memory of its largest tensor.
 """
 
 import dataclasses
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import replacing
 from realcustom_jax.weights.keys import unflatten
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -66,22 +67,57 @@ def open_tensors(path: Path) -> Tensors:
     raise UserError(f"{path} is no kind of weights file that is known: {known}")
 
 
-def _open_safetensors(path: Path) -> Tensors:
-    def opened() -> safetensors.safe_open:
-        try:
-            return safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+# {name in a safetensors header: dtype}
+_SAFE_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 
-    with opened() as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+
+def _open_safetensors(path: Path) -> Tensors:
+    """The library checks the file; tensors are then read by their place in it.
+
+    The library would parse the header again for each tensor, or keep in memory all that was read.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        places = {
+            key: (tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
+            for key, entry in header.items()
+        }
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{path} holds tensors of the unknown kind {error}") from None
+    return _at_places(path, places)
+
+
+def _at_places(path: Path, places: Mapping[str, tuple[tuple[int, ...], np.dtype, int]]) -> Tensors:
+    """Tensors of a file, from the (shape, dtype, first byte) of each."""
 
     def read(key: str) -> np.ndarray:
-        # Opened anew each time: the file is mapped into memory, where what was read stays until it is closed.
-        with opened() as file:
-            return file.get_tensor(key)
+        shape, dtype, offset = places[key]
+        value = np.fromfile(path, dtype, math.prod(shape), offset=offset)
+        if value.size != math.prod(shape):
+            raise UserError(f"{path} changed while it was read: {key} is not whole")
+        return value.reshape(shape)
 
-    return Tensors(str(path), shapes, read)
+    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read)
 
 
 def _open_shards(path: Path) -> Tensors:
@@ -108,13 +144,7 @@ def _open_msgpack(path: Path) -> Tensors:
                 places["/".join(names)] = (shape, dtype, unpacker.tell() - size)
     except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a whole Flax msgpack file: {error!r}") from None
-
-    def read(key: str) -> np.ndarray:
-        shape, dtype, offset = places[key]
-        count = int(np.prod(shape, dtype=np.int64))
-        return np.fromfile(path, dtype, count, offset=offset).reshape(shape)
-
-    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read)
+    return _at_places(path, places)
 
 
 def _array_header(code: int, data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -164,20 +194,29 @@ def _open_pickle(path: Path) -> Tensors:
     return Tensors(str(path), {key: tuple(value.shape) for key, value in state.items()}, read)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
     """Write a file of tensors, its kind by the ending; `.safetensors` larger than `shard_bytes` in shards.
+
+    Args:
+      path: of the file, which takes its place when it is whole.
+      tensors: arrays, or what is read when it is written (`LazyArray`). Only `.safetensors` are written
+        tensor by tensor.
+      shard_bytes: of one file.
 
     Raises:
       UserError: for a kind that cannot be written, a pickle without PyTorch, or a full disk.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             _write_safetensors(path, tensors, shard_bytes)
         elif path.suffix == ".msgpack":
-            path.write_bytes(flax.serialization.msgpack_serialize(unflatten(tensors)))
+            whole = unflatten({key: np.asarray(value) for key, value in tensors.items()})
+            with replacing(path) as half:
+                half.write_bytes(flax.serialization.msgpack_serialize(whole))
         elif path.suffix in PICKLES:
-            _write_pickle(path, tensors)
+            with replacing(path) as half:
+                _write_pickle(half, tensors)
         else:
             raise UserError(
                 f"weights cannot be written as {path.name}: .safetensors, .msgpack, .pth are known"
@@ -186,33 +225,61 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], shard_bytes: in
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int) -> None:
-    shards: list[dict[str, np.ndarray]] = [{}]
+def _write_safetensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int) -> None:
+    shards: list[dict[str, Any]] = [{}]
     size = 0
     for key, value in tensors.items():
-        if shards[-1] and size + value.nbytes > shard_bytes:
+        if shards[-1] and size + _nbytes(value) > shard_bytes:
             shards.append({})
             size = 0
         shards[-1][key] = value
-        size += value.nbytes
-    metadata = {"format": "pt"}  # transformers refuses files that do not say so
+        size += _nbytes(value)
     if len(shards) == 1:
-        safetensors.numpy.save_file(shards[0], path, metadata=metadata)
+        with replacing(path) as half:
+            _stream_safetensors(half, shards[0])
         return
     weight_map = {}
     for i, shard in enumerate(shards, 1):
         name = f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file(shard, path.with_name(name), metadata=metadata)
+        with replacing(path.with_name(name)) as half:
+            _stream_safetensors(half, shard)
         weight_map |= dict.fromkeys(shard, name)
-    index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())}, "weight_map": weight_map}
-    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
+    with replacing(path.with_name(f"{path.name}.index.json")) as half:
+        half.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_pickle(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _nbytes(value: Any) -> int:
+    return math.prod(value.shape) * value.dtype.itemsize
+
+
+def _stream_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """One file, tensor by tensor; the library's writer wants all of them in memory.
+
+    The format: eight bytes with the length of the header, the header (JSON), the tensors' bytes.
+    """
+    names = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
+    # As the library orders them: wide numbers first, so that all are aligned.
+    order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+    end = 0
+    for key in order:
+        begin, end = end, end + _nbytes(tensors[key])
+        dtype = names[np.dtype(tensors[key].dtype)]
+        header[key] = {"dtype": dtype, "shape": list(tensors[key].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            np.require(np.asarray(tensors[key]), requirements="C").tofile(file)
+
+
+def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
     torch = _torch(path)
 
-    def convert(value: np.ndarray) -> Any:
-        value = np.require(value, requirements="C")
+    def convert(value: Any) -> Any:
+        value = np.require(np.asarray(value), requirements="C")
         if value.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)

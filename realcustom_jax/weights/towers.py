@@ -10,9 +10,10 @@ import numpy as np
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.vit import ViT, ViTConfig
-from realcustom_jax.weights.components import LAYOUTS, Place, find_weights, read_config, read_params
+from realcustom_jax.weights.components import LAYOUTS, find_weights, open_params, read_config
 from realcustom_jax.weights.configs import read_tower_folder
 from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.lazy import Place, place_params
 from realcustom_jax.weights.tensors import open_tensors
 
 _POSITIONS = "vision_model/embeddings/position_embedding/embedding"
@@ -29,12 +30,17 @@ def read_tower(folder: Path) -> ViTConfig:
     return read_tower_folder(folder, read_config(folder), open_tensors(find_weights(folder)))
 
 
-def load_tower(folder: Path, place: Place, image_size: int | None = None) -> tuple[ViTConfig, Any]:
-    """A tower and its parameters.
+def load_tower(folder: Path, place: Place) -> tuple[ViTConfig, Any]:
+    """A tower and its parameters, put where `place` says; see `open_tower`."""
+    config, params = open_tower(folder)
+    return config, place_params(params, place)
+
+
+def open_tower(folder: Path, image_size: int | None = None) -> tuple[ViTConfig, Any]:
+    """A tower and its parameters, which are read when they are used.
 
     Args:
       folder: with `config.json` and weights.
-      place: see `components.Place`.
       image_size: to run it at; its position embeddings are resampled when that gives another grid than it was
         trained with. Default its own.
 
@@ -50,12 +56,11 @@ def load_tower(folder: Path, place: Place, image_size: int | None = None) -> tup
         raise UserError(
             f"image_size {config.image_size} is smaller than the patches of the tower in {folder}"
         )
-
-    def adapted(path: str, value: np.ndarray) -> Any:
-        return place(path, fit_positions(value, trained, config) if path == _POSITIONS else value)
-
     tensors = open_tensors(find_weights(folder))
-    return config, read_params(tensors, LAYOUTS["image_encoder"], tower_shapes(trained), adapted)
+    params = flatten(open_params(tensors, LAYOUTS["image_encoder"], tower_shapes(trained)))
+    wanted = flatten(tower_shapes(config))[_POSITIONS].shape
+    params[_POSITIONS] = params[_POSITIONS].map(lambda value: fit_positions(value, trained, config), wanted)
+    return config, unflatten(params)
 
 
 def fit_positions(positions: np.ndarray, trained: ViTConfig, wanted: ViTConfig) -> np.ndarray:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax import sampling
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -43,9 +42,12 @@ def conditioning(micro_pipe):
     return make
 
 
+SAMPLE = jax.jit(sample_latents, static_argnames=("unet", "schedule", "config"))
+
+
 def compiled(pipe, conditioning, config, seeds):
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-    return sampling._sample_latents(
+    return SAMPLE(
         pipe.params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
     )
 
@@ -457,7 +459,7 @@ def test_can_be_put_inside_other_transformations(flat_pipe, conditioning):
 
     result = both(flat_pipe.params["unet"], made, keys)
     for i in range(2):
-        single = sampling._sample_latents(
-            flat_pipe.params["unet"], made, keys[i], unet=unet, schedule=schedule, config=config
-        )[0]
+        single = SAMPLE(flat_pipe.params["unet"], made, keys[i], unet=unet, schedule=schedule, config=config)[
+            0
+        ]
         assert relative(result[i], single) <= 1e-5

@@ -18,9 +18,13 @@ from realcustom_jax.models.init import init_params
 from realcustom_jax.options import SDXL
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox import Identity, render_reference
+from realcustom_jax.weights.components import to_tensors
 from realcustom_jax.weights.exports import export_added, export_flax, export_timm, export_unet
 from realcustom_jax.weights.keys import flatten, unflatten
-from realcustom_jax.weights.towers import load_tower
+from realcustom_jax.weights.layouts import DIFFUSERS
+from realcustom_jax.weights.original_layout import ORIGINAL_UNET
+from realcustom_jax.weights.tensors import write_tensors
+from realcustom_jax.weights.towers import open_tower
 
 TOWER = {
     "image_size": 16, "patch_size": 4, "hidden_size": 128, "intermediate_size": 32, "num_hidden_layers": 3,
@@ -108,8 +112,8 @@ def test_reference_views_are_the_whole_and_the_strided_parts():
 
 
 @pytest.mark.parametrize("export", [export_unet, export_added])
-def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export):
-    """As the published one: with the base's weights in it, which are left alone, or without."""
+def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export, caplog):
+    """As the published one: with a base's weights in it, which are used, or without."""
     other = jax.tree.map(lambda x: x + np.float32(1.0), plus.params["unet"])
     export(plus.replace(params={**plus.params, "unet": other}), tmp_path / "plus.safetensors", "float32")
     base = tmp_path / "base"
@@ -122,9 +126,46 @@ def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export):
     # Heads of 64 channels are what the published one has; nothing in a file tells.
     expected = dataclasses.replace(plus.models.realcustom, projector_head_dim=64, scoring_dim=256)
     assert loaded.models == dataclasses.replace(plus.models, realcustom=expected)
-    _, added = pipeline.split_added(other)
-    wanted = pipeline.join_added(params["unet"], added)
+    whole = export is export_unet
+    wanted = other if whole else pipeline.join_added(params["unet"], pipeline.split_added(other)[1])
     jax.tree.map(np.testing.assert_array_equal, loaded.params["unet"], wanted)
+    assert ("also holds a base UNet" in caplog.text) == whole
+    # A UNet that is asked for wins.
+    given = rc.load(base, realcustom=tmp_path / "plus.safetensors", image_encoders=towers, unet=base / "unet")
+    ours, _ = pipeline.split_added(given.params["unet"])
+    jax.tree.map(np.testing.assert_array_equal, ours, params["unet"])
+
+
+def test_a_checkpoint_with_a_part_of_a_base_is_refused(plus, saved, tmp_path):
+    tensors = to_tensors(DIFFUSERS, plus.params["unet"], "float32")
+    del tensors["conv_in.weight"]
+    write_tensors(tmp_path / "part.safetensors", tensors)
+    with pytest.raises(UserError, match=r"of the \d+ tensors of a base UNet: conv_in.weight is missing"):
+        rc.load(saved, realcustom=tmp_path / "part.safetensors")
+
+
+@pytest.mark.parametrize("form", ["folder", "diffusers", "original"])
+def test_another_base_unet_comes_from_a_folder_or_a_file(plus, saved, tmp_path, form):
+    other = jax.tree.map(lambda x: x + np.float32(1.0), plus.params["unet"])
+    base, _ = pipeline.split_added(other)
+    if form == "folder":
+        pipeline.save(plus.replace(params={**plus.params, "unet": other}), tmp_path / "other")
+        unet = tmp_path / "other"
+    else:
+        unet = tmp_path / "unet.safetensors"
+        layout, prefix = (DIFFUSERS, "") if form == "diffusers" else (ORIGINAL_UNET, "model.diffusion_model.")
+        write_tensors(unet, to_tensors(layout, base, "float32", prefix))
+    loaded = rc.load(saved, unet=unet)
+    ours, added = pipeline.split_added(loaded.params["unet"])
+    jax.tree.map(np.testing.assert_array_equal, ours, base)
+    _, kept = pipeline.split_added(plus.params["unet"])
+    jax.tree.map(np.testing.assert_array_equal, added, kept)
+
+
+def test_a_base_unet_of_another_shape_is_refused(plus, saved, micro_pipe, tmp_path):
+    pipeline.save(micro_pipe, tmp_path / "other")
+    with pytest.raises(UserError, match=r"the UNet in .*other/unet has another shape: \w+ is .*, not "):
+        rc.load(saved, unet=tmp_path / "other")
 
 
 def test_a_checkpoint_of_another_shape_or_of_nothing_is_refused(plus, micro_pipe, saved, tmp_path):
@@ -170,10 +211,10 @@ def test_timm_towers_are_read_to_the_bit_and_give_the_same_features(plus, saved,
 
 
 def test_a_tower_at_another_size_has_its_positions_resampled(saved):
-    config, params = load_tower(saved / "image_encoder_2", lambda path, value: value, image_size=24)
+    config, params = open_tower(saved / "image_encoder_2", image_size=24)
     assert config.image_size == 24
     positions = params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
-    assert positions.shape == (1 + 36, 128)
+    assert positions.shape == np.asarray(positions).shape == (1 + 36, 128)
 
 
 def test_towers_that_do_not_fit_each_other_are_refused(plus):

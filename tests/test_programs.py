@@ -1,0 +1,118 @@
+"""Where the programs of a request run: batches over devices, offloading, decoding in tiles.
+
+Batches of another size add float32 in another order, which may round a pixel to its neighbour.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import realcustom_jax as rc
+from realcustom_jax import programs
+from realcustom_jax.models.vae_tiles import decode_in_tiles
+
+FEW = {"steps": 2}
+PHOTO = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+PROMPTS = ["a cat on the beach", "a robot in the snow", "a cup at sunset"]
+SUBJECTS = [[rc.Subject(PHOTO, "cat")], [], [rc.Subject(PHOTO[::-1].copy(), "cup")]]
+
+
+@pytest.fixture(scope="module")
+def saved(micro_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    rc.save(micro_pipe, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(micro_pipe):
+    return rc.sample(micro_pipe, PROMPTS, SUBJECTS, [1, 2, 3], **FEW)
+
+
+def assert_same(samples, expected):
+    assert np.abs(samples.images.astype(int) - expected.images).max() <= 1
+    np.testing.assert_allclose(samples.masks, expected.masks, atol=1e-3)
+
+
+def mesh(*sizes: int, names=("data", "fsdp")) -> Mesh:
+    count = int(np.prod(sizes))
+    return Mesh(np.asarray(jax.devices()[:count]).reshape(sizes), names[: len(sizes)])
+
+
+def divide(path: str, shape: tuple[int, ...], over: Mesh) -> NamedSharding:
+    by_inputs = path.endswith("kernel") and shape[-2] % over.shape["fsdp"] == 0
+    return NamedSharding(
+        over, PartitionSpec(*[None] * (len(shape) - 2), "fsdp") if by_inputs else PartitionSpec()
+    )
+
+
+@pytest.mark.parametrize("layout", ["one", "two", "eight", "divided"])
+def test_a_batch_is_divided_among_the_devices(saved, expected, layout):
+    """3 requests on 1, 2 (the last row filled up) and 3 of 8 devices, and with divided parameters."""
+    over = {"one": mesh(1), "two": mesh(2), "eight": None, "divided": mesh(2, 4)}[layout]
+    sharding = functools.partial(divide, over=over) if layout == "divided" else None
+    pipe = rc.load(saved, mesh=over, sharding=sharding)
+    assert pipe.mesh.size == {"one": 1, "two": 2, "eight": 8, "divided": 8}[layout]
+    assert_same(rc.sample(pipe, PROMPTS, SUBJECTS, [1, 2, 3], **FEW), expected)
+
+
+def test_only_as_many_devices_work_as_have_rows(saved, monkeypatch):
+    used, copied = [], programs._copied
+    monkeypatch.setattr(
+        programs, "_copied", lambda *x, mesh, **y: (used.append(mesh.size), copied(*x, mesh=mesh, **y))[1]
+    )
+    pipe = rc.load(saved)
+    for count, devices in ((1, 1), (6, 6), (8, 8), (9, 5)):  # 9 rows are 2 on each of 5
+        images = programs.images_of(pipe, jnp.zeros((count, 8, 8, 4)))
+        assert len(images) == count and used.pop() == devices
+
+
+def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected):
+    pipe = rc.load(saved, mesh=mesh(1), offload=True)
+    before = len(jax.live_arrays())
+    assert pipe.offloaded and set(pipe.params) == set(rc.load(saved).params)
+    samples = rc.sample(pipe, PROMPTS, SUBJECTS, [1, 2, 3], **FEW)
+    assert_same(samples, expected)
+    # No parameter is left, only the features of the black image, and the masks that were returned.
+    assert len(jax.live_arrays()) <= before + len(pipe.cache["black"]) + 1
+
+
+def test_black_is_encoded_once_a_pipeline(micro_pipe, monkeypatch):
+    pipe, calls = micro_pipe.replace(), []
+    encode = programs.reference_features
+    monkeypatch.setattr(programs, "reference_features", lambda *x: (calls.append(1), encode(*x))[1])
+    first, second = programs.black_features(pipe), programs.black_features(pipe)
+    assert first is second and len(calls) == 1
+    programs.black_features(pipe.replace())
+    assert len(calls) == 2, "other parameters may lie in another pipeline"
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (40, 16), (37, 50)])
+def test_tiles_are_the_whole_where_the_decoder_looks_only_near(shape):
+    """A decoder that looks one latent around: tiles give the same but at their borders, which are blended."""
+    latents = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+
+    def decode(z):
+        blurred = jax.lax.conv_general_dilated(
+            z, jnp.ones((3, 3, 1, 3)) / 9, (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3,
+        )  # fmt: skip
+        return jnp.repeat(jnp.repeat(blurred, 2, axis=1), 2, axis=2)
+
+    whole, tiled = decode(latents), decode_in_tiles(decode, latents, 2, tile=16, overlap=4)
+    assert tiled.shape == whole.shape
+    difference = np.abs(np.asarray(tiled - whole))
+    assert (difference > 1e-5).mean() < (0.25 if shape != (16, 16) else 1e-9)
+    assert difference.max() < 0.25
+
+
+def test_tiles_cover_every_pixel_evenly():
+    """Of a constant: a missing or a doubled weight would show."""
+    latents = jnp.ones((1, 131, 257, 4))
+    images = decode_in_tiles(lambda z: jnp.ones((1, z.shape[1] * 8, z.shape[2] * 8, 3)), latents, 8)
+    assert images.shape == (1, 131 * 8, 257 * 8, 3)
+    np.testing.assert_allclose(images, 1.0, atol=1e-6)
