@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import logging
 import os
 import re
 import runpy
@@ -45,6 +46,8 @@ def run_command(main: Callable[[], None]) -> None:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    # Orbax's tasks report on their own what it also raises.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with exit_on_user_error():
         main()
 

@@ -17,6 +17,7 @@ from absl import flags
 from realcustom_jax.data.buckets import Buckets
 from realcustom_jax.data.order import BucketOrder, Order, PlainOrder
 from realcustom_jax.errors import UserError
+from realcustom_jax.workers import end_with_parent
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]
@@ -115,7 +116,8 @@ class Loader(Iterator[Batch]):
         if self._num_workers:
             if not flags.FLAGS.is_parsed():  # as outside of absl.app; Grain's workers refuse to start then
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
+            workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+            batches = batches.mp_prefetch(workers, end_with_parent)
         self._running.append(iter(batches))
 
 

@@ -5,7 +5,6 @@ visited another, so any process can begin anywhere.
 """
 
 import hashlib
-import sys
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +13,9 @@ from grain.experimental import index_shuffle
 from realcustom_jax.data.buckets import Buckets
 
 Shape = tuple[int, int]
+
+# Places of a stream without end. Far below the largest length that Python has, which Grain counts beyond.
+_ENDLESS = 2**60
 
 
 class Order(Protocol):
@@ -100,7 +102,7 @@ class BucketOrder:
 
 
 def _places(count: int, num_epochs: int | None) -> int:
-    return sys.maxsize if num_epochs is None else count * num_epochs
+    return _ENDLESS if num_epochs is None else count * num_epochs
 
 
 def _shuffled(index: int, count: int, seed: int | None, epoch: int) -> int:

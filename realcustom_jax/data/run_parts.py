@@ -17,6 +17,7 @@ from realcustom_jax.data.report import Report
 from realcustom_jax.data.shards import write_part
 from realcustom_jax.data.sources import Part
 from realcustom_jax.errors import UserError
+from realcustom_jax.workers import end_with_parent
 
 
 def run_here(
@@ -35,7 +36,7 @@ def run_here(
             yield part, write_part(number, part, recipe, str(folder))
         return
     # "spawn": a fork of a process that runs threads can hang.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     waiting: collections.deque[tuple[Part, Future]] = collections.deque()
     try:
         while True:

@@ -17,6 +17,7 @@ from realcustom_jax.toybox import (
     render_reference,
     render_scene,
 )
+from realcustom_jax.workers import end_with_parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def draw_pairs(count: int, seed: int, *, held_out: bool = False, processes: int 
         rows = [draw(word) for word in WORDS]
     else:
         # "spawn": a fork of a process that runs JAX's threads can hang.
-        with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+        with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), end_with_parent) as pool:
             rows = list(tqdm(pool.imap(draw, WORDS), desc="drawing", total=len(WORDS), unit="word"))
     return Pairs(*(np.stack(column) for column in zip(*rows, strict=True)))
 

@@ -14,6 +14,7 @@ from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.data.image_text import Example, write
 from realcustom_jax.errors import UserError
 from realcustom_jax.toybox import sample_scene
+from realcustom_jax.workers import end_with_parent
 
 SEEDS_PER_DATASET = 10**8  # half of them for each split
 # Of the drawings, captions and metadata. Raise it when a change of the toybox changes what a seed gives: data
@@ -50,7 +51,7 @@ def write_dataset(
     if validation:
         ranges["validation"] = _scene_seeds(seed, validation, limit)
     # "spawn": a fork of a process that runs JAX's threads can hang.
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), end_with_parent) as pool:
         splits = {name: _draw(pool, name, seeds) for name, seeds in ranges.items()}
         write(data_dir, splits)
 

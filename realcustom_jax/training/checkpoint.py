@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +68,8 @@ class Checkpoints:
                 return "it was never finished"
             self.config(step)
             self._manager.item_metadata(step)["state"]
-        except _UNREADABLE as error:
-            return _damage(error)
+        except UNREADABLE as error:
+            return damage(error)
         return ""
 
     def _set_aside_if(self, step: int, reason: str) -> bool:
@@ -100,7 +100,8 @@ class Checkpoints:
         Raises:
           UserError: when this or the save before it cannot be written.
         """
-        data = {"loader": loader, "checksum": _checksum(state)}
+        checksums = leaf_checksums(state)
+        data = {"loader": loader, "checksum": _joined(checksums), "checksums": checksums}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
@@ -128,8 +129,8 @@ class Checkpoints:
             restored, reason = None, ""
             try:
                 restored = self._manager.restore(step, args=args)
-            except _UNREADABLE as error:
-                reason = _damage(error)
+            except UNREADABLE as error:
+                reason = damage(error)
             if self._set_aside_if(step, reason):
                 continue
             if _checksum(restored["state"]) == restored["data"]["checksum"]:
@@ -165,14 +166,29 @@ class Checkpoints:
             ) from error
 
 
-def _checksum(tree: Any) -> int:
-    """Of 32 bits; any changed bit changes it, and words that moved: each word has an odd factor of its place.
+def leaf_checksums(tree: Any) -> dict[str, int]:
+    """Of 32 bits, for each leaf by its path, in the order of the leaves.
 
-    Integers, so it is the same on any mesh. A program for each shape, of which a model has few: one for all
-    leaves took half as long to compile as a training step, or longer.
+    Any changed bit changes one, and so do words that moved: each word has an odd factor of its place.
+    Integers, so they are the same on any mesh. A program for each shape, of which a model has few: one for
+    all leaves took half as long to compile as a training step, or longer.
     """
-    parts = [_leaf_checksum(leaf, np.uint32(2 * i + 1)) for i, leaf in enumerate(jax.tree.leaves(tree))]
-    return sum(map(int, jax.device_get(parts))) % 2**32
+    leaves = _leaves(tree)
+    sums = [leaf_checksum(leaf, i) for i, leaf in enumerate(leaves.values())]
+    return dict(zip(leaves, map(int, jax.device_get(sums)), strict=True))
+
+
+def leaf_checksum(leaf: Any, place: int) -> Array:
+    """Of the leaf at a place among the leaves of its tree."""
+    return _leaf_checksum(leaf, np.uint32(2 * place + 1))
+
+
+def _checksum(tree: Any) -> int:
+    return _joined(leaf_checksums(tree))
+
+
+def _joined(checksums: Mapping[str, int]) -> int:
+    return sum(checksums.values()) % 2**32
 
 
 @jax.jit
@@ -189,11 +205,11 @@ def _leaf_checksum(leaf: Array, odd: Array) -> Array:
 
 # What Orbax, and what it reads with, raise for files that are not whole. A device without memory, a disk
 # without permission, a network that fails raise others, or say so: then the checkpoint may be whole.
-_UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError)
+UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError)
 _PASSING = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
 
 
-def _damage(error: BaseException) -> str:
+def damage(error: BaseException) -> str:
     """The error in one line; raised again where it says that the files may be whole."""
     if _PASSING.search(str(error)):
         raise error
@@ -205,8 +221,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
     # The state is a dataclass in memory and a dict on disk; paths are written alike.
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,6 +1,7 @@
 """The result of a run: its model folder."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
 from realcustom_jax.data.image_text import Split
-from realcustom_jax.data.loader import Loader
+from realcustom_jax.data.loader import Batch, Loader
 from realcustom_jax.data.transforms import to_float
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
@@ -22,8 +23,6 @@ from realcustom_jax.weights.keys import flatten, unflatten
 def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Path) -> None:
     """Gather what was trained, in all processes, and write the model folder, in the first.
 
-    What did not train comes from where the run began once more: on the devices it may be rounded.
-
     Args:
       config: the run's.
       ema: the average of the trained parameters, in its shards.
@@ -33,15 +32,38 @@ def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Pa
     """
     trained = flatten(partition.to_host(ema))
     if jax.process_index() == 0:
-        pipe = starting_pipeline(config, data)
-        pipe = pipe.replace(params=unflatten(flatten(pipe.params) | trained))
-        if config.stage == "vae":
-            pipe = _measure_latents(pipe, loader)
-        pipeline.save(pipe, folder, config.export_dtype)
+        write_model(config, trained, data, loader, folder, config.export_dtype)
     multihost_utils.sync_global_devices("export")  # at their end the others would wait for it, but not long
 
 
-def _measure_latents(pipe: Pipeline, loader: Loader, batches: int = 8) -> Pipeline:
+def write_model(
+    config: ConfigDict,
+    trained: Mapping[str, np.ndarray],
+    data: Split | None,
+    loader: Iterator[Batch] | None,
+    folder: Path,
+    dtype: str,
+) -> None:
+    """Write the model folder of a run.
+
+    What did not train comes from where the run began once more: on the devices it may be rounded.
+
+    Args:
+      config: the run's.
+      trained: {"component/module/…/kernel": values}.
+      data: the training split; needed by runs without `init_from`.
+      loader: of its batches; needed by the stage vae.
+      folder: to write.
+      dtype: of the weights.
+    """
+    pipe = starting_pipeline(config, data)
+    pipe = pipe.replace(params=unflatten({**flatten(pipe.params), **trained}))
+    if config.stage == "vae":
+        pipe = _measure_latents(pipe, loader)
+    pipeline.save(pipe, folder, dtype)
+
+
+def _measure_latents(pipe: Pipeline, loader: Iterator[Batch], batches: int = 8) -> Pipeline:
     """Set the VAE's scaling factor so that latents have unit variance, as diffusion expects them."""
     encode = jax.jit(
         lambda params, images: pipe.models.vae.apply({"params": params}, images, method="moments")

@@ -79,6 +79,19 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
 
 
+def starting_models(config: ConfigDict) -> Models:
+    """The shapes of the model that a run begins with, from configs alone; of a fresh one without vocabulary.
+
+    Raises:
+      UserError: `init_from` is not there, or its configs cannot be read.
+    """
+    given = config.get("model", ConfigDict()).to_dict()
+    if not config.init_from:
+        return Models.from_configs(given)
+    models = pipeline.read_models(config.init_from)
+    return _changed(models, given, _trained_towers(config, models))
+
+
 def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
     pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
     given = config.get("model", ConfigDict()).to_dict()

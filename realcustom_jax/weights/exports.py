@@ -2,15 +2,17 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.config import RealCustomConfig
 from realcustom_jax.models.family import IMAGE, TEXT
 from realcustom_jax.pipeline import Pipeline, component_json, split_added
-from realcustom_jax.weights.components import check_dtype, to_tensors, write_json, write_params
+from realcustom_jax.weights.components import check_dtype, to_tensors, weights_name, write_json, write_params
 from realcustom_jax.weights.configs import timm_heads
-from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
 from realcustom_jax.weights.original import original_base, original_layouts
 from realcustom_jax.weights.tensors import Tensors, write_tensors
@@ -40,6 +42,24 @@ def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
     if not flatten(added):
         raise UserError("this model has nothing that RealCustom adds")
     write_params(path, DIFFUSERS, added, dtype, sys.maxsize)
+
+
+def write_added(folder: Path, config: RealCustomConfig, added: Mapping[str, Any], dtype: str) -> None:
+    """A `realcustom/` folder, but for `sampling.json`.
+
+    Args:
+      folder: to write into.
+      config: the shape of what RealCustom adds.
+      added: its parameters, by their paths in the UNet.
+      dtype: one of `WEIGHT_DTYPES`.
+    """
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    write_params(folder / weights_name("realcustom"), DIFFUSERS, unflatten(added), dtype, sys.maxsize)
+
+
+def write_published(path: Path, params: Mapping[str, Any], dtype: str) -> None:
+    """One file of UNet parameters, by their paths, named as the published checkpoint names them."""
+    write_params(path, DIFFUSERS, unflatten(params), dtype, sys.maxsize)
 
 
 def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:

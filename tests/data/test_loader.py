@@ -101,6 +101,21 @@ def test_resume_continues_the_same_stream(done):
     assert_equal(take(fresh, 8), expected)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_example_a_batch_and_process(workers):
+    """An endless stream of the most batches that there can be; the order is that of larger batches."""
+    expected = numbers(take(loader(), 3))
+    stream = loader(batch_size=1, num_workers=workers)
+    assert numbers(take(stream, 6)) == expected[:6]
+    fresh = loader(batch_size=1)
+    fresh.set_state(stream.get_state())
+    stream.close()
+    assert numbers(take(fresh, 6)) == expected[6:]
+    halves = [loader(batch_size=2, process_index=i, process_count=2) for i in range(2)]
+    pairs = [take(half, 6) for half in halves]
+    assert [n for pair in zip(*map(numbers, pairs), strict=True) for n in pair] == expected
+
+
 def test_resume_at_the_end_is_the_end():
     original = loader(num_epochs=1)
     assert len(list(original)) == 2

@@ -174,22 +174,37 @@ def events(path: Path):
         start += 12 + length + 4
 
 
-def test_the_command_ends_with_the_hash(runs, tmp_path):
-    """The real command, on a config file of a stage that `train` has run already: the same hash."""
-    config, _, digest = runs["vae"]
-    path = tmp_path / "micro.py"
+def command(config, folder: Path, devices: int = 8) -> str:
+    """The output of the real command on a config file, with the workdir `folder`/run."""
+    path = folder / "micro.py"
     path.write_text(
         "import ml_collections\n\n\ndef get_config():\n"
         f"    return ml_collections.ConfigDict({config.to_dict()!r})\n"
     )
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     result = subprocess.run(
-        [sys.executable, "-m", "realcustom_jax.train", f"--config={path}", f"--workdir={tmp_path / 'run'}"],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=600,
+        [sys.executable, "-m", "realcustom_jax.train", f"--config={path}", f"--workdir={folder / 'run'}"],
+        capture_output=True, text=True, cwd=ROOT, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == f"sha256 {digest}"
     assert "Traceback" not in result.stderr
+    return result.stdout
+
+
+def test_the_command_ends_with_the_hash(runs, tmp_path):
+    """On the config of a stage that `train` has run already: the same hash."""
+    config, _, digest = runs["vae"]
+    assert command(config, tmp_path).splitlines()[-1] == f"sha256 {digest}"
     assert (tmp_path / "run" / "model" / "model_index.json").is_file()
+
+
+def test_one_image_a_step(runs, tmp_path):
+    """On one device, with a process that loads."""
+    config = runs["vae"][0].copy_and_resolve_references()
+    config.batch_size, config.data.workers = 1, 1
+    assert re.match("sha256 [0-9a-f]{64}$", command(config, tmp_path, devices=1).splitlines()[-1])
+    assert all(map(np.isfinite, losses(tmp_path / "run").values()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""Reads trained parameters from a run's checkpoints, also while the run goes on; changes nothing there.
+
+Only the leaves that are asked for are read, as numpy, so memory is about theirs.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from realcustom_jax.errors import UserError
+from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What was read of a checkpoint.
+
+    Attributes:
+      step: of the checkpoint.
+      config: the run's.
+      loader: the data loader's state.
+      params: {"component/module/…/kernel": values} of the trained parameters that were asked for.
+      others: names of the trained parameters that were not.
+    """
+
+    step: int
+    config: ConfigDict
+    loader: dict[str, Any]
+    params: dict[str, np.ndarray]
+    others: tuple[str, ...]
+
+
+def finished_steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints that are written whole, in order.
+
+    Raises:
+      UserError: the folder is not there, or is no training's.
+    """
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        what = "has no checkpoints/: it is no training's" if workdir.is_dir() else "does not exist"
+        raise UserError(f"the workdir {str(workdir)!r} {what}")
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and _is_finished(path))
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+        return metadata["commit_timestamp_nsecs"] is not None
+    except (OSError, ValueError, KeyError, TypeError):  # being written or deleted
+        return False
+
+
+def read_saved(workdir: Path, step: int | None, averaged: bool, wanted: Callable[[str], bool]) -> Saved:
+    """Trained parameters of a checkpoint.
+
+    A run deletes old checkpoints as it writes new ones: where the newest one goes while it is read, the one
+    that is then the newest is read.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; None for the newest that can be read.
+      averaged: the average of the parameters over the steps, not their last values.
+      wanted: whether a parameter is read, by its path "component/module/…/kernel".
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+    damaged: dict[int, str] = {}
+    while True:
+        folder = _choose(workdir, step, damaged)
+        saved, reason = None, ""
+        try:
+            saved = _read(folder, averaged, wanted)
+        except UNREADABLE as error:
+            reason = damage(error)
+        if not _is_finished(folder):  # deleted meanwhile: what was read may lack something
+            continue
+        if saved:
+            return saved
+        damaged[int(folder.name)] = reason
+        print(f"the checkpoint {folder} cannot be read: {reason}", flush=True)
+
+
+def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path:
+    """The folder of the checkpoint to read next; `damaged` has those that could not be read, and why.
+
+    Raises:
+      UserError: none is left.
+    """
+    folder, steps = workdir / "checkpoints", finished_steps(workdir)
+    if step is not None and step not in steps:
+        known = f"those of the steps {', '.join(map(str, steps))} are" if steps else "none is"
+        raise UserError(f"there is no checkpoint of step {step} in {folder}: {known} there")
+    left = [one for one in (steps if step is None else [step]) if one not in damaged]
+    if left:
+        return folder / str(left[-1])
+    if not damaged:
+        raise UserError(f"there is no finished checkpoint in {folder} yet")
+    why = "; ".join(f"step {one}: {reason}" for one, reason in damaged.items())
+    raise UserError(f"no checkpoint in {folder} that was asked for can be read ({why})")
+
+
+def _read(folder: Path, averaged: bool, wanted: Callable[[str], bool]) -> Saved:
+    config, data = (
+        ocp.JsonCheckpointHandler().restore(folder / name, args=ocp.args.JsonRestore())
+        for name in ("config", "data")
+    )
+    if not (isinstance(config, dict) and isinstance(data, dict)):
+        raise ValueError("its config or its data is no JSON object")
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = "ema" if averaged else "params"
+    leaves = flatten_dict(handler.metadata(folder / "state").tree[tree], sep="/")
+    chosen = unflatten_dict({path: leaf for path, leaf in leaves.items() if wanted(path)}, sep="/")
+    params: dict[str, np.ndarray] = {}
+    if chosen:
+        as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in flatten_dict(chosen, sep="/")}
+        args = ocp.args.PyTreeRestore(
+            item={tree: chosen},
+            restore_args={tree: unflatten_dict(as_numpy, sep="/")},
+            partial_restore=True,
+        )
+        params = flatten_dict(handler.restore(folder / "state", args=args)[tree], sep="/")
+    places = {path: i for i, path in enumerate(data.get("checksums", ()))}  # earlier versions have none
+    for path, value in params.items():
+        name = f"{tree}/{path}"
+        if places and int(leaf_checksum(value, places[name])) != data["checksums"][name]:
+            raise ValueError(f"{name} gives another checksum than it was saved with")
+    others = tuple(path for path in leaves if path not in params)
+    return Saved(int(folder.name), ConfigDict(config), data["loader"], params, others)
