@@ -381,7 +381,7 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     write_json(
         folder / "scheduler" / "scheduler_config.json", {**dataclasses.asdict(pipe.schedule), **scheduler}
     )
-    write_json(folder / "model_index.json", _index(models))
+    write_json(folder / "model_index.json", index_json(models))
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)
 
@@ -422,7 +422,7 @@ def _save_realcustom(folder: Path, pipe: Pipeline, added: Any, dtype: str) -> No
     write_json(folder / "sampling.json", changes)
 
 
-def _index(models: Models) -> dict[str, Any]:
+def index_json(models: Models) -> dict[str, Any]:
     """`model_index.json`: (library, class) of each part."""
     parts: dict[str, Any] = {}
     for name, config in models.configs.items():

@@ -1,0 +1,126 @@
+"""Random weights of full size, in the layouts that real files have, for `benchmarks/real_size.py`.
+
+A base model as a diffusers folder in float16, image towers as transformers' folders in float32, and what
+RealCustom adds: for SDXL a checkpoint file as the published one is, with the base UNet in it, for SD1.5 a
+`realcustom/` folder. Values are normal numbers with the scale of a fresh network, so that passes stay finite.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.family import IMAGE, TEXT, Models
+from realcustom_jax.pipeline import component_json, component_layout, index_json, split_added
+from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt
+from realcustom_jax.toybox.tokenizer import train_tokenizer
+from realcustom_jax.weights.bases import TOKENIZERS
+from realcustom_jax.weights.components import weights_name, write_json, write_params
+from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.layouts import DIFFUSERS
+from realcustom_jax.weights.lazy import LazyArray
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_POOL = 2**22  # random numbers that all tensors are taken from
+
+
+@dataclasses.dataclass(frozen=True)
+class RealParts:
+    """Where the parts of a model lie, as a user who downloaded them has them.
+
+    Attributes:
+      base: a diffusers folder.
+      towers: folders of transformers.
+      realcustom: a folder or a file of what RealCustom adds.
+    """
+
+    base: Path
+    towers: tuple[Path, ...]
+    realcustom: Path
+
+
+def real_models(family: str) -> Models:
+    """The shapes of SD1.5 ("sd15") or SDXL ("sdxl") with RealCustom, as in their config files."""
+    spec = importlib.util.spec_from_file_location(family, _CONFIGS / f"{family}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Models.from_configs(module.get_config().model.to_dict())
+
+
+def write_parts(family: str, folder: Path) -> RealParts:
+    """Write all parts of a family, or find those that are there."""
+    models = real_models(family)
+    base, towers = folder / "base", tuple(folder / name for name in IMAGE[: len(models.image_configs)])
+    sdxl = family == "sdxl"
+    realcustom = folder / ("realcustom_plus.safetensors" if sdxl else "realcustom")
+    parts = RealParts(base, towers, realcustom)
+    if (folder / "complete").exists():
+        return parts
+    tokenizer_ids = [_write_tokenizer(base / name) for name in TOKENIZERS[: len(models.text_configs)]]
+    texts = tuple(
+        dataclasses.replace(config, eos_token_id=ids)
+        for config, ids in zip(models.text_configs, tokenizer_ids, strict=True)
+    )
+    models = dataclasses.replace(models, text_configs=texts)
+    unet, added = split_added(models.component_shapes("unet"))
+    for name in ("unet", "vae", *TEXT[: len(texts)]):
+        shapes = unet if name == "unet" else models.component_shapes(name)
+        _write(base / name, name, models.configs[name], shapes, "float16")
+    for path, (name, config) in zip(towers, zip(IMAGE, models.image_configs, strict=False), strict=True):
+        _write(path, name, config, models.component_shapes(name), "float32")
+    write_json(
+        base / "model_index.json", index_json(dataclasses.replace(models, realcustom=None, image_configs=()))
+    )
+    write_json(base / "scheduler" / "scheduler_config.json", dataclasses.asdict(ScheduleConfig()))
+    if sdxl:  # 7.8 GB as published: one file, everything in it
+        write_params(realcustom, DIFFUSERS, _random(models.component_shapes("unet")), "float16", 10**12)
+    else:
+        write_json(realcustom / "config.json", dataclasses.asdict(models.realcustom))
+        write_params(realcustom / weights_name("realcustom"), DIFFUSERS, _random(added), "float32")
+    (folder / "complete").touch()
+    return parts
+
+
+def _write_tokenizer(folder: Path) -> int:
+    """A CLIP tokenizer of the toybox's words; gives its end token."""
+    words = list(WORDS)
+    pairs = zip(words, words[1:] + words[:1], strict=True)
+    train_tokenizer([prompt(pair, place) for pair in pairs for place in BACKGROUNDS], folder)
+    tokenizer = load_tokenizer(folder)
+    save_tokenizer(tokenizer, folder)
+    return tokenizer.eos_token_id
+
+
+def _write(folder: Path, name: str, config: Any, shapes: Any, dtype: str) -> None:
+    write_json(folder / "config.json", component_json(name, config))
+    layout = component_layout(name, config)
+    write_params(folder / weights_name(name), layout, _random(shapes), dtype)
+
+
+def _random(shapes: Any) -> Any:
+    """Lazy arrays of random values; nothing of them is in memory until they are written."""
+    pool = np.random.default_rng(0).standard_normal(_POOL, np.float32)
+
+    def values(path: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        leaf = path.rsplit("/", 1)[-1]
+        if leaf == "scale" or "layer_scale" in leaf:
+            return lambda: np.ones(shape, np.float32)
+        if leaf == "bias":
+            return lambda: np.zeros(shape, np.float32)
+        deviation = 0.02 if leaf == "embedding" or len(shape) < 2 else 0.7 / math.sqrt(math.prod(shape[:-1]))
+        start = zlib.crc32(path.encode()) % 1000
+        return lambda: np.resize(pool[start:], math.prod(shape)).reshape(shape) * np.float32(deviation)
+
+    return unflatten(
+        {
+            path: LazyArray(tuple(leaf.shape), values(path, tuple(leaf.shape)))
+            for path, leaf in flatten(shapes).items()
+        }
+    )
