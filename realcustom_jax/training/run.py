@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader
+from realcustom_jax.errors import UserError
 from realcustom_jax.files import make_folder
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
@@ -27,14 +28,14 @@ from realcustom_jax.training.batches import (
 from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import DTYPES, check_config, check_resume
 from realcustom_jax.training.export import export
-from realcustom_jax.training.finite import FiniteWatch
+from realcustom_jax.training.finite import FiniteWatch, all_finite
 from realcustom_jax.training.logs import Logger, params_sha256
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.plan import Plan, make_plan
 from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.samples import SampleGrid
-from realcustom_jax.training.start import open_data, starting_pipeline
+from realcustom_jax.training.start import check_start, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
@@ -61,6 +62,7 @@ def train(
     """
     # ---------------------------------------------------------------- config, data and model
     check_config(config)
+    check_start(config)
     mesh = partition.make_mesh(**config.mesh)
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     make_folder(workdir, "workdir")
@@ -99,6 +101,9 @@ def train(
     logger, profile = Logger(workdir, first, config.steps), Profile(window, workdir / "profile")
 
     def save(step: int, state: TrainState) -> None:
+        if not all_finite((state.params, state.ema)):  # the checkpoints before it are worth more
+            _say(f"the parameters are not finite after step {step}: no checkpoint is written")
+            return
         checkpoints.save(step, state, loader.get_state(), config.to_dict())
 
     def show(step: int, state: TrainState, meter: Meter) -> None:
@@ -116,6 +121,11 @@ def train(
         return None
 
     # ---------------------------------------------------------------- the result
+    if not all_finite((state.params, state.ema)):
+        raise UserError(
+            f"the parameters are not finite after the last step, {step}: no model is written, earlier "
+            "checkpoints are kept; a smaller config.optimizer.learning_rate may help"
+        )
     digest = params_sha256(partition.to_host(state.params))
     logger.write({"step": config.steps, "sha256": digest})
     logger.close()

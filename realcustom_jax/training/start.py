@@ -1,6 +1,8 @@
 """Where a run starts: its data set, and its model, from a folder or afresh."""
 
 import dataclasses
+import math
+import os
 import re
 import shutil
 import tempfile
@@ -74,9 +76,61 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
         tokenizer = load_tokenizer(folder)
     configs = config.model.to_dict()
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    models = Models.from_configs(configs)
-    params = _placed(init_params(models.param_shapes(), config.seed, _ZEROS), place)
+    models, shapes = _fresh_models(configs)
+    params = _placed(init_params(shapes, config.seed, _ZEROS), place)
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
+
+
+def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any]:
+    """The modules of a config's `model`, and their parameters as shapes.
+
+    Raises:
+      UserError: they are no network, or one that is larger than the memory.
+    """
+    try:
+        models = Models.from_configs(configs)
+        shapes = models.param_shapes()
+    except UserError:
+        raise
+    except Exception as error:  # our modules, Flax and JAX raise many kinds for shapes that do not fit
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"config.model makes no network: {reason}") from None
+    for name, tower in zip(IMAGE, models.image_configs, strict=False):
+        if tower.patch_size > tower.image_size:
+            raise UserError(
+                f"config.model.{name}.patch_size is {tower.patch_size}, larger than its image_size, "
+                f"{tower.image_size}"
+            )
+    size = 4 * sum(math.prod(leaf.shape) for leaf in flatten(shapes).values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"config.model: the parameters take {size / 2**30:,.1f} GiB, but this machine has "
+            f"{memory / 2**30:,.1f}"
+        )
+    return models, shapes
+
+
+def check_start(config: ConfigDict) -> None:
+    """Look for the model folder that a run begins with, before anything is loaded.
+
+    A path that is not there must not be taken for the id of a hub repository: "models/sdxl" could be one.
+
+    Raises:
+      UserError: it is not there.
+    """
+    folder = config.init_from
+    if folder in ("", "toybox"):
+        return
+    try:
+        found = Path(folder).exists()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
+        raise UserError(
+            f"config.init_from: there is no model folder {folder!r} in {Path.cwd()}; "
+            "python -m realcustom_jax.convert --out makes one, also of repositories of the hub"
+        )
 
 
 def starting_models(config: ConfigDict) -> Models:
@@ -88,11 +142,13 @@ def starting_models(config: ConfigDict) -> Models:
     given = config.get("model", ConfigDict()).to_dict()
     if not config.init_from:
         return Models.from_configs(given)
+    check_start(config)
     models = pipeline.read_models(config.init_from)
     return _changed(models, given, _trained_towers(config, models))
 
 
 def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
+    check_start(config)
     pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
     given = config.get("model", ConfigDict()).to_dict()
     towers = _trained_towers(config, pipe.models)
