@@ -95,7 +95,7 @@ def train(
             _say(f"the config differs from the checkpoint's: {differences}")
     else:
         state = plan.create(trainable)
-    del trainable  # what trains was copied into the state
+    del trainable, restored  # what trains was copied into the state
 
     # ---------------------------------------------------------------- the loop
     logger, profile = Logger(workdir, first, config.steps), Profile(window, workdir / "profile")
@@ -106,7 +106,7 @@ def train(
             return
         checkpoints.save(step, state, loader.get_state(), config.to_dict())
 
-    def show(step: int, state: TrainState, meter: Meter) -> None:
+    def show(step: int, state: TrainState, frozen: Any, meter: Meter) -> None:
         if grid and (step % every == 0 or step == config.steps):
             with meter.aside(state.step):
                 logger.picture(step, "samples", grid(state.ema, frozen))
@@ -129,7 +129,9 @@ def train(
     digest = params_sha256(partition.to_host(state.params))
     logger.write({"step": config.steps, "sha256": digest})
     logger.close()
-    export(config, state.ema, data, loader, workdir / "model")
+    ema = state.ema
+    del state, frozen  # the model is written where they were
+    export(config, ema, data, loader, workdir / "model")
     loader.close()
     return digest
 
@@ -160,7 +162,7 @@ def _loop(
     logger: Logger,
     profile: Profile,
     save: Callable[[int, TrainState], None],
-    show: Callable[[int, TrainState, Meter], None],
+    show: Callable[[int, TrainState, Any, Meter], None],
 ) -> tuple[int, TrainState]:
     """The steps after `first` until the last one or SIGTERM; gives the last that was done, and its state."""
     step, meter = first, Meter(config.batch_size)
@@ -184,7 +186,7 @@ def _loop(
             if step % config.checkpoint_every == 0 or ending:
                 watch.flush()
                 save(step, state)
-            show(step, state, meter)
+            show(step, state, frozen, meter)
             if ending:
                 break
     return step, state

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
-from realcustom_jax.weights.lazy import Place
+from realcustom_jax.weights.lazy import LazyArray, Place, place_params
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
@@ -57,8 +57,14 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
     return open_split(folder, options.split)
 
 
-def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) -> Pipeline:
-    """The model that a run begins with, its parameters one by one where `place` puts them.
+def starting_pipeline(config: ConfigDict, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
+    """As `open_start`, with the parameters one by one where `place` puts them."""
+    pipe = open_start(config, data)
+    return pipe.replace(params=place_params(pipe.params, place))
+
+
+def open_start(config: ConfigDict, data: Split | None) -> Pipeline:
+    """The model that a run begins with; its parameters are read, or initialised, when they are used.
 
     From `config.init_from` where given, with the realcustom of `config.model` if it has none, with the image
     towers that it lacks where the run trains them, and with parameters that `config.fresh` finds initialised
@@ -69,7 +75,7 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
       UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
     """
     if config.init_from:
-        return _from_folder(config, place)
+        return _from_folder(config)
     with tempfile.TemporaryDirectory() as folder:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))
         train_tokenizer(captions, folder)
@@ -77,8 +83,17 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
     configs = config.model.to_dict()
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     models, shapes = _fresh_models(configs)
-    params = _placed(init_params(shapes, config.seed, _ZEROS), place)
+    params = unflatten(_initialised(flatten(shapes), config.seed))
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
+
+
+def _initialised(shapes: Mapping[str, Any], seed: int) -> dict[str, LazyArray]:
+    """Fresh parameters by their paths; each depends on its own path alone."""
+
+    def reader(path: str, leaf: Any) -> Callable[[], np.ndarray]:
+        return lambda: flatten(init_params(unflatten({path: leaf}), seed, _ZEROS))[path]
+
+    return {path: LazyArray(tuple(leaf.shape), reader(path, leaf)) for path, leaf in shapes.items()}
 
 
 def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any]:
@@ -147,9 +162,9 @@ def starting_models(config: ConfigDict) -> Models:
     return _changed(models, given, _trained_towers(config, models))
 
 
-def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
+def _from_folder(config: ConfigDict) -> Pipeline:
     check_start(config)
-    pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
+    pipe = pipeline.open_model(config.init_from)
     given = config.get("model", ConfigDict()).to_dict()
     towers = _trained_towers(config, pipe.models)
     _check_same_model(config.init_from, pipe, given, towers)
@@ -170,8 +185,7 @@ def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
     }
     rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
-    params = kept | flatten(_placed(init_params(unflatten(new), config.seed, _ZEROS), place))
-    return pipe.replace(models=models, params=unflatten(params))
+    return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 
 
 def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
@@ -184,10 +198,6 @@ def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
     return [
         name for name in lacking if any(re.search(regex, kernel.format(name)) for regex in config.trainable)
     ]
-
-
-def _placed(params: Any, place: Place) -> Any:
-    return unflatten({path: place(path, value) for path, value in flatten(params).items()})
 
 
 def _changed(models: Models, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]) -> Models:
