@@ -235,7 +235,10 @@ def write_info(
 
 def is_written(data_dir: str | os.PathLike) -> bool:
     """Whether `write` has put a data set under `data_dir`, and finished it."""
-    return (_folder(data_dir) / "dataset_info.json").is_file()
+    try:
+        return (_folder(data_dir) / "dataset_info.json").is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def split_names(data_dir: str | os.PathLike) -> list[str]:

@@ -13,7 +13,7 @@ from realcustom_jax.training.card import PUBLISHED_FILE, write_card
 from realcustom_jax.training.config import check_config
 from realcustom_jax.training.export import write_model
 from realcustom_jax.training.saved import Saved, read_saved
-from realcustom_jax.training.start import open_data, starting_models, starting_pipeline
+from realcustom_jax.training.start import open_data, open_start, starting_models
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import read_config, weights_name, write_json
 from realcustom_jax.weights.exports import write_added, write_published
@@ -59,7 +59,7 @@ def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dt
         config, base, added = _split(saved, workdir)
         if form == "published":
             file = PUBLISHED_FILE
-            write_published(folder / file, base | added, dtype)
+            write_published(folder / file, config, base | added, dtype)
         else:
             base, file = {}, weights_name("realcustom")
             write_added(folder, config, added, dtype)
@@ -135,7 +135,7 @@ def _write_whole(saved: Saved, folder: Path, dtype: str) -> None:
         data = open_data(config.data, cache_dir())
     if vae:
         config.data.workers = 0
-        loader = make_training_loader(config, starting_pipeline(config, data), data, {})
+        loader = make_training_loader(config, open_start(config, data), data, {})
         loader.set_state(saved.loader)
     write_model(config, saved.params, data, loader, folder, dtype)
     if loader:

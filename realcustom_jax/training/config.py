@@ -13,82 +13,18 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
+from realcustom_jax.training.config_values import KEYS, LIST, check_values
 from realcustom_jax.training.losses import STAGES
 from realcustom_jax.training.optimizer import OPTIMIZERS
 from realcustom_jax.training.partition import AXES
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
-_INTEGER, _NUMBER, _TEXT, _LIST, _FLAG = (int,), (int, float), (str,), (tuple, list), (bool,)
-_NAMES = {
-    _INTEGER: "a whole number",
-    _NUMBER: "a number",
-    _TEXT: "a text",
-    _LIST: "a list",
-    _FLAG: "True or False",
-}
-_SHARE = (_NUMBER, 0, 1)
-# Key → type, least and greatest value. All but those of `loss`, which are the stages', and of `model`, which
-# are fields of the classes below.
-_KEYS: dict[str, tuple] = {
-    "stage": (_TEXT,),
-    "init_from": (_TEXT,),
-    "fresh": (_TEXT,),
-    "trainable": (_LIST,),
-    "frozen": (_LIST,),
-    "sharding": (_LIST,),
-    "seed": (_INTEGER, 0),
-    "steps": (_INTEGER, 1),
-    "batch_size": (_INTEGER, 1),
-    "log_every": (_INTEGER, 1),
-    "checkpoint_every": (_INTEGER, 1),
-    "checkpoints_kept": (_INTEGER, 1),
-    "checkpoints_kept_every": (_INTEGER, 0),
-    "export_dtype": (_TEXT,),
-    "compute_dtype": (_TEXT,),
-    "frozen_dtype": (_TEXT,),
-    "remat": (_TEXT,),
-    "accumulate": (_INTEGER, 1),
-    "scan": (_FLAG,),
-    "optimizer.name": (_TEXT,),
-    "optimizer.learning_rate": (_NUMBER, 0),
-    "optimizer.warmup": (_INTEGER, 0),
-    "optimizer.end_fraction": _SHARE,
-    "optimizer.weight_decay": (_NUMBER, 0),
-    "optimizer.b2": _SHARE,
-    "optimizer.max_norm": (_NUMBER, 0),
-    "optimizer.ema_decay": _SHARE,
-    "optimizer.most_skipped": (_INTEGER, 1),
-    "loss.subject_weight": (_NUMBER, 0),
-    "data.path": (_TEXT,),
-    "data.split": (_TEXT,),
-    "data.toybox_examples": (_INTEGER, 1),
-    "data.workers": (_INTEGER, 0),
-    "data.prefetch": (_INTEGER, 0),
-    "data.drop_text": _SHARE,
-    "data.drop_image": _SHARE,
-    "data.drop_both": _SHARE,
-    "data.text_only": _SHARE,
-    "data.buckets": (_FLAG,),
-    "data.bucket_step": (_INTEGER, 1),
-    "data.bucket_max_aspect": (_NUMBER, 1),
-    "data.encoded": (_FLAG,),
-    "data.encoded_text": (_FLAG,),
-    "data.reference": (_TEXT,),
-    "data.by_word": (_FLAG,),
-    "samples.every": (_INTEGER, 0),
-    "samples.requests": (_LIST,),
-    "curriculum.start": _SHARE,
-    "curriculum.end": _SHARE,
-    "curriculum.begin": (_INTEGER,),
-    "curriculum.finish": (_INTEGER,),
-    "mesh.data": (_INTEGER,),
-    "mesh.fsdp": (_INTEGER,),
-    "mesh.tensor": (_INTEGER,),
-}
-# What configs of before these keys, and those that don't use them, need not have.
+# Optional keys: absent from older configs, and from those that do not use them. The same holds for those of
+# `loss` that the stage does not read.
 _OPTIONAL = {
     "scan",
     "optimizer.name",
@@ -122,6 +58,7 @@ _CHOICES = {
     "frozen_dtype": DTYPES,
     "remat": POLICIES,
     "optimizer.name": OPTIMIZERS,
+    "model.realcustom.projector": FEATURES,
     # Of a training example: the training image itself, or a subject that is marked in it.
     "data.reference": ("image", "subject"),
 }
@@ -147,16 +84,7 @@ def check_config(config: ConfigDict) -> None:
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
     _check_keys(values, stage)
-    for key, rule in _KEYS.items():
-        if key in values:
-            _check_value(key, values[key], *rule)
-    for name in STAGES[stage]:
-        _check_value(f"loss.{name}", values[f"loss.{name}"], _NUMBER, 0)
-    if values.get("loss.timestep_shift") == 0:
-        raise UserError("config.loss.timestep_shift must be above 0: 0 would leave no noise at all")
-    if stage in ("clip", "instance") and values["loss.temperature"] == 0:
-        raise UserError("config.loss.temperature must be above 0")
-    _check_value("loss.grey_share", values.get("loss.grey_share", 0.0), *_SHARE)
+    check_values(values)
     for key, choices in _CHOICES.items():
         if key in values and values[key] not in choices:
             known = ", ".join(choices)
@@ -195,14 +123,15 @@ def _check_subject_weight(values: Mapping[str, Any], stage: str) -> None:
 
 def _check_keys(values: Mapping[str, Any], stage: str) -> None:
     given = values.keys()
-    wanted = {*_KEYS, *(f"loss.{name}" for name in STAGES[stage])}
-    missing = wanted - given - _OPTIONAL
+    read = {f"loss.{name}" for name in STAGES[stage]}
+    unread = {key for key in KEYS if key.startswith("loss.")} - read
+    missing = KEYS.keys() - given - _OPTIONAL - unread
     if values.get("data.path") != "toybox":
         missing -= {"data.toybox_examples"}
     if not values.get("init_from"):  # a fresh model: all its parts must have a shape
         parts = {f"model.{part}" for part in _MODEL if part != "realcustom" and not part.endswith("_2")}
         missing |= {part for part in parts if not any(key.startswith(f"{part}.") for key in given)}
-    known = {*_KEYS, *(f"loss.{name}" for names in STAGES.values() for name in names)}
+    known = {*KEYS}
     for part, cls in _MODEL.items():
         known |= {f"model.{part}.{field.name}" for field in dataclasses.fields(cls)}
     unknown = given - known
@@ -210,17 +139,6 @@ def _check_keys(values: Mapping[str, Any], stage: str) -> None:
     parts += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
     if parts:
         raise UserError(f"the config {' and '.join(parts)}")
-
-
-def _check_value(
-    key: str, value: Any, kind: tuple[type, ...], least: float | None = None, most: float | None = None
-) -> None:
-    if not isinstance(value, kind):
-        raise UserError(f"config.{key} must be {_NAMES[kind]}, not {value!r}")
-    if least is not None and value < least:
-        raise UserError(f"config.{key} must be {least} or more, not {value}")
-    if most is not None and value > most:
-        raise UserError(f"config.{key} must be {most} or less, not {value}")
 
 
 def _check_regex(key: str, regex: Any) -> None:
@@ -234,7 +152,7 @@ def _check_requests(requests: Any) -> None:
     if not requests:
         raise UserError("config.samples.every is set, but config.samples.requests is empty")
     for request in requests:
-        texts = isinstance(request, _LIST) and all(isinstance(part, str) for part in request)
+        texts = isinstance(request, LIST) and all(isinstance(part, str) for part in request)
         if not texts or len(request) != 3:
             raise UserError(
                 f"config.samples.requests: {request!r} is not a prompt, the words of its subject and the "
@@ -243,7 +161,7 @@ def _check_requests(requests: Any) -> None:
 
 
 def _check_rule(rule: Any) -> None:
-    if not (isinstance(rule, _LIST) and len(rule) == 2 and isinstance(rule[1], _LIST)):
+    if not (isinstance(rule, LIST) and len(rule) == 2 and isinstance(rule[1], LIST)):
         raise UserError(f"config.sharding: {rule!r} is not a pair of a regular expression and a list of axes")
     regex, axes = rule
     _check_regex("sharding", regex)

@@ -1,6 +1,7 @@
 """The result of a run: its model folder."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from realcustom_jax import pipeline
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Batch, Loader
 from realcustom_jax.data.transforms import to_float
+from realcustom_jax.files import replacing_folder
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
-from realcustom_jax.training.start import starting_pipeline
+from realcustom_jax.training.start import open_start
 from realcustom_jax.weights.keys import flatten, unflatten
 
 
@@ -32,7 +34,9 @@ def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Pa
     """
     trained = flatten(partition.to_host(ema))
     if jax.process_index() == 0:
-        write_model(config, trained, data, loader, folder, config.export_dtype)
+        with replacing_folder(folder, "model folder") as half:
+            write_model(config, trained, data, loader, half, config.export_dtype)
+            shutil.rmtree(folder, ignore_errors=True)  # what the run wrote when it ended before
     multihost_utils.sync_global_devices("export")  # at their end the others would wait for it, but not long
 
 
@@ -46,7 +50,8 @@ def write_model(
 ) -> None:
     """Write the model folder of a run.
 
-    What did not train comes from where the run began once more: on the devices it may be rounded.
+    What did not train comes from where the run began once more, as on the devices it may be rounded. It is
+    copied tensor by tensor.
 
     Args:
       config: the run's.
@@ -56,7 +61,7 @@ def write_model(
       folder: to write.
       dtype: of the weights.
     """
-    pipe = starting_pipeline(config, data)
+    pipe = open_start(config, data)
     pipe = pipe.replace(params=unflatten({**flatten(pipe.params), **trained}))
     if config.stage == "vae":
         pipe = _measure_latents(pipe, loader)
@@ -68,7 +73,7 @@ def _measure_latents(pipe: Pipeline, loader: Iterator[Batch], batches: int = 8) 
     encode = jax.jit(
         lambda params, images: pipe.models.vae.apply({"params": params}, images, method="moments")
     )
-    params = jax.device_put(pipe.params["vae"])
+    params = jax.device_put(jax.tree.map(np.asarray, pipe.params["vae"]))
     means = [np.asarray(encode(params, to_float(next(loader)["image"]))[0]) for _ in range(batches)]
     factor = float(1.0 / np.std(np.concatenate(means)))
     vae = dataclasses.replace(pipe.models.vae_config, scaling_factor=round(factor, 5))

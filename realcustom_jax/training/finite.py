@@ -14,6 +14,19 @@ def choose(finite: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
+def all_finite(tree: Any) -> bool:
+    """Whether all numbers are finite, in their shards; all processes must call it.
+
+    A program for each shape, of which a model has few.
+    """
+    return all(jax.device_get([_is_finite(leaf) for leaf in jax.tree.leaves(tree)]))
+
+
+@jax.jit
+def _is_finite(leaf: Array) -> Array:
+    return jnp.isfinite(leaf).all()
+
+
 class FiniteWatch:
     """Ends a run after `limit` skipped updates in a row.
 

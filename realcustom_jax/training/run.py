@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader
+from realcustom_jax.errors import UserError
 from realcustom_jax.files import make_folder
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
@@ -27,14 +28,14 @@ from realcustom_jax.training.batches import (
 from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import DTYPES, check_config, check_resume
 from realcustom_jax.training.export import export
-from realcustom_jax.training.finite import FiniteWatch
+from realcustom_jax.training.finite import FiniteWatch, all_finite
 from realcustom_jax.training.logs import Logger, params_sha256
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.plan import Plan, make_plan
 from realcustom_jax.training.preemption import Preemption
 from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.samples import SampleGrid
-from realcustom_jax.training.start import open_data, starting_pipeline
+from realcustom_jax.training.start import check_start, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
@@ -61,6 +62,7 @@ def train(
     """
     # ---------------------------------------------------------------- config, data and model
     check_config(config)
+    check_start(config)
     mesh = partition.make_mesh(**config.mesh)
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     make_folder(workdir, "workdir")
@@ -93,15 +95,18 @@ def train(
             _say(f"the config differs from the checkpoint's: {differences}")
     else:
         state = plan.create(trainable)
-    del trainable  # what trains was copied into the state
+    del trainable, restored  # what trains was copied into the state
 
     # ---------------------------------------------------------------- the loop
     logger, profile = Logger(workdir, first, config.steps), Profile(window, workdir / "profile")
 
     def save(step: int, state: TrainState) -> None:
+        if not all_finite((state.params, state.ema)):  # the checkpoints before it are worth more
+            _say(f"the parameters are not finite after step {step}: no checkpoint is written")
+            return
         checkpoints.save(step, state, loader.get_state(), config.to_dict())
 
-    def show(step: int, state: TrainState, meter: Meter) -> None:
+    def show(step: int, state: TrainState, frozen: Any, meter: Meter) -> None:
         if grid and (step % every == 0 or step == config.steps):
             with meter.aside(state.step):
                 logger.picture(step, "samples", grid(state.ema, frozen))
@@ -116,10 +121,17 @@ def train(
         return None
 
     # ---------------------------------------------------------------- the result
+    if not all_finite((state.params, state.ema)):
+        raise UserError(
+            f"the parameters are not finite after the last step, {step}: no model is written, earlier "
+            "checkpoints are kept; a smaller config.optimizer.learning_rate may help"
+        )
     digest = params_sha256(partition.to_host(state.params))
     logger.write({"step": config.steps, "sha256": digest})
     logger.close()
-    export(config, state.ema, data, loader, workdir / "model")
+    ema = state.ema
+    del state, frozen  # the model is written where they were
+    export(config, ema, data, loader, workdir / "model")
     loader.close()
     return digest
 
@@ -150,7 +162,7 @@ def _loop(
     logger: Logger,
     profile: Profile,
     save: Callable[[int, TrainState], None],
-    show: Callable[[int, TrainState, Meter], None],
+    show: Callable[[int, TrainState, Any, Meter], None],
 ) -> tuple[int, TrainState]:
     """The steps after `first` until the last one or SIGTERM; gives the last that was done, and its state."""
     step, meter = first, Meter(config.batch_size)
@@ -174,7 +186,7 @@ def _loop(
             if step % config.checkpoint_every == 0 or ending:
                 watch.flush()
                 save(step, state)
-            show(step, state, meter)
+            show(step, state, frozen, meter)
             if ending:
                 break
     return step, state

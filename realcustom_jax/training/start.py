@@ -1,10 +1,12 @@
 """Where a run starts: its data set, and its model, from a folder or afresh."""
 
 import dataclasses
+import math
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
-from realcustom_jax.weights.lazy import Place
+from realcustom_jax.weights.lazy import LazyArray, Place, place_params
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
@@ -55,8 +57,14 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
     return open_split(folder, options.split)
 
 
-def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) -> Pipeline:
-    """The model that a run begins with, its parameters one by one where `place` puts them.
+def starting_pipeline(config: ConfigDict, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
+    """As `open_start`, with the parameters one by one where `place` puts them."""
+    pipe = open_start(config, data)
+    return pipe.replace(params=place_params(pipe.params, place))
+
+
+def open_start(config: ConfigDict, data: Split | None) -> Pipeline:
+    """The model that a run begins with; its parameters are read, or initialised, when they are used.
 
     From `config.init_from` where given, with the realcustom of `config.model` if it has none, with the image
     towers that it lacks where the run trains them, and with parameters that `config.fresh` finds initialised
@@ -67,16 +75,77 @@ def starting_pipeline(config: ConfigDict, data: Split, place: Place = _ON_HOST) 
       UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
     """
     if config.init_from:
-        return _from_folder(config, place)
+        return _from_folder(config)
     with tempfile.TemporaryDirectory() as folder:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))
         train_tokenizer(captions, folder)
         tokenizer = load_tokenizer(folder)
     configs = config.model.to_dict()
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    models = Models.from_configs(configs)
-    params = _placed(init_params(models.param_shapes(), config.seed, _ZEROS), place)
+    models, shapes = _fresh_models(configs)
+    params = unflatten(_initialised(flatten(shapes), config.seed))
     return Pipeline(models, from_mapping(ScheduleConfig, configs["scheduler"]), params, (tokenizer,))
+
+
+def _initialised(shapes: Mapping[str, Any], seed: int) -> dict[str, LazyArray]:
+    """Fresh parameters by their paths; each depends on its own path alone."""
+
+    def reader(path: str, leaf: Any) -> Callable[[], np.ndarray]:
+        return lambda: flatten(init_params(unflatten({path: leaf}), seed, _ZEROS))[path]
+
+    return {path: LazyArray(tuple(leaf.shape), reader(path, leaf)) for path, leaf in shapes.items()}
+
+
+def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any]:
+    """The modules of a config's `model`, and their parameters as shapes.
+
+    Raises:
+      UserError: they are no network, or one that is larger than the memory.
+    """
+    try:
+        models = Models.from_configs(configs)
+        shapes = models.param_shapes()
+    except UserError:
+        raise
+    except Exception as error:  # our modules, Flax and JAX raise many kinds for shapes that do not fit
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"config.model makes no network: {reason}") from None
+    for name, tower in zip(IMAGE, models.image_configs, strict=False):
+        if tower.patch_size > tower.image_size:
+            raise UserError(
+                f"config.model.{name}.patch_size is {tower.patch_size}, larger than its image_size, "
+                f"{tower.image_size}"
+            )
+    size = 4 * sum(math.prod(leaf.shape) for leaf in flatten(shapes).values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise UserError(
+            f"config.model: the parameters take {size / 2**30:,.1f} GiB, but this machine has "
+            f"{memory / 2**30:,.1f}"
+        )
+    return models, shapes
+
+
+def check_start(config: ConfigDict) -> None:
+    """Look for the model folder that a run begins with, before anything is loaded.
+
+    A path that is not there must not be taken for the id of a hub repository: "models/sdxl" could be one.
+
+    Raises:
+      UserError: it is not there.
+    """
+    folder = config.init_from
+    if folder in ("", "toybox"):
+        return
+    try:
+        found = Path(folder).exists()
+    except OSError:  # a name that is too long
+        found = False
+    if not found:
+        raise UserError(
+            f"config.init_from: there is no model folder {folder!r} in {Path.cwd()}; "
+            "python -m realcustom_jax.convert --out makes one, also of repositories of the hub"
+        )
 
 
 def starting_models(config: ConfigDict) -> Models:
@@ -88,12 +157,14 @@ def starting_models(config: ConfigDict) -> Models:
     given = config.get("model", ConfigDict()).to_dict()
     if not config.init_from:
         return Models.from_configs(given)
+    check_start(config)
     models = pipeline.read_models(config.init_from)
     return _changed(models, given, _trained_towers(config, models))
 
 
-def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
-    pipe = pipeline.load_parts(pipeline.find_parts(config.init_from), place)
+def _from_folder(config: ConfigDict) -> Pipeline:
+    check_start(config)
+    pipe = pipeline.open_model(config.init_from)
     given = config.get("model", ConfigDict()).to_dict()
     towers = _trained_towers(config, pipe.models)
     _check_same_model(config.init_from, pipe, given, towers)
@@ -114,8 +185,7 @@ def _from_folder(config: ConfigDict, place: Place) -> Pipeline:
     }
     rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
-    params = kept | flatten(_placed(init_params(unflatten(new), config.seed, _ZEROS), place))
-    return pipe.replace(models=models, params=unflatten(params))
+    return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 
 
 def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
@@ -128,10 +198,6 @@ def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
     return [
         name for name in lacking if any(re.search(regex, kernel.format(name)) for regex in config.trainable)
     ]
-
-
-def _placed(params: Any, place: Place) -> Any:
-    return unflatten({path: place(path, value) for path, value in flatten(params).items()})
 
 
 def _changed(models: Models, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]) -> Models:

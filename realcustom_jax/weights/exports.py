@@ -1,6 +1,7 @@
 """A pipeline's weights in the forms that others read, beside the model folder that `pipeline.save` writes."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from realcustom_jax.weights.components import check_dtype, to_tensors, weights_n
 from realcustom_jax.weights.configs import timm_heads
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
+from realcustom_jax.weights.official import CONFIG_KEY
 from realcustom_jax.weights.original import original_base, original_layouts
 from realcustom_jax.weights.tensors import Tensors, write_tensors
 from realcustom_jax.weights.towers import without_class_position
@@ -57,9 +59,14 @@ def write_added(folder: Path, config: RealCustomConfig, added: Mapping[str, Any]
     write_params(folder / weights_name("realcustom"), DIFFUSERS, unflatten(added), dtype, sys.maxsize)
 
 
-def write_published(path: Path, params: Mapping[str, Any], dtype: str) -> None:
-    """One file of UNet parameters, by their paths, named as the published checkpoint names them."""
-    write_params(path, DIFFUSERS, unflatten(params), dtype, sys.maxsize)
+def write_published(path: Path, config: RealCustomConfig, params: Mapping[str, Any], dtype: str) -> None:
+    """One file of UNet parameters, by their paths, named as the published checkpoint names them.
+
+    The file's metadata has the config, which shapes alone do not always tell.
+    """
+    tensors = to_tensors(DIFFUSERS, unflatten(params), dtype)
+    metadata = {CONFIG_KEY: json.dumps(dataclasses.asdict(config))}
+    write_tensors(path, tensors, sys.maxsize, metadata)
 
 
 def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:

@@ -1,6 +1,7 @@
 """The published RealCustom++ checkpoint, and any other file of what RealCustom adds to a UNet."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import find_weights, read_config
-from realcustom_jax.weights.tensors import Tensors, open_tensors
+from realcustom_jax.weights.tensors import Tensors, open_tensors, read_metadata
 
+# Where a file's metadata has the config, as JSON.
+CONFIG_KEY = "realcustom_config"
 _PROJECTION = "encoder_hidden_states_vision_projection"
 # States after SigLIP-so400m's blocks 7, 13, 19 and DINOv2-L's 4, 10, 16 (from 0), and the last but one.
 _SHALLOW_LAYERS = ((8, 14, 20, -2), (5, 11, 17, -2))
@@ -61,7 +64,22 @@ def open_added(path: Path, base_keys: Callable[[], set[str]]) -> Added:
         )
     tensors = dataclasses.replace(tensors, shapes=added)
     of_base = dataclasses.replace(tensors, shapes=base) if base else None
-    return Added(guess_config(tensors), tensors, of_base)
+    return Added(_told_config(path) or guess_config(tensors), tensors, of_base)
+
+
+def _told_config(path: Path) -> RealCustomConfig | None:
+    """The config in a file's metadata, as `exports.write_published` puts it there; None without.
+
+    Raises:
+      UserError: it is no config.
+    """
+    text = read_metadata(path).get(CONFIG_KEY)
+    if text is None:
+        return None
+    try:
+        return from_mapping(RealCustomConfig, json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata {CONFIG_KEY} is no config: {error!r}") from None
 
 
 def guess_config(tensors: Tensors) -> RealCustomConfig:

@@ -194,7 +194,20 @@ def _open_pickle(path: Path) -> Tensors:
     return Tensors(str(path), {key: tuple(value.shape) for key, value in state.items()}, read)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a file that `open_tensors` has read; none of other kinds of files."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a file of tensors, its kind by the ending; `.safetensors` larger than `shard_bytes` in shards.
 
     Args:
@@ -202,6 +215,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int = SHA
       tensors: arrays, or what is read when it is written (`LazyArray`). Only `.safetensors` are written
         tensor by tensor.
       shard_bytes: of one file.
+      metadata: further entries of the header of `.safetensors`.
 
     Raises:
       UserError: for a kind that cannot be written, a pickle without PyTorch, or a full disk.
@@ -209,7 +223,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int = SHA
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            _write_safetensors(path, tensors, shard_bytes)
+            _write_safetensors(path, tensors, shard_bytes, metadata or {})
         elif path.suffix == ".msgpack":
             whole = unflatten({key: np.asarray(value) for key, value in tensors.items()})
             with replacing(path) as half:
@@ -225,7 +239,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int = SHA
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int) -> None:
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, Any], shard_bytes: int, metadata: Mapping[str, str]
+) -> None:
     shards: list[dict[str, Any]] = [{}]
     size = 0
     for key, value in tensors.items():
@@ -236,13 +252,13 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Any], shard_bytes: int)
         size += _nbytes(value)
     if len(shards) == 1:
         with replacing(path) as half:
-            _stream_safetensors(half, shards[0])
+            _stream_safetensors(half, shards[0], metadata)
         return
     weight_map = {}
     for i, shard in enumerate(shards, 1):
         name = f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors"
         with replacing(path.with_name(name)) as half:
-            _stream_safetensors(half, shard)
+            _stream_safetensors(half, shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     with replacing(path.with_name(f"{path.name}.index.json")) as half:
@@ -253,7 +269,7 @@ def _nbytes(value: Any) -> int:
     return math.prod(value.shape) * value.dtype.itemsize
 
 
-def _stream_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
+def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """One file, tensor by tensor; the library's writer wants all of them in memory.
 
     The format: eight bytes with the length of the header, the header (JSON), the tensors' bytes.
@@ -261,7 +277,8 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
     names = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
     # As the library orders them: wide numbers first, so that all are aligned.
     order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
+    # transformers refuses files without a format.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for key in order:
         begin, end = end, end + _nbytes(tensors[key])

@@ -108,6 +108,14 @@ def test_the_published_layout(run, model, micro_pipe, tmp_path):
     assert_loads(rc.load(model, realcustom=file), micro_pipe, ema)
 
 
+def test_the_published_layout_tells_what_shapes_do_not(make_run, model, micro_configs, tmp_path):
+    """Which layer of the tower the features come from."""
+    own = {**micro_configs["realcustom"], "feature_layers": ((-3,),)}
+    workdir, _, _ = make_run(model={"realcustom": own})
+    file = written(workdir, tmp_path / "out", "published") / "realcustom.safetensors"
+    assert rc.load(model, realcustom=file).models.realcustom.feature_layers == ((-3,),)
+
+
 def test_the_whole_model(run, micro_pipe, tmp_path):
     workdir, _, ema = run
     assert_loads(rc.load(written(workdir, tmp_path / "out", "diffusers")), micro_pipe, ema)

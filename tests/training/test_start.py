@@ -16,7 +16,6 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.dataset import WORLD_VERSION, make_example
 from realcustom_jax.training import start
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import flatten
 
 DATA = ConfigDict({"path": "toybox", "split": "train", "toybox_examples": 3})
@@ -76,16 +75,14 @@ def base(micro_pipe, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def load_once():
-    """A load takes a second, and every test needs one."""
-    find_parts, load_parts = pipeline.find_parts, pipeline.load_parts
-    return functools.cache(lambda folder: load_parts(find_parts(folder), on_host(np.float32)))
+def open_once():
+    """Opening a model takes a second, and every test needs one."""
+    return functools.cache(pipeline.open_model)
 
 
 @pytest.fixture
-def make_config(micro_configs, monkeypatch, load_once):
-    monkeypatch.setattr(pipeline, "find_parts", lambda folder: folder)
-    monkeypatch.setattr(pipeline, "load_parts", lambda folder, place: load_once(folder))
+def make_config(micro_configs, monkeypatch, open_once):
+    monkeypatch.setattr(pipeline, "open_model", open_once)
 
     def make(init_from: str, fresh: str = "", **changes) -> ConfigDict:
         model = copy.deepcopy(micro_configs)

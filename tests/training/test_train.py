@@ -343,6 +343,18 @@ def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
         train(config, tmp_path)
 
 
+def test_parameters_that_are_not_finite_are_no_model(runs, tmp_path, capsys):
+    """The last step spoils them, when its loss is still finite."""
+    config = runs["vae"][0].copy_and_resolve_references()
+    config.steps = config.checkpoint_every = 1
+    config.optimizer.update({"learning_rate": 1e38, "weight_decay": 1e38})
+    with pytest.raises(UserError, match=r"parameters are not finite after the last step, 1: no model"):
+        train(config, tmp_path)
+    assert list(losses(tmp_path)) == [1] and np.isfinite(losses(tmp_path)[1])
+    assert not (tmp_path / "model").exists() and not list((tmp_path / "checkpoints").iterdir())
+    assert "not finite after step 1: no checkpoint is written" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path):
     """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
