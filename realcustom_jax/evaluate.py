@@ -33,6 +33,7 @@ from realcustom_jax.evaluation.toybox import (
 from realcustom_jax.files import make_folder
 from realcustom_jax.hosts import connect
 from realcustom_jax.option_flags import add_option_flags, given_options
+from realcustom_jax.prompts import text_or_file
 
 STORY = """\
 Measures whether images show the given subject and obey the prompt.
@@ -71,6 +72,7 @@ def main() -> None:
 
 def _toybox(args: argparse.Namespace) -> None:
     options = given_options(args)
+    negative = text_or_file("--negative-prompt", args.negative_prompt)
     judge = Judge.load(args.judge)
     generator = Generator.load(args.model, args.batch)
     pipe = generator.pipe
@@ -81,7 +83,9 @@ def _toybox(args: argparse.Namespace) -> None:
     with tqdm(total=len(SETTINGS) * args.requests, desc="sampling", unit="image", smoothing=0) as bar:
         for name, setting in SETTINGS.items():
             bar.set_postfix_str(name)
-            setting = dataclasses.replace(setting, options={**options, **setting.options})
+            setting = dataclasses.replace(
+                setting, options={**options, **setting.options}, negative_prompt=negative
+            )
             images, masks = benchmark.make(generator, setting, bar.update)
             if plain is None:
                 plain, rows[name] = images, benchmark.measure(images)
@@ -104,14 +108,19 @@ def _dreambench(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} names one twice: {' '.join(map(str, values))}")
     tasks = read_tasks(Path(args.dreambench), args.subjects, args.seeds)
     options = given_options(args)
+    negative = text_or_file("--negative-prompt", args.negative_prompt)
     settings = {"model": str(args.model), **options}
+    if negative:
+        settings["negative_prompt"] = negative
     make_folder(args.out, "--out")
     dreambench.check_settings(args.out / dreambench.SETTINGS, settings)
     if args.clip:
         plots.check_plots()
     scorer = _scorer(args)
     own = dreambench.own_share(tasks)
-    made = dreambench.make_missing(own, args.out, lambda: Generator.load(args.model, args.batch), options)
+    made = dreambench.make_missing(
+        own, args.out, lambda: Generator.load(args.model, args.batch), options, negative
+    )
     scored = dreambench.score_missing(own, args.out, scorer)
     print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
     if jax.process_count() > 1:
@@ -178,6 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--masks", type=Path, metavar="DIR",
         help="SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png: measure similarity also with the subject alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--negative-prompt", default="", metavar="TEXT",
+        help="what no image should show, or @FILE that says it",
     )  # fmt: skip
     add_option_flags(parser)
     return parser

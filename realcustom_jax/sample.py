@@ -22,6 +22,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.files import make_folder
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.pipeline import load
+from realcustom_jax.prompts import text_or_file
 from realcustom_jax.sampling import SEED, Samples, sample
 from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 
@@ -44,7 +45,7 @@ def main() -> None:
         [args.prompt] * len(args.seed),
         subjects=[subjects] * len(args.seed),
         seed=args.seed,
-        negative_prompt=args.negative_prompt,
+        negative_prompt=text_or_file("--negative-prompt", args.negative_prompt),
         **options,
     )
     for number, (subject, words) in enumerate(zip(subjects, samples.words[0], strict=True), 1):
@@ -81,7 +82,7 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
         Subject(
             *_image_and_words(text),
             mask=load_mask(masks[n]) if n in masks else None,
-            mask_mode=args.mask_mode,
+            mask_mode=args.mask_mode if n in masks else MASK_MODES[0],
             strength=_number(f"--strength {n}", strengths.get(n, "1")),
             plurals=args.plurals,
             match_case=args.match_case,
@@ -141,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--plurals", action="store_true", help="find dog in dogs, and dogs in dog")
     parser.add_argument("--match-case", action="store_true", help="Dog is another word than dog")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it should not show")
+    parser.add_argument(
+        "--negative-prompt", default="", metavar="TEXT", help="what it should not show, or @FILE"
+    )
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
     parser.add_argument(
         "--model", default="toybox", metavar="MODEL", help="model folder or file, hub id, or toybox (default)"

@@ -1,7 +1,6 @@
 """`sample`: prompts and subjects in, images and masks out. A thin shell over the jitted `sample_latents`."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.data.target_words import phrases_of, words_mask
+from realcustom_jax.data.target_words import phrases_of
 from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.data.user_masks import load_mask, resize_area
-from realcustom_jax.data.views import reference_views
 from realcustom_jax.diffusion.sampler import Conditioning, Settings
 from realcustom_jax.encoder_pair import own_pair
 from realcustom_jax.errors import UserError
@@ -29,6 +25,8 @@ from realcustom_jax.programs import (
     reference_features,
     text_features,
 )
+from realcustom_jax.prompts import texts_of, warn_of_lost_parts
+from realcustom_jax.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
 from realcustom_jax.subjects import AUTO, Subject, with_words
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
@@ -74,12 +72,12 @@ def sample(
       UserError: when an input is wrong: a target word that is not in its prompt or is cut off by the
         tokenizer's limit, an unreadable image, a size that the UNet can't halve, an unknown option …
     """
-    prompts = _texts("prompt", prompt)
+    prompts = texts_of("prompt", prompt)
     if not prompts:
         raise UserError("there is no prompt")
     batch = len(prompts)
     nested = _nested(subjects, batch, single=isinstance(prompt, str))
-    negatives = _texts("negative_prompt", negative_prompt)
+    negatives = texts_of("negative_prompt", negative_prompt)
     negatives = (
         negatives * batch if isinstance(negative_prompt, str) else _each("negative_prompt", negatives, batch)
     )
@@ -160,20 +158,23 @@ def make_conditioning(
     pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
     sizes = None if pooled is None else size_ids(batch, *image_size(pipe.models, options))
 
-    words = _words(pipe, prompts, subjects, slots)
-    flags, strengths, user_masks, instead = _wishes(subjects, slots, *mask_grid(pipe.models, options))
+    words = target_tokens(pipe.tokenizers, prompts, subjects, slots)
+    warn_of_lost_parts(pipe.tokenizers, [*prompts, *negative_prompts])
+    flags, strengths, user_masks, instead = slot_arrays(subjects, slots, *mask_grid(pipe.models, options))
+    photos = photo_flags(subjects, slots)
     features = negative = ()
     if slots:
-        views, shown = _different_references(subjects, slots, pipe.models)
+        views, shown = different_references(subjects, slots, pipe.models)
         black = black_features(pipe)
         encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
         features = tuple(x[shown] for x in encoded)
         negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
+    arrays = jax.tree.map(jnp.asarray, (words, flags, strengths, user_masks, instead))
     return Conditioning(
-        text, negative_text, features, negative, words, flags, strengths, user_masks, instead, settings,
-        pooled, negative_pooled, sizes,
+        text, negative_text, features, negative, *arrays, settings, pooled, negative_pooled, sizes,
+        None if photos is None else jnp.asarray(photos),
     )  # fmt: skip
 
 
@@ -201,73 +202,6 @@ def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
     """Height and width of the masks."""
     config = options.sampler_config(*latent_size(models, options.height, options.width))
     return config.mask_height, config.mask_width
-
-
-def _words(
-    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]], slots: int
-) -> Array:
-    """The target tokens of every subject, (B, R, n_t)."""
-    words = np.zeros((len(prompts), slots, pipe.tokenizers[0].model_max_length), np.float32)
-    for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
-        for r, subject in enumerate(own):
-            words[i, r] = words_mask(
-                pipe.tokenizers, prompt, subject.words,
-                plurals=subject.plurals, match_case=subject.match_case,
-            )  # fmt: skip
-    return jnp.asarray(words)
-
-
-def _wishes(
-    subjects: Sequence[Sequence[Subject]], slots: int, height: int, width: int
-) -> tuple[Array, Array, Array, Array]:
-    """`flags`, `strengths`, `user_masks` and `instead` of `Conditioning`, as the subjects say."""
-    flags = np.zeros((len(subjects), slots), np.float32)
-    strengths, instead = np.ones_like(flags), np.zeros_like(flags)
-    masks = np.ones((*flags.shape, height, width), np.float32)
-    for i, own in enumerate(subjects):
-        for r, subject in enumerate(own):
-            flags[i, r], strengths[i, r] = 1.0, subject.strength
-            if subject.mask is not None:
-                masks[i, r] = resize_area(load_mask(subject.mask), height, width)
-                instead[i, r] = subject.mask_mode == "instead"
-    return jnp.asarray(flags), jnp.asarray(strengths), jnp.asarray(masks), jnp.asarray(instead)
-
-
-def _different_references(
-    subjects: Sequence[Sequence[Subject]], slots: int, models: Models
-) -> tuple[np.ndarray, np.ndarray]:
-    """The reference images' views, each image once, and which of them every slot shows.
-
-    Returns:
-      views: uint8 (U, V, S, S, 3), see `reference_views`.
-      shown: (B, R) int32, 1 + an index into them, 0 for an empty slot.
-    """
-    size = models.image_configs[0].image_size
-    images: list[np.ndarray] = []
-    places: dict[Any, int] = {}
-    shown = np.zeros((len(subjects), slots), np.int32)
-    for i, own in enumerate(subjects):
-        for r, subject in enumerate(own):
-            image = subject.image
-            # Equal paths and bytes are one image; pictures and arrays are where they are the same object.
-            name = image if isinstance(image, (str, bytes, os.PathLike)) else id(image)
-            if name not in places:
-                fit = models.realcustom.reference_fit
-                images.append(reference_views(load_image(image), size, models.high_res, fit))
-                places[name] = len(images)
-            shown[i, r] = places[name]
-    return np.stack(images), shown
-
-
-def _texts(name: str, value: Any) -> list[str]:
-    """One text or a list of them, as a list."""
-    texts = list(value) if is_list(value) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(
-                f"{name} must be a string or a list of strings, not {_kind(text, is_list(value))}"
-            )
-    return texts
 
 
 def _nested(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:

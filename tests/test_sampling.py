@@ -49,11 +49,12 @@ def test_one_seed_for_all_and_images_of_any_kind(micro_pipe, tmp_path):
     path, buffer = tmp_path / "cat.png", io.BytesIO()
     Image.fromarray(CAT).save(path)
     Image.fromarray(CAT).save(buffer, "PNG")
-    kinds = [str(path), path, buffer.getvalue(), Image.open(path), CAT]
+    kinds = [str(path), path, buffer.getvalue(), Image.open(path), CAT, jnp.asarray(CAT)]
     for kind in kinds:
         np.testing.assert_array_equal(load_image(kind), CAT)
+    kinds += [io.BytesIO(buffer.getvalue()), path.open("rb")]  # which can be read once alone
     subjects = [[rc.Subject(kind, "cat")] for kind in kinds]
-    out = rc.sample(micro_pipe, ["a cat"] * 5, subjects=subjects, seed=3, **FEW)
+    out = rc.sample(micro_pipe, ["a cat"] * 8, subjects=subjects, seed=3, **FEW)
     for image in out.images[1:]:
         assert_same_picture(image, out.images[0])
 
@@ -148,9 +149,9 @@ WRONG = {
         "subjects must be a list of lists of rc.Subject.*not a list with Subject",
     ),
     "nested too deep": ({"subjects": [[SUBJECT]]}, "a subject must be rc.Subject.*not list"),
-    "words None": (
-        {"subjects": [rc.Subject(CAT, None)]},
-        "target words of .* must be a string or a list of strings, not NoneType",
+    "words of a number": (
+        {"subjects": [rc.Subject(CAT, 5)]},
+        "target words of .* must be a string or a list of strings, not int",
     ),
     "words empty": ({"subjects": [rc.Subject(CAT, " ")]}, "target words of .* are empty"),
     "words of bytes": (
@@ -173,7 +174,7 @@ WRONG = {
         {"subjects": [rc.Subject(CAT, "cat", np.ones((0, 4)))]},
         "the mask array must have",
     ),
-    "image None": ({"subjects": [rc.Subject(None, "cat")]}, "an image must be a path.*not NoneType"),
+    "image of a number": ({"subjects": [rc.Subject(5, "cat")]}, "an image must be a path.*not int"),
     "image of a list": ({"subjects": [rc.Subject([CAT], "cat")]}, "an image must be a path.*not list"),
     "seed None": ({"seed": None}, "seed must be a whole number, not None"),
     "seed of float": ({"seed": 7.0}, r"seed must be a whole number, not 7\.0"),
@@ -308,18 +309,19 @@ def test_auto_takes_the_word_that_fits_best(micro_pipe):
     )
     cosine = (text @ image[0]) / jnp.linalg.norm(text, axis=-1)
     best = ("dog", "cat", "beach")[int(jnp.argmax(cosine))]
-    auto = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT)], []], seed=3, **FEW)
+    auto = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT, "auto")], []], seed=3, **FEW)
     assert auto.words == [[(best,)], []]
     given = rc.sample(pipe, [prompt, prompt], [[rc.Subject(CAT, best)], []], seed=3, **FEW)
     np.testing.assert_array_equal(auto.images, given.images)
     np.testing.assert_array_equal(auto.masks, given.masks)
-    both = rc.sample(pipe, prompt, [rc.Subject(CAT), rc.Subject(CAT, ("dog",)), rc.Subject(CAT)], **FEW)
+    three = [rc.Subject(CAT, "auto"), rc.Subject(CAT, ("dog",)), rc.Subject(CAT, "auto")]
+    both = rc.sample(pipe, prompt, three, **FEW)
     assert both.words[0][1] == ("dog",) and {both.words[0][0], both.words[0][2]} == {("cat",), ("beach",)}
 
 
 def test_auto_needs_a_pair_of_encoders(micro_pipe):
     with pytest.raises(rc.UserError, match='give the words of each subject instead of "auto"'):
-        rc.sample(micro_pipe, "a cat", [rc.Subject(CAT)], **FEW)
+        rc.sample(micro_pipe, "a cat", [rc.Subject(CAT, "auto")], **FEW)
 
 
 def test_the_command_has_a_flag_for_every_option():

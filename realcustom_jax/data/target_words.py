@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,8 @@ def target_token_mask(
     Args:
       tokenizer: a fast one, as `load_tokenizer` returns.
       prompt: the text.
-      words: a word or a phrase of it, "dog" or "alarm clock", or several; each must be there.
+      words: a word or a phrase of it, "dog" or "alarm clock", or several; each must be there. "dog#2" is the
+        second occurrence alone.
       plurals: whether "dog" is found in "dogs" and "dogs" in "dog"; of a phrase the last word changes.
       match_case: whether "Dog" is another word than "dog".
 
@@ -42,7 +44,7 @@ def target_token_mask(
     offsets = encoded["offset_mapping"]
     mask = np.zeros(length, np.float32)
     for phrase in phrases_of(prompt, words):
-        for start, stop in _find(prompt, phrase, plurals, match_case):
+        for start, stop in find_phrase(prompt, phrase, plurals, match_case):
             hits = [i for i, (a, b) in enumerate(offsets) if a < b and a < stop and b > start]
             # The last place is the end token's once a prompt is cut, so a word must end before it.
             if not hits or hits[-1] >= length - 1:
@@ -101,15 +103,43 @@ def _not_text(prompt: str, found: str) -> str:
     return f"the target words of the prompt '{prompt}' must be a string or a list of strings, not {found}"
 
 
-def _find(prompt: str, phrase: str, plurals: bool, match_case: bool) -> list[tuple[int, int]]:
-    """Character spans of the phrase in the prompt."""
+def without_number(phrase: str) -> str:
+    """The words of "dog#2"."""
+    return _NUMBERED.sub(r"\1", phrase)
+
+
+_NUMBERED = re.compile(r"(.*\S)#(\d+)\s*", re.DOTALL)
+
+
+def find_phrase(
+    prompt: str, phrase: str, plurals: bool = False, match_case: bool = False
+) -> list[tuple[int, int]]:
+    """Character spans of a phrase in the prompt: of every occurrence, or of one, "dog#2".
+
+    Raises:
+      UserError: when it is not in the prompt, or not so often.
+    """
+    numbered = _NUMBERED.fullmatch(phrase)
+    # "#2" may be part of the prompt's own text.
+    spans = _occurrences(prompt, phrase, plurals, match_case)
+    if spans or not numbered:
+        return spans or _not_in(prompt, phrase)
+    words, number = numbered[1], int(numbered[2])
+    spans = _occurrences(prompt, words, plurals, match_case) or _not_in(prompt, words)
+    if not 1 <= number <= len(spans):
+        raise UserError(f"there is no '{phrase}': the prompt has '{words}' {len(spans)} times, from #1")
+    return spans[number - 1 : number]
+
+
+def _occurrences(prompt: str, phrase: str, plurals: bool, match_case: bool) -> list[tuple[int, int]]:
     *first, last = phrase.split()
     forms = sorted(noun_forms(last)) if plurals else [last]
     parts = [*map(re.escape, first), f"(?:{'|'.join(map(re.escape, forms))})"]
     # Not \b, which fails for words that begin or end in a symbol, as in "c++".
     pattern = r"(?<!\w)" + r"\s+".join(parts) + r"(?!\w)"
-    spans = [m.span() for m in re.finditer(pattern, prompt, 0 if match_case else re.IGNORECASE)]
-    if not spans:
-        known = ", ".join(dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", prompt))) or "none"
-        raise UserError(f"the target words '{phrase}' are not in the prompt; its words are: {known}")
-    return spans
+    return [m.span() for m in re.finditer(pattern, prompt, 0 if match_case else re.IGNORECASE)]
+
+
+def _not_in(prompt: str, phrase: str) -> NoReturn:
+    known = ", ".join(dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", prompt))) or "none"
+    raise UserError(f"the target words '{phrase}' are not in the prompt; its words are: {known}")

@@ -5,41 +5,53 @@ Every image between these functions is uint8 (H, W, 3), RGB.
 
 import io
 import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from realcustom_jax.errors import UserError
 
-ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
+# Besides, what turns into an array: a JAX array.
+ImageLike = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
+
+# Pixels of an image. Larger ones are a mistake, and would fill the memory.
+_MOST_PIXELS = 2**27
 
 
 def load_image(image: ImageLike, name: str | None = None, background: str = "white") -> np.ndarray:
     """Loads an image as uint8 (H, W, 3).
 
     The EXIF rotation is applied, transparency is composited on the background, grayscale, palette and 16-bit
-    images become RGB. A floating-point array is taken to be in [0, 1].
+    images become RGB. Floating-point arrays are in [0, 1]; a PIL image of mode F may also be in [0, 255].
 
     Args:
-      image: a path, encoded bytes, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+      image: a path, encoded bytes, an open file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or
+        (H, W, 4), JAX's too.
       name: what to call the image in errors; by default its path or its type.
       background: colour that shows where the image is transparent.
 
     Raises:
-      UserError: the file is missing, or the content is not a whole image or has no pixels; the sentence names
-        the image.
+      UserError: the file is missing or no regular file, or the content is not a whole image, or has no pixels
+        or more than a reference could need; the sentence names the image.
     """
+    image = read_once(image)
     name = name or _describe(image)
     if isinstance(image, np.ndarray):
         image = _from_array(image, name)
     try:
         if isinstance(image, Image.Image):
-            loaded = _to_rgb(image, background)  # decodes only now when the picture comes from `Image.open`
+            _check_size(name, image.height, image.width)
+            loaded = _to_rgb(image, name, background)  # decodes only now if it comes from `Image.open`
         else:
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else Path(image)) as opened:
-                loaded = _to_rgb(opened, background)
+            source = io.BytesIO(image) if isinstance(image, bytes) else _regular_file(Path(image), name)
+            with Image.open(source) as opened:
+                _check_size(name, opened.height, opened.width)
+                loaded = _to_rgb(opened, name, background)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"the image {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -48,6 +60,58 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
     if loaded.size == 0:
         raise UserError(f"{name} has no pixels: it is {loaded.shape[0]} high and {loaded.shape[1]} wide")
     return loaded
+
+
+def read_once(image: Any) -> Any:
+    """The image, with the bytes of an open file in its place, and a numpy array in that of any other array.
+
+    Raises:
+      UserError: for a file that is not open for reading bytes, or is a pipe or a device.
+    """
+    if isinstance(image, (str, bytes, os.PathLike, Image.Image, np.ndarray)):
+        return image
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if hasattr(image, "read"):
+        return _read_file(image)
+    if hasattr(image, "__array__"):
+        try:
+            array = np.asarray(image)
+            return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        except Exception as error:  # other libraries raise what they like, of an array that is deleted
+            raise UserError(f"the image cannot be read as an array ({_one_line(error)})") from None
+    return image
+
+
+def _read_file(file: Any) -> bytes:
+    try:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):  # in memory, as BytesIO, or closed, which reading tells
+        regular = True
+    if not regular:
+        raise UserError("an image cannot be read from a pipe or a device: read its bytes and give those")
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the open image file cannot be read ({_one_line(error)})") from None
+    if not isinstance(content, bytes):
+        raise UserError("the open image file must be opened for bytes, as open(path, 'rb') does")
+    return content
+
+
+def _regular_file(path: Path, name: str) -> Path:
+    """Opening a FIFO or a device might wait forever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UserError(f"the image {name} is a folder")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"the image {name} is a pipe or a device, it must be a file")
+    return path
+
+
+def _check_size(name: str, height: int, width: int) -> None:
+    if height * width > _MOST_PIXELS:
+        raise UserError(f"{name} is {height} high and {width} wide, more than {_MOST_PIXELS} pixels")
 
 
 def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -128,14 +192,31 @@ def _zoom_out(image: np.ndarray, side: float, top: float, left: float) -> np.nda
     return np.pad(small, padding, mode="edge")
 
 
-def _to_rgb(image: Image.Image, background: str) -> np.ndarray:
+def _to_rgb(image: Image.Image, name: str, background: str) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits, not scale
-        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits, not scale
+        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F") and image.width and image.height:
+        image = Image.fromarray(_to_8_bits(np.asarray(image), name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return np.array(image.convert("RGB"))
+
+
+def _to_8_bits(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Of PIL's modes with 32 bits a pixel, which have no range of their own: F, floats, and I, integers.
+
+    The largest value tells the range: 1 for floats, 255, or 65535 for the integers of a 16-bit file.
+    """
+    floats = pixels.dtype.kind == "f"
+    limit = 255 if floats else 65535
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= limit):  # neither holds for NaN
+        raise UserError(f"{name} is of PIL's mode {'F' if floats else 'I'} and not within 0 and {limit}")
+    if floats:
+        return np.round(pixels * 255 if high <= 1 else pixels).astype(np.uint8)
+    return (pixels if high <= 255 else pixels >> 8).astype(np.uint8)
 
 
 def _from_array(image: np.ndarray, name: str) -> Image.Image:
@@ -144,6 +225,7 @@ def _from_array(image: np.ndarray, name: str) -> Image.Image:
         image = image[..., 0]
     if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and shape[-1] in (3, 4))):
         raise UserError(f"{name} must have shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), not {shape}")
+    _check_size(name, *shape[:2])
     if np.issubdtype(image.dtype, np.floating):
         if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
             raise UserError(f"{name} is floating point and has values outside [0, 1]; pass uint8 or scale it")
@@ -162,7 +244,9 @@ def _describe(image: Any) -> str:
         return "the PIL image"
     if isinstance(image, str | os.PathLike):
         return f"'{os.fspath(image)}'"
-    raise UserError(f"an image must be a path, bytes, a PIL image or an array, not {type(image).__name__}")
+    raise UserError(
+        f"an image must be a path, bytes, an open file, a PIL image or an array, not {type(image).__name__}"
+    )
 
 
 def _one_line(error: BaseException) -> str:

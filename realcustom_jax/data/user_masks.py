@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.data.transforms import ImageLike, load_image
+from realcustom_jax.data.transforms import ImageLike, load_image, read_once
 from realcustom_jax.errors import UserError
 
 
@@ -12,7 +12,8 @@ def load_mask(mask: ImageLike) -> np.ndarray:
 
     Args:
       mask: an array (H, W) of bool, uint8 or floats in [0, 1], or an image as `load_image` takes it. White is
-        where the subject may act; what is transparent counts as black.
+        where the subject may act; what is transparent counts as black. Of 8 bits with no value above 1, 1 is
+        white.
 
     Returns:
       float32 (H, W) in [0, 1].
@@ -20,6 +21,7 @@ def load_mask(mask: ImageLike) -> np.ndarray:
     Raises:
       UserError: when it is none of these.
     """
+    mask = read_once(mask)
     if isinstance(mask, np.ndarray):
         if mask.ndim == 2 and mask.size and np.issubdtype(mask.dtype, np.floating):
             if not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
@@ -32,6 +34,8 @@ def load_mask(mask: ImageLike) -> np.ndarray:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
+    if image.max() == 1:  # 0 and 1, as segmentation gives them
+        return image.max(axis=-1).astype(np.float32)
     return image.mean(axis=-1, dtype=np.float32) / np.float32(255)
 
 

@@ -52,7 +52,7 @@ class Conditioning:
     Attributes:
       text, negative_text: (B, n_t, C_t) text tokens of prompt and negative prompt.
       features, negative_features: image encoder outputs as the projector takes them, each (B, R, N, C), of
-        the references and of a black image.
+        the references and of a black image; (B, R, P, N, C) where slots have several photos.
       words: (B, R, n_t) 0/1 target tokens of each subject.
       flags: (B, R) 1 for a subject, 0 for an empty slot.
       strengths: (B, R) factor on what each subject adds, 0 or more; at 0 it counts as an empty slot.
@@ -61,6 +61,7 @@ class Conditioning:
       settings: see `Settings`.
       pooled, negative_pooled: (B, C) and
       time_ids: (B, 6), for SDXL only.
+      photos: (B, R, P) 1 for a photo of a slot, 0 for padding; None where features have no P.
     """
 
     text: Array
@@ -76,6 +77,7 @@ class Conditioning:
     pooled: Array | None = None
     negative_pooled: Array | None = None
     time_ids: Array | None = None
+    photos: Array | None = None
 
     @property
     def present(self) -> Array:
@@ -128,8 +130,10 @@ class Denoiser:
         subjects = c.flags.shape[1] > 0
         features, negative_features = (c.features, c.negative_features) if subjects else (None, None)
         shared = (c.present, c.strengths)
-        subject = encode(c.text, features, *shared, c.pooled, c.time_ids)
-        negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids)
+        # The negative pass sees one black photo, however many the subject has.
+        one = None if c.photos is None else c.photos.at[..., 1:].set(0.0)
+        subject = encode(c.text, features, *shared, c.pooled, c.time_ids, c.photos)
+        negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids, one)
         if self.config.guidance == "paper":
             return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
         return Contexts(subject.text_only(), _stack(negative, subject))

@@ -53,7 +53,11 @@ def own_share(tasks: Sequence[Task]) -> list[Task]:
 
 
 def make_missing(
-    tasks: Sequence[Task], out: Path, load: Callable[[], Generator], options: Mapping[str, Any]
+    tasks: Sequence[Task],
+    out: Path,
+    load: Callable[[], Generator],
+    options: Mapping[str, Any],
+    negative_prompt: str = "",
 ) -> int:
     """Make the images that are not there, a batch at a time: a run that is cut off loses one batch.
 
@@ -62,6 +66,7 @@ def make_missing(
       out: for SUBJECT/NUMBER_SEED.png.
       load: the model, which is loaded only where images are missing.
       options: changes of its sampling options.
+      negative_prompt: of all images.
 
     Returns:
       how many were made.
@@ -84,8 +89,10 @@ def make_missing(
             for path in {task.photos[0] for task in batch} - photos.keys():
                 photos[path] = load_image(path)
             # Equal photos are one object, so that each is encoded once.
+            subjects = [(Subject(photos[task.photos[0]], task.word),) for task in batch]
             jobs = [
-                Job(task.prompt, (Subject(photos[task.photos[0]], task.word),), task.seed) for task in batch
+                Job(task.prompt, own, task.seed, negative_prompt)
+                for task, own in zip(batch, subjects, strict=True)
             ]
             images, _ = generator(jobs, chosen, bar.update)
             for task, image in zip(batch, images, strict=True):

@@ -25,6 +25,7 @@ class Job:
     prompt: str
     subjects: tuple[Subject, ...]
     seed: int
+    negative_prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Generator:
         pipe = self.pipe
         config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
         prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
-        conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
+        negatives = [job.negative_prompt for job in jobs]
+        conditioning = make_conditioning(pipe, prompts, subjects, negatives, options)
         keys = request_keys([job.seed for job in jobs])
         latents, masks = latents_and_masks(pipe, conditioning, keys, config)
         return images_of(pipe, latents), masks[:, -1]

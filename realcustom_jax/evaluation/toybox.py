@@ -118,17 +118,20 @@ class Setting:
       options: changes of the model's sampling options.
       subject: whether the subject is given, or the text alone.
       masked: whether it acts only where its word is, or everywhere.
+      negative_prompt: of all images.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     subject: bool = True
     masked: bool = True
+    negative_prompt: str = ""
 
     def job(self, request: Request) -> Job:
         # A mask of ones that stands instead of the guided one lets the subject act everywhere.
         mask = None if self.masked else np.ones((1, 1), np.float32)
         subject = Subject(reference(request).image, request.word, mask=mask)
-        return Job(request.prompt, (subject,) if self.subject else (), request.seed)
+        subjects = (subject,) if self.subject else ()
+        return Job(request.prompt, subjects, request.seed, self.negative_prompt)
 
 
 SETTINGS = {

@@ -51,7 +51,14 @@ class AdaptiveScoring(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, visual: Array, text: Array, latents: Array, quantity: InfluenceQuantity) -> Array:
+    def __call__(
+        self,
+        visual: Array,
+        text: Array,
+        latents: Array,
+        quantity: InfluenceQuantity,
+        present: Array | None = None,
+    ) -> Array:
         """Fused, softmaxed scores S of eq. 8.
 
         Args:
@@ -59,9 +66,10 @@ class AdaptiveScoring(nn.Module):
           text: (B, n_t, C_t) text tokens f_t.
           latents: (B, h, w, C_z) z_t, in the generation branch already times M̂.
           quantity: the weights of the two scores.
+          present: (B, N) whether a token is one and not padding; None for all.
 
         Returns:
-          (B, N), positive, summing to 1 over the tokens.
+          (B, N), summing to 1 over the tokens; 0 for padding.
         """
         visual, text, latents = (a.astype(jnp.float32) for a in (visual, text, latents))
         pixels = latents.reshape(latents.shape[0], -1, latents.shape[-1])
@@ -70,7 +78,7 @@ class AdaptiveScoring(nn.Module):
         text_score = _Score(self.features, name="text_score")(_concat_context(visual, text_context))
         visual_score = _Score(self.features, name="visual_score")(_concat_context(visual, visual_context))
         fused = quantity.text_weight[:, None] * text_score + quantity.visual_weight[:, None] * visual_score
-        return jax.nn.softmax(fused, axis=-1)
+        return jax.nn.softmax(fused, axis=-1, where=present)
 
 
 def _concat_context(visual: Array, context: Array) -> Array:
@@ -79,7 +87,7 @@ def _concat_context(visual: Array, context: Array) -> Array:
     return jnp.concatenate([visual, repeated], axis=-1)
 
 
-def keep_top_tokens(scores: Array, gamma_num: Array) -> Array:
+def keep_top_tokens(scores: Array, gamma_num: Array, present: Array | None = None) -> Array:
     """The bias that keeps the ⌊γ_num N⌋ best tokens (eq. 10), at least one.
 
     A bias and not a gather, so γ_num may be traced. Of equal scores the earlier token is kept.
@@ -87,11 +95,14 @@ def keep_top_tokens(scores: Array, gamma_num: Array) -> Array:
     Args:
       scores: (B, N).
       gamma_num: (B,) in (0, 1].
+      present: (B, N) whether a token is one and not padding, which is neither counted nor kept; None for all.
 
     Returns:
       (B, N) float32: 0 where kept, −inf elsewhere.
     """
     count = scores.shape[-1]
+    if present is not None:
+        count, scores = present.sum(axis=-1), jnp.where(present, scores, -jnp.inf)
     # 1e-4 of a token: γ·N such as 0.7·10 must not fall to 6 by float32 rounding.
     keep = jnp.maximum(jnp.floor(gamma_num * count + 1e-4), 1.0)
     order = jnp.argsort(-jax.lax.stop_gradient(scores), axis=-1, stable=True)

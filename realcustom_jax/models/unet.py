@@ -43,6 +43,7 @@ class Context:
       visual: (B, R, N, C_i) visual tokens f_i, the projector's output, or None in a text-only context.
       flags: (B, R) float, 1 for a subject, 0 for an empty slot; None in a text-only context.
       strengths: (B, R) float, factor on what each subject adds; None in a text-only context.
+      present: (B, R, N) whether a visual token is one and not padding; None for all.
     """
 
     layers: tuple[tuple[LayerContext, ...], ...]
@@ -51,6 +52,7 @@ class Context:
     visual: Array | None = None
     flags: Array | None = None
     strengths: Array | None = None
+    present: Array | None = None
 
     def text_only(self) -> "Context":
         """The same without subjects, for the guidance branch."""
@@ -59,7 +61,7 @@ class Context:
             self.layers,
             is_leaf=lambda x: isinstance(x, LayerContext),
         )
-        return self.replace(layers=layers, visual=None, flags=None, strengths=None)
+        return self.replace(layers=layers, visual=None, flags=None, strengths=None, present=None)
 
 
 @flax.struct.dataclass
@@ -217,22 +219,29 @@ class UNet(nn.Module):
         strengths: Array | None = None,
         pooled: Array | None = None,
         time_ids: Array | None = None,
+        photos: Array | None = None,
     ) -> Context:
         """All that passes need of prompt and references, computed once.
 
         Args:
           text: (B, n_t, C_t) text encoder output.
-          features: image encoder outputs as the projector takes them, each (B, R, N, C); None for text only.
+          features: image encoder outputs as the projector takes them, each (B, R, N, C), or (B, R, P, N, C)
+            for slots of several photos; None for text only.
           flags: (B, R) 1 for a subject, 0 for an empty slot; default all 1.
           strengths: (B, R) factor on what each subject adds, 0 or more; default all 1.
           pooled: (B, C) pooled text and
           time_ids: (B, 6) original size, crop, target size; both for SDXL only.
+          photos: (B, R, P) 1 for a photo, 0 for padding, at least one a slot; None where features have no P.
         """
-        visual = None
+        visual = present = None
         if features is not None:
             if self.realcustom is None:
                 raise UserError("this UNet has no visual cross-attention, so it can take no subjects")
             visual = self.encoder_hidden_states_vision_projection(features)
+            if photos is not None:  # side by side in their slot
+                b, r, p, n, c = visual.shape
+                visual = visual.reshape(b, r, p * n, c)
+                present = jnp.repeat(photos > 0, n, axis=-1)
             ones = jnp.ones(visual.shape[:2], jnp.float32)
             flags = ones if flags is None else flags
             strengths = ones if strengths is None else strengths
@@ -249,7 +258,7 @@ class UNet(nn.Module):
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
         if visual is None:
             return Context(layers, text, added)
-        return Context(layers, text, added, visual, flags, strengths)
+        return Context(layers, text, added, visual, flags, strengths, present)
 
     def __call__(
         self,
@@ -317,6 +326,8 @@ class UNet(nn.Module):
         scope = masks.astype(jnp.float32) * context.flags[..., None, None]
 
         scores = scale = bias = None
+        if context.present is not None:
+            bias = jnp.where(context.present, 0.0, -jnp.inf)
         if quantity is not None and self.realcustom.scoring:
             scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
         # The strength scales what a subject adds, not which latents judge its tokens.
@@ -342,8 +353,10 @@ class UNet(nn.Module):
         # only the subject's own part of the image judges the subject
         inside = latents[:, None] * scope[..., None]
         quantity = jax.tree.map(repeat, quantity)
-        scores = self.scoring(flatten(context.visual), repeat(context.text), flatten(inside), quantity)
-        bias = keep_top_tokens(scores, quantity.gamma_num)
+        present = None if context.present is None else flatten(context.present)
+        visual = flatten(context.visual)
+        scores = self.scoring(visual, repeat(context.text), flatten(inside), quantity, present)
+        bias = keep_top_tokens(scores, quantity.gamma_num, present)
         return scores.reshape(b, r, n), 1.0 + scores.reshape(b, r, n), bias.reshape(b, r, n)
 
 

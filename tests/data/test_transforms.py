@@ -1,6 +1,8 @@
 """Loading, cropping, scaling and augmenting images."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,38 @@ def test_load_image_expands_gray_palette_and_16_bits():
     np.testing.assert_array_equal(load_image(gray / 255.0), expected)
 
 
+def test_load_image_takes_32_bits_a_pixel():
+    """PIL's F and I have no range of their own: 8 bits, 16 bits and 0…1 are told by the largest value."""
+    gray = picture()[..., 0]
+    expected = np.repeat(gray[..., None], 3, axis=-1)
+    forms = [
+        Image.fromarray(gray).convert("I"),
+        Image.fromarray(gray).convert("F"),
+        Image.fromarray(gray.astype(np.int32) * 256),
+        Image.fromarray(gray.astype(np.float32) / 255),
+    ]
+    assert [form.mode for form in forms] == ["I", "F", "I", "F"]
+    for form in forms:
+        np.testing.assert_array_equal(load_image(form), expected)
+    for bad in (np.full((4, 4), -1.0), np.full((4, 4), 256.0), np.full((4, 4), np.nan), [[-5]], [[70000]]):
+        bad = np.asarray(bad)
+        bad = bad.astype(np.int32 if bad.dtype.kind == "i" else np.float32)
+        with pytest.raises(UserError, match=r"mode [FI] and not within"):
+            load_image(Image.fromarray(bad))
+
+
+def test_load_image_refuses_what_is_no_file(tmp_path):
+    """Opening a FIFO would wait forever."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is a pipe or a device"):
+            load_image(path)
+    with open(tmp_path / "text", "w+") as text, pytest.raises(UserError, match="opened for bytes"):
+        load_image(text)
+    with pytest.raises(UserError, match="1000000 high and 1000000 wide, more than"):
+        load_image(np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (10**6, 10**6, 3)))
+
+
 def test_load_image_errors_name_the_input(tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(encode(Image.fromarray(picture(0, 64, 64)), "JPEG")[:300])
@@ -61,7 +95,7 @@ def test_load_image_errors_name_the_input(tmp_path):
         load_image(broken)
     with pytest.raises(UserError, match=r"missing\.png' does not exist"):
         load_image(tmp_path / "missing.png")
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
     with pytest.raises(UserError, match="the subject cannot be decoded"):
         load_image(b"no image", name="the subject")

@@ -19,7 +19,16 @@ def test_every_kind_of_input_is_the_same_mask(tmp_path):
     Image.fromarray(grey).save(tmp_path / "mask.png")
     png = io.BytesIO()
     Image.fromarray(layer).save(png, "PNG")
-    kinds = [drawn, grey, grey / 255.0, grey[..., None], Image.fromarray(drawn), tmp_path / "mask.png"]
+    kinds = [
+        drawn,
+        drawn.astype(np.uint8),
+        np.stack([drawn] * 3, -1).astype(np.uint8),
+        grey,
+        grey / 255.0,
+        grey[..., None],
+        Image.fromarray(drawn),
+        tmp_path / "mask.png",
+    ]
     for kind in [*kinds, Image.fromarray(grey), np.stack([grey] * 3, -1), png.getvalue(), layer]:
         mask = load_mask(kind)
         assert mask.dtype == np.float32
