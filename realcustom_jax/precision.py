@@ -1,4 +1,4 @@
-"""Which precision a model computes in, by the devices that it runs on."""
+"""What depends on the kind of device that a model runs on: its precision, and options of the compiler."""
 
 from typing import Any
 
@@ -40,3 +40,12 @@ def vae_compute_dtype(dtype: Any, compute: Any, config: VAEConfig, mesh: Mesh) -
         dtype = jnp.float32 if config.force_upcast else compute
     dtype = resolve_dtype(dtype, mesh, "vae_dtype")
     return None if dtype == jnp.dtype(compute) else dtype
+
+
+def compiler_options(platform: str) -> dict[str, bool]:
+    """For `jax.jit`, by the kind of device.
+
+    On CPUs XLA by default starts early whatever it can, as the transposed kernels of a whole backward pass,
+    and holds all of it: the temporaries of SD1.5's training step then take three times the memory.
+    """
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if platform == "cpu" else {}

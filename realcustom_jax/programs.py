@@ -4,6 +4,7 @@ Each takes only the parameters that it uses, and divides its rows, one a request
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.models.vae_tiles import decode_in_tiles
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.precision import compiler_options
 
 # Pixels of the images that a device decodes at once.
 _DECODED_AT_ONCE = 1024 * 1024
@@ -121,29 +123,30 @@ def _run(pipe: Pipeline, components: Sequence[str], program: _Program, static: A
 def _run_with(pipe: Pipeline, params: Any, program: _Program, static: Any, rows: Any) -> Any:
     """A program on as many devices as have rows to do, the last rows filled up so that all do as many."""
     count = len(jax.tree.leaves(rows)[0])
+    platform = jax.default_backend() if pipe.mesh is None else pipe.mesh.devices.flat[0].platform
     if pipe.mesh is None or pipe.mesh.size == 1:
-        return _on_one(params, rows, program=program, static=static)
+        return _compiled(_on_one, platform)(params, rows, program=program, static=static)
     if not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
         rows = _fill(rows, -count % pipe.mesh.shape[pipe.mesh.axis_names[0]])
         rows = jax.device_put(rows, NamedSharding(pipe.mesh, P(pipe.mesh.axis_names[0])))
-        out = _divided(params, rows, program=program, static=static, mesh=pipe.mesh)
+        run = _compiled(_divided, platform)
+        out = run(params, rows, program=program, static=static, mesh=pipe.mesh)
     else:
         per_device = -(-count // pipe.mesh.size)
         used = -(-count // per_device)
         mesh = Mesh(pipe.mesh.devices.reshape(-1)[:used], ("rows",))
         rows = _fill(rows, used * per_device - count)
         rows = jax.device_put(rows, NamedSharding(mesh, P("rows")))
-        out = _copied(_restrict(params, mesh), rows, program=program, static=static, mesh=mesh)
+        run = _compiled(_copied, platform)
+        out = run(_restrict(params, mesh), rows, program=program, static=static, mesh=mesh)
     # On one device, where what follows is put together from several programs' results.
     return jax.device_put(jax.tree.map(lambda x: x[:count], out), pipe.mesh.devices.flat[0])
 
 
-@functools.partial(jax.jit, static_argnames=("program", "static"))
 def _on_one(params: Any, rows: Any, *, program: _Program, static: Any) -> Any:
     return program(static, params, rows)
 
 
-@functools.partial(jax.jit, static_argnames=("program", "static", "mesh"))
 def _copied(params: Any, rows: Any, *, program: _Program, static: Any, mesh: Mesh) -> Any:
     """Parameters are whole on every device, so each does its own rows and none talks to another."""
     run = functools.partial(program, static)
@@ -152,11 +155,19 @@ def _copied(params: Any, rows: Any, *, program: _Program, static: Any, mesh: Mes
     )
 
 
-@functools.partial(jax.jit, static_argnames=("program", "static", "mesh"))
 def _divided(params: Any, rows: Any, *, program: _Program, static: Any, mesh: Mesh) -> Any:
     """Parameters are divided among devices: the compiler divides the work."""
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return program(static, params, rows)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], platform: str) -> Callable[..., Any]:
+    """One of the three above, jitted for a kind of device."""
+    static = [
+        name for name in ("program", "static", "mesh") if name in inspect.signature(function).parameters
+    ]
+    return jax.jit(function, static_argnames=static, compiler_options=compiler_options(platform))
 
 
 def _restrict(params: Any, mesh: Mesh) -> Any:

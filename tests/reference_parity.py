@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "golden"))
+
+import golden_files
+
 from realcustom_jax.data.views import resize_aligned, strided_split, to_bytes
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
@@ -51,7 +55,7 @@ def planes(x) -> np.ndarray:
 
 def tensors(file, prefix: str) -> Tensors:
     """The state dict whose keys begin with a prefix."""
-    shapes = {key: file[key].shape for key in file.files}
+    shapes = {key: value.shape for key, value in file.items()}
     return Tensors("the golden file", shapes, file.__getitem__).select(prefix)
 
 
@@ -74,7 +78,7 @@ def load_unet(file) -> tuple[UNet, dict]:
 
 def features(file, prefix: str) -> tuple[jax.Array, ...]:
     """Reference features with an axis for the single subject: each (B, 1, N, V)."""
-    count = sum(key.startswith(prefix) for key in file.files)
+    count = sum(key.startswith(prefix) for key in file)
     return tuple(jnp.asarray(file[f"{prefix}{i}"])[:, None] for i in range(count))
 
 
@@ -112,7 +116,7 @@ def unet_rows(file) -> Iterator[Row]:
     yield "vision_tokens", error(tokens[:, 0], file["vision_tokens"]), SINGLE
     yield "ti2i_out", error(planes(masked), file["ti2i_out"]), SINGLE
     yield "ti2i_nomask_out", error(planes(unmasked), file["ti2i_nomask_out"]), SINGLE
-    for name in sorted(key.removesuffix("_x0") for key in file.files if key.endswith("_x0")):
+    for name in sorted(key.removesuffix("_x0") for key in file if key.endswith("_x0")):
         yield from loop_rows(file, name, unet, params, words)
 
 
@@ -173,7 +177,7 @@ def tower(file, name: str) -> tuple[ViT, dict, list[int]]:
         hidden_act="gelu",
         layer_norm_eps=1e-6,
         projection_dim=None,
-        class_token=f"{name}/cls_token" in file.files,
+        class_token=f"{name}/cls_token" in file,
         registers=values.get("reg_tokens", 0),
         pre_norm=False,
         patch_bias=True,
@@ -211,9 +215,9 @@ def vision_rows(file) -> Iterator[Row]:
 
 def check(path: Path) -> Iterator[Row]:
     """All rows of a file; its config tells which kind it is."""
-    with np.load(path) as file:
-        config = json.loads(str(file["config"]))
-        yield from vision_rows(file) if "siglip" in config else unet_rows(file)
+    file = golden_files.read(path)
+    config = json.loads(str(file["config"]))
+    yield from vision_rows(file) if "siglip" in config else unet_rows(file)
 
 
 def main() -> int:

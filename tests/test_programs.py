@@ -61,10 +61,8 @@ def test_a_batch_is_divided_among_the_devices(saved, expected, layout):
 
 
 def test_only_as_many_devices_work_as_have_rows(saved, monkeypatch):
-    used, copied = [], programs._copied
-    monkeypatch.setattr(
-        programs, "_copied", lambda *x, mesh, **y: (used.append(mesh.size), copied(*x, mesh=mesh, **y))[1]
-    )
+    used, restrict = [], programs._restrict
+    monkeypatch.setattr(programs, "_restrict", lambda x, over: (used.append(over.size), restrict(x, over))[1])
     pipe = rc.load(saved)
     for count, devices in ((1, 1), (6, 6), (8, 8), (9, 5)):  # 9 rows are 2 on each of 5
         images = programs.images_of(pipe, jnp.zeros((count, 8, 8, 4)))

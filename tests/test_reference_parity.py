@@ -3,10 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+import golden_files
 import pytest
 
 HERE = Path(__file__).resolve().parent
-GOLDEN = HERE.parents[1] / "shared" / "golden"
 LOOPS = {
     "t2i_out",
     "map_00",
@@ -31,11 +31,22 @@ def parity():
     return module
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the published implementation's values are not at hand")
-@pytest.mark.parametrize("name", FILES)
-def test_equals_the_published_implementation(name):
+def check(path: Path) -> None:
     """Single passes, maps, masks, projector ≤ 1e-4, whole loops ≤ 2e-3, as reference_parity explains."""
-    rows = list(parity().check(GOLDEN / name))
-    assert {row[0] for row in rows} >= FILES[name]
+    rows = list(parity().check(path))
+    assert {row[0] for row in rows} >= FILES[path.name]
     assert [row for row in rows if not row[1] <= row[2]] == []
+
+
+@pytest.mark.parametrize("name", golden_files.FILES)
+def test_equals_the_published_implementation(name):
+    check(golden_files.HERE / name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not golden_files.WHOLE.is_dir(), reason="the whole files of golden values are not at hand"
+)
+@pytest.mark.parametrize("name", FILES)
+def test_equals_the_published_implementation_on_whole_files(name):
+    check(golden_files.WHOLE / name)

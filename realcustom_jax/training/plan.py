@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import kernel_cost
+from realcustom_jax.precision import compiler_options
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import split_params
 from realcustom_jax.training.losses import Batch, Metrics, make_loss
@@ -94,5 +95,6 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
         in_shardings=(state_shardings, frozen_shardings, batch),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
     return Plan(jitted, state, frozen, batch, optimizer, config.accumulate)

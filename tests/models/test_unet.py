@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,10 @@ from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import UNet, resize_mask
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 PROJECTOR = "encoder_hidden_states_vision_projection"
-# Relative L2. The passes are the same float32 sums in another order; measured 1e-6.
-TOLERANCE = 1e-5
+# Relative L2, by file. The passes are the same float32 sums in another order: 1e-6. The weights of cut-down
+# files are rounded to 13 bits, which changes a pass by 9e-5.
+TOLERANCE = {golden_files.WHOLE: 1e-5, golden_files.HERE: 1e-4}
 
 
 def relative_error(value, wanted) -> float:
@@ -32,8 +33,8 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 class Golden:
     """One golden file, and what our UNet gives for its inputs."""
 
-    def __init__(self, name: str):
-        self.values = dict(np.load(GOLDEN / name))
+    def __init__(self, path: Path):
+        self.values, self.tolerance = dict(golden_files.read(path)), TOLERANCE[path.parent]
         config = from_mapping(UNetConfig, json.loads(str(self.values["config"])))
         token_dim = self.values["vision_tokens"].shape[-1]
         self.unet = UNet(config, RealCustomConfig(token_dim=token_dim, scoring=False))
@@ -93,10 +94,13 @@ class Golden:
         return [apply(self.params, **self.inputs, tokens=self.tokens, mask=mask) for mask in masks]
 
 
-@pytest.fixture(scope="module", params=["reference_a.npz", "reference_b.npz"])
+FILES = [golden_files.HERE / "reference_b.npz"]
+if golden_files.WHOLE.is_dir():
+    FILES = [golden_files.WHOLE / name for name in ("reference_a.npz", "reference_b.npz")]
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def golden(request) -> Golden:
-    if not (GOLDEN / request.param).is_file():
-        pytest.skip(f"golden values are not here: {GOLDEN / request.param}")
     return Golden(request.param)
 
 
@@ -117,18 +121,18 @@ def test_parameters_have_the_names_and_shapes_of_the_published_state_dict(golden
 
 def test_guidance_branch_gives_the_golden_prediction_and_word_maps(golden):
     out, aux = golden.text_only()
-    assert relative_error(out, channels_last(golden.values["t2i_out"])) < TOLERANCE
+    assert relative_error(out, channels_last(golden.values["t2i_out"])) < golden.tolerance
     assert len(aux.word_maps) == int(golden.values["n_maps"])
     for i, maps in enumerate(aux.word_maps):
-        assert relative_error(maps[:, 0], golden.values[f"map_{i:02d}"]) < TOLERANCE, f"map {i}"
+        assert relative_error(maps[:, 0], golden.values[f"map_{i:02d}"]) < golden.tolerance, f"map {i}"
 
 
 def test_generation_branch_gives_the_golden_predictions(golden):
     """With the golden mask (8×8, resized to 8 and 4) and with a mask of ones for the pass without one."""
     mask = golden.values["mask_max_norm"]
     masked, unmasked = golden.with_subject([mask, np.ones_like(mask)])
-    assert relative_error(masked, channels_last(golden.values["ti2i_out"])) < TOLERANCE
-    assert relative_error(unmasked, channels_last(golden.values["ti2i_nomask_out"])) < TOLERANCE
+    assert relative_error(masked, channels_last(golden.values["ti2i_out"])) < golden.tolerance
+    assert relative_error(unmasked, channels_last(golden.values["ti2i_nomask_out"])) < golden.tolerance
 
 
 def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, micro_denoise):

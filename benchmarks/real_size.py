@@ -1,0 +1,255 @@
+"""SD1.5 or SDXL with RealCustom at full size, with random weights, as a user works with them:
+
+  python benchmarks/real_size.py --family sd15 [--size 512] [--steps 2] [--only sample,train] [--keep DIR]
+
+Each phase runs in a process of its own: parts are converted to one folder; it is loaded, and samples one
+subject of a tall photo and two subjects, each twice (the first call compiles), and one once more in another
+process with the compiled programs of the first; pictures are prepared and encoded; a training takes three
+steps, is killed, and resumes; the adapter is taken out of the unfinished run and sampled with. Prints seconds,
+those of them that compile, and the peak memory of each phase. With --json the last line is a JSON object.
+
+SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. SDXL trains at
+256 pixels, from stored latents and text, with bfloat16 frozen parameters and float32 computation.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from real_weights import write_parts
+
+GROUPS = ("convert", "sample", "encode", "train", "export")
+_HERE = Path(__file__).parent
+_TRAIN_SIDE = {"sd15": 512, "sdxl": 256}
+_CAPTIONS = ("a dog on the beach", "a cat in the snow", "a robot at sunset", "a cup in a garden")
+
+
+class Phases:
+    """Runs phases in processes, and keeps their figures."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.figures: dict[str, dict[str, float]] = {}
+        self._environment = os.environ | {
+            "REALCUSTOM_JAX_CACHE": str(folder / "cache"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def run(
+        self, name: str, module: str, *arguments: str | Path, until: Callable[[], bool] | None = None
+    ) -> None:
+        """Run `python -m module`; figures go under `name`, or those names that the module reports.
+
+        Args:
+          name: of the phase.
+          module: to run, or a .py file.
+          arguments: of it.
+          until: kill it with SIGKILL, loader workers and all, when this is true.
+        """
+        report = self.folder / f"{name}.json"
+        report.unlink(missing_ok=True)
+        command = [sys.executable, str(_HERE / "measured.py"), str(report), module, *map(str, arguments)]
+        print(f"--- {name}: {module} {' '.join(map(str, arguments))}", flush=True)
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        watch = _Watch(process.pid, until)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            print(f"    {line}", end="", flush=True)
+        status, seconds = process.wait(), time.perf_counter() - started
+        peak = watch.end()
+        if status and not (until and status == -signal.SIGKILL):
+            raise SystemExit(f"{name} ended with status {status}:\n{''.join(lines[-20:])}")
+        told = json.loads(report.read_text()) if report.exists() else {}
+        inner = told.pop("phases", {})
+        whole = {
+            "seconds": seconds,
+            "compile_seconds": told.get("compile_seconds", 0.0),
+            "peak_gib": peak.end(),
+        }
+        self.figures |= {key: {**whole, **values} for key, values in inner.items()} or {name: whole}
+
+
+class _Watch:
+    """Looks at a process and its children twice a second: their memory together, and when to kill them."""
+
+    def __init__(self, pid: int, until: Callable[[], bool] | None):
+        self._pid, self._until, self._peak, self._over = pid, until, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self._peak = max(self._peak, _session_memory(self._pid))
+            if self._until and self._until():
+                os.killpg(self._pid, signal.SIGKILL)
+
+    def end(self) -> float:
+        """Stop looking; gives the largest memory in GiB."""
+        self._over.set()
+        self._thread.join()
+        return self._peak / 2**30
+
+
+def _session_memory(session: int) -> int:
+    """Bytes of all processes of a session; pages that several share count in each."""
+    total = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == session:
+                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            continue
+    return total
+
+
+def main() -> None:
+    args = _parse()
+    folder = Path(args.keep or tempfile.mkdtemp(prefix="real_size_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = args.only.split(",")
+    phases, ok = Phases(folder), False
+    try:
+        _run(phases, args, wanted)
+        ok = True
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(_table(args, phases.figures))
+        if args.json:
+            print(json.dumps({"family": args.family, "ok": ok, "phases": phases.figures}))
+
+
+def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> None:
+    folder, model = phases.folder, phases.folder / "model"
+    parts = write_parts(args.family, folder / "parts")
+    towers = [x for tower in parts.towers for x in ("--image-encoder", tower)]
+    if "convert" in wanted or not model.exists():
+        shutil.rmtree(model, ignore_errors=True)
+        convert = ["--model", parts.base, "--realcustom", parts.realcustom, *towers, "--out", model]
+        phases.run("convert", "realcustom_jax.convert", *convert, "--dtype", "float16")
+    photos = _photos(folder / "photos")
+    sampling = ["--model", model, "--size", str(args.size), "--steps", str(args.steps)]
+    sampling += ["--photos", photos[0], photos[1], *(["--offload"] if args.family == "sdxl" else [])]
+    if "sample" in wanted:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        phases.run("sample", str(_HERE / "real_requests.py"), *sampling)
+        phases.run("cached", str(_HERE / "real_requests.py"), *sampling, "--cached")
+    side = min(args.train_size or _TRAIN_SIDE[args.family], args.size)
+    small, data = _at_size(model, folder / f"model_{side}", side), folder / "data"
+    trains = "train" in wanted or ("export" in wanted and not (folder / "run").exists())
+    if "encode" in wanted or (trains and not data.exists()):
+        shutil.rmtree(data, ignore_errors=True)
+        source = ["--source", folder / "photos", "--data-dir", data]
+        phases.run("prepare", "realcustom_jax.data.prepare", *source, "--workers", "2")
+        encode = ["--data-dir", data, "--model", small, "--encode-batch", "1", "--encode-text"]
+        phases.run("encode", "realcustom_jax.data.encode", *encode)
+    work = folder / "run"
+    if trains:
+        shutil.rmtree(work, ignore_errors=True)
+        train = _train_arguments(args.family, small, data, work)
+        phases.run("train", "realcustom_jax.train", *train, until=lambda: _saved(work, 3))
+        phases.run("resume", "realcustom_jax.train", *train, until=lambda: _saved(work, 5))
+    if "export" in wanted:
+        adapter = folder / "adapter"
+        shutil.rmtree(adapter, ignore_errors=True)
+        phases.run("export", "realcustom_jax.export", "--workdir", work, "--out", adapter)
+        phases.run("adapter", str(_HERE / "real_requests.py"), *sampling, "--realcustom", adapter)
+
+
+def _train_arguments(family: str, model: Path, data: Path, work: Path) -> list[str]:
+    """Batch 1, float32 computation, a checkpoint each step."""
+    values = {
+        "init_from": model, "data.path": data, "steps": 100, "batch_size": 1, "log_every": 1,
+        "checkpoint_every": 1, "compute_dtype": "float32", "data.workers": 2, "data.prefetch": 1,
+        "frozen_dtype": "float32" if family == "sd15" else "bfloat16",
+        "data.encoded": family == "sdxl", "data.encoded_text": family == "sdxl", "checkpoints_kept": 1,
+    }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    config = _HERE.parent / "configs" / f"{family}.py"
+    return ["--config", str(config), "--workdir", str(work), *flags]
+
+
+def _saved(work: Path, step: int) -> bool:
+    """Whether a run has the checkpoint of a step, or of a later one."""
+    return any(path.name.isdecimal() and int(path.name) >= step for path in (work / "checkpoints").glob("*"))
+
+
+def _at_size(model: Path, folder: Path, side: int) -> Path:
+    """The same model for images of another size: its UNet's config says so, the rest are links."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "unet").mkdir(parents=True)
+    for path in model.iterdir():
+        if path.name != "unet":
+            (folder / path.name).symlink_to(path)
+    for path in (model / "unet").iterdir():
+        if path.name != "config.json":
+            (folder / "unet" / path.name).symlink_to(path)
+    values = json.loads((model / "unet" / "config.json").read_text()) | {"sample_size": side // 8}
+    (folder / "unet" / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def _photos(folder: Path) -> list[Path]:
+    """40 JPEGs above 1024 pixels, none square, each with its caption beside it."""
+    paths = [folder / f"photo_{i:02d}.jpg" for i in range(40)]
+    if all(path.exists() for path in paths):
+        return paths
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(paths):
+        size = (1100 + 10 * i, 1500 + 8 * i)[:: 1 if i % 2 == 0 else -1]  # (width, height): tall, wide, …
+        noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        noise.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        path.with_suffix(".txt").write_text(_CAPTIONS[i % len(_CAPTIONS)] + "\n")
+    return paths
+
+
+def _table(args: argparse.Namespace, figures: dict[str, dict[str, float]]) -> str:
+    rows = [
+        f"| {args.family}, {args.size} pixels, {args.steps} steps | seconds | compiling | peak GiB |",
+        "|---|---|---|---|",
+    ]
+    rows += [
+        f"| {name} | {x['seconds']:.1f} | {x['compile_seconds']:.1f} | {x['peak_gib']:.1f} |"
+        for name, x in figures.items()
+    ]
+    return "\n".join(rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--family", required=True, choices=("sd15", "sdxl"))
+    parser.add_argument("--size", type=int, default=512, help="side of sampled images (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="of sampling (%(default)s)")
+    parser.add_argument("--train-size", type=int, help="side of trained images (sd15 512, sdxl 256)")
+    parser.add_argument("--only", default=",".join(GROUPS), help="some of %(default)s")
+    parser.add_argument("--keep", metavar="DIR", help="work there, keep it, and reuse what is there")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args()
+    unknown = set(args.only.split(",")) - set(GROUPS)
+    if unknown:
+        parser.error(f"--only knows {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
+    return args
+
+
+if __name__ == "__main__":
+    main()
