@@ -1,0 +1,55 @@
+"""Flags of the commands that load a model: which parts it is made of, and how it is computed."""
+
+import argparse
+from typing import Any
+
+from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.precision import AUTO, COMPUTE_DTYPES
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --model, the flags of its parts, and those of precision and memory."""
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--model", default="toybox", metavar="MODEL", help="model folder or file, hub id, or toybox (default)"
+    )
+    group.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
+    group.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
+    group.add_argument(
+        "--image-encoder", action="append", default=[], metavar="FOLDER", help="image tower; once or twice"
+    )
+    group.add_argument(
+        "--tokenizer", action="append", default=[], metavar="FOLDER",
+        help="of a one-file checkpoint, for each text encoder; default those on the hub",
+    )  # fmt: skip
+    add_precision_flags(group)
+    group.add_argument(
+        "--offload", action="store_true", help="keep on the devices only the part that works: for small memory"
+    )
+
+
+def add_precision_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --dtype and --vae-dtype."""
+    choices = (AUTO, *COMPUTE_DTYPES)
+    parser.add_argument(
+        "--dtype", choices=choices, default=AUTO, help="of parameters and computation; auto: float32 on CPUs, "
+        "bfloat16 elsewhere",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vae-dtype", choices=choices, default=AUTO, help="of the VAE; auto: float32, unless its config allows less"
+    )
+
+
+def load_model(args: argparse.Namespace, **more: Any) -> Pipeline:
+    """The model that the flags ask for; `more` goes to `load` too."""
+    return load(
+        args.model,
+        dtype=args.dtype,
+        vae_dtype=args.vae_dtype,
+        offload=args.offload,
+        unet=args.unet,
+        realcustom=args.realcustom,
+        image_encoders=args.image_encoder,
+        tokenizers=args.tokenizer,
+        **more,
+    )
