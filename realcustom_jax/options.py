@@ -17,6 +17,7 @@ from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.foreign_names import our_name
 
 # What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
 SHARED = (
@@ -205,7 +206,8 @@ class SamplingOptions:
         """
         for name in changes:
             if name not in self.rules():
-                raise UserError(f"{name!r} is no sampling option; known: {', '.join(self.rules())}")
+                ours = our_name(name) or f"known: {', '.join(self.rules())}"
+                raise UserError(f"{name!r} is no sampling option; {ours}")
         result = dataclasses.replace(self, **changes)
         if "steps" in changes and "mask_steps" not in changes and result.mask_steps is not None:
             result = dataclasses.replace(result, mask_steps=min(result.mask_steps, result.steps))
@@ -225,6 +227,18 @@ class SamplingOptions:
         return SamplerConfig(
             height=height, width=width, mask_height=height // down, mask_width=width // down, **values
         )
+
+    @classmethod
+    def scalars(cls) -> tuple[str, ...]:
+        """The options that may be a number each request."""
+        return tuple(name for name, rule in cls.rules().items() if rule.many and rule.kind is float)
+
+    def of_request(self, index: int) -> dict[str, Any]:
+        """All options of one request of a batch."""
+        values = {name: getattr(self, name) for name in self.rules()}
+        for name in self.scalars():
+            values[name] = values[name][index] if isinstance(values[name], tuple) else values[name]
+        return values
 
     def scalar(self, name: str, batch: int) -> np.ndarray:
         """A number as (B,) float32.
