@@ -54,7 +54,7 @@ TOYBOX = Path(__file__).parent / "toybox" / "model"
 COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
     """Everything that sampling and training need of a model.
 
@@ -67,6 +67,7 @@ class Pipeline:
       matcher: what finds the words of a subject whose words are "auto", or None.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
+      source: what it was loaded from, "" where it was not.
     """
 
     models: Models
@@ -76,8 +77,30 @@ class Pipeline:
     defaults: SamplingOptions = SamplingOptions()
     matcher: Matcher | None = None
     mesh: Mesh | None = None
+    source: str = ""
     # What depends on the parameters alone and is computed once: of this object only, `replace` begins anew.
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines."""
+        models = self.models
+        side = models.unet_config.sample_size * models.vae_config.downscale
+        base = "SDXL" if len(models.text_configs) > 1 else "SD"
+        added = models.realcustom.projector if models.realcustom else "none"
+        devices = 1 if self.mesh is None else self.mesh.size
+        lines = [
+            f"Pipeline({self.source!r}, {base} of {side}x{side} pixels, {jnp.dtype(models.dtype).name}, "
+            f"{devices} device{'' if devices == 1 else 's'}{', offloaded' if self.offloaded else ''})",
+            f"  parts: {', '.join(models.configs)}; realcustom: {added}",
+        ]
+        changed = {
+            field.name: getattr(self.defaults, field.name)
+            for field in dataclasses.fields(self.defaults)
+            if getattr(self.defaults, field.name) != field.default
+        }
+        shown = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        lines.append(f"  defaults: {shown or 'those of SamplingOptions()'}")
+        return "\n".join(lines)
 
     def on_mesh(self, mesh: Mesh) -> "Pipeline":
         """With the parameters copied to every device of a mesh, among which `sample` divides a batch."""
@@ -178,7 +201,7 @@ def load(
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
     dtypes = functools.partial(_param_dtype, common, vae or common)
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
-    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh)
+    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=str(path))
     params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
     pipe = pipe.replace(params=params)
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
@@ -317,6 +340,15 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
       UserError: when a config is missing, is none of ours, or contradicts another.
     """
     return _read_models(find_parts(path), dtype)
+
+
+def read_settings(
+    path: str | Path, tokenizers: Sequence[str | Path] = ()
+) -> tuple[Models, ScheduleConfig, SamplingOptions]:
+    """What a model says before its parameters are read: shapes, noise schedule, default options."""
+    parts = find_parts(path, tokenizers=tokenizers)
+    models = _read_models(parts, jnp.float32)
+    return models, parts.base.schedule, _load_defaults(parts, models)
 
 
 def _read_models(parts: Parts, dtype: Any) -> Models:
