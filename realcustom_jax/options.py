@@ -72,25 +72,25 @@ class Rule:
             return None
         if self.kind is str:
             if not isinstance(value, str) or value not in self.choices:
-                raise UserError(f"{name} {_shown(value)} is unknown; known: {', '.join(self.choices)}")
+                raise UserError(f"{name} {shown(value)} is unknown; known: {', '.join(self.choices)}")
             return value
         if self.kind is float:
             return self._floats(name, value)
         if not self.many:
             return self._within(name, _whole(name, value))
         if not is_list(value) or len(value) == 0:
-            raise UserError(f"{name} must be a list of one or more whole numbers, not {_shown(value)}")
+            raise UserError(f"{name} must be a list of one or more whole numbers, not {shown(value)}")
         return tuple(self._within(name, _whole(name, one)) for one in value)
 
     def _floats(self, name: str, value: Any) -> float | tuple[float, ...]:
         wanted = "one number or a list of one each request" if self.many else "a number"
         if is_list(value) and not self.many:
-            raise UserError(f"{name} must be {wanted}, not {_shown(value)}")
+            raise UserError(f"{name} must be {wanted}, not {shown(value)}")
         numbers = list(value) if is_list(value) else [value]
         for number in numbers:
             array = np.asarray(number)
             if array.ndim or array.dtype.kind not in "iuf":  # neither text, None nor a bool
-                raise UserError(f"{name} must be {wanted}, not {_shown(number)}")
+                raise UserError(f"{name} must be {wanted}, not {shown(number)}")
             with np.errstate(over="ignore"):
                 if not np.isfinite(array.astype(np.float32)):
                     raise UserError(f"{name} must be finite in float32, not {number}")
@@ -111,7 +111,7 @@ def _whole(name: str, value: Any) -> int:
             return operator.index(value)
     except TypeError:
         pass
-    raise UserError(f"{name} must be a whole number, not {_shown(value)}")
+    raise UserError(f"{name} must be a whole number, not {shown(value)}")
 
 
 def is_list(value: Any) -> bool:
@@ -121,7 +121,7 @@ def is_list(value: Any) -> bool:
     return getattr(value, "ndim", 0) > 0
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error: on one line, and short, whatever it is."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:59] + "…"
@@ -148,10 +148,10 @@ class SamplingOptions:
     """
 
     text_weight: float | tuple[float, ...] = _option(
-        7.5, "guidance weight ω_t of the text; ω of direct guidance", many=True
+        7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
     )
     image_weight: float | tuple[float, ...] = _option(
-        12.5, "guidance weight ω_i of the subjects, of paper guidance only", many=True
+        12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
     )
     rescale: float | tuple[float, ...] = _option(
         0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
@@ -22,7 +22,7 @@ from realcustom_jax.matching import Matcher
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
-from realcustom_jax.options import SDXL, SamplingOptions
+from realcustom_jax.options import SDXL, SamplingOptions, shown
 from realcustom_jax.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
@@ -191,6 +191,12 @@ def load(
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a model is loaded from a folder, a file or a hub id, not from {shown(path)}")
+    if not (sharding is None or callable(sharding) or isinstance(sharding, Sharding)):
+        raise UserError(f"sharding must be a jax.sharding.Sharding or a function, not {shown(sharding)}")
+    if not (mesh is None or isinstance(mesh, Mesh)):
+        raise UserError(f"mesh must be a jax.sharding.Mesh, not {shown(mesh)}")
     if mesh is None:
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)

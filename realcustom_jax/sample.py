@@ -37,7 +37,7 @@ from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 def main() -> None:
     args = _parser().parse_args()
     given = given_options(args)
-    record = read_record(args.again) if args.again else _EMPTY
+    record = _EMPTY if args.again is None else read_record(args.again)
     prompt = record.prompt if args.prompt is None else args.prompt
     if prompt is None:
         raise UserError("the following arguments are required: --prompt, see --help")
@@ -51,7 +51,7 @@ def main() -> None:
     negative = record.negative_prompt
     if args.negative_prompt is not None:
         negative = text_or_file("--negative-prompt", args.negative_prompt)
-    model = args.model or record.model or "toybox"
+    model = (record.model or "toybox") if args.model is None else args.model
     # Loading a large model takes minutes, so what can fail before should.
     texts_of("--prompt", prompt)
     texts_of("--negative-prompt", negative)

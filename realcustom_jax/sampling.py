@@ -22,7 +22,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.option_help import documented
-from realcustom_jax.options import Rule, SamplingOptions, is_list
+from realcustom_jax.options import Rule, SamplingOptions, is_list, shown
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import (
     black_features,
@@ -88,6 +88,8 @@ def sample(
     """
     use_compilation_cache()
     prompts, nested, negatives, seeds = _requests(prompt, subjects, negative_prompt, seed)
+    if progress is not None and not isinstance(progress, bool):
+        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
     every = check_preview(preview, every)
     keys = request_keys(seeds)
     chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, nested)
