@@ -23,7 +23,9 @@ from PIL.PngImagePlugin import PngInfo
 import realcustom_jax as rc
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
+from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.foreign_names import _OURS
+from realcustom_jax.models.family import Models
 from realcustom_jax.records import KEY, read_record
 from realcustom_jax.toybox import Identity, render_reference
 
@@ -450,3 +452,17 @@ def test_a_strength_beyond_numbers_is_an_error(flat_pipe):
     """Not a black image."""
     with pytest.raises(rc.UserError, match="result of request 0 is not finite"):
         rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat", strength=3e38)], steps=2, gamma_scope=1.0)
+
+
+def test_sentences_name_what_the_user_gave(micro_configs):
+    """A CLIP that is not there has no toybox; a missing tower is named by its folder; a path is no list."""
+    with pytest.raises(rc.UserError, match="no model folder 'nope'") as error:
+        load_pair("nope")
+    assert "toybox" not in str(error.value)
+    realcustom = {**micro_configs["realcustom"], "projector": "deep", "feature_layers": [[-1], [-1]]}
+    with pytest.raises(
+        rc.UserError, match="2 image towers, but the model has 1: image_encoder_2/ is missing"
+    ):
+        Models.from_configs({**micro_configs, "realcustom": realcustom})
+    with pytest.raises(rc.UserError, match="image_encoders must be a list"):
+        rc.load("toybox", image_encoders="some/folder")
