@@ -8,10 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from PIL import Image, PngImagePlugin
 
 import realcustom_jax as rc
-from realcustom_jax.records import KEY, Record, read_record
+from realcustom_jax.records import KEY, read_record
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT, DOG = (render_reference(Identity(word, 9)).image for word in ("cat", "dog"))
@@ -117,15 +118,11 @@ def test_a_file_that_says_nothing_is_one_sentence(tmp_path, text):
         read_record(tmp_path / "x.png")
 
 
-def test_a_record_is_plain_json(made):
-    values = json.loads(dict(made.records[0].png_info().chunks and _texts(made.records[0]))[KEY])
-    assert values["prompt"] == PROMPT and values["subjects"][0]["words"] == "cat"
-
-
-def _texts(record: Record):
+def test_the_settings_are_text_that_viewers_show(made):
     buffer = io.BytesIO()
-    Image.fromarray(CAT).save(buffer, "PNG", pnginfo=record.png_info())
-    return Image.open(buffer).text.items()
+    Image.fromarray(CAT).save(buffer, "PNG", pnginfo=made.records[0].png_info())
+    values = json.loads(Image.open(buffer).text[KEY])
+    assert values["prompt"] == PROMPT and values["subjects"][0]["words"] == "cat" and values["seed"] == 5
 
 
 def test_looking_on_changes_nothing_and_compiles_nothing(flat_pipe, capfd):
@@ -155,6 +152,17 @@ def test_looking_on_changes_nothing_and_compiles_nothing(flat_pipe, capfd):
     default = []
     rc.sample(flat_pipe, "a cat", subject, steps=7, preview=lambda step, images: default.append(step))
     assert default == [5, 7]
+
+
+def test_looking_on_over_several_devices(flat_pipe):
+    """3 requests on 2 devices: previews are of the requests alone, and the result is the same."""
+    pipe = flat_pipe.on_mesh(Mesh(np.asarray(jax.devices()[:2]), ("data",)))
+    request, seen = ("a cat", [rc.Subject(CAT, "cat")], [1, 2, 3]), []
+    plain = rc.sample(pipe, *request, steps=3, progress=False)
+    shown = rc.sample(pipe, *request, steps=3, preview=lambda *a: seen.append(a), every=1)
+    np.testing.assert_array_equal(shown.images, plain.images)
+    assert [(step, len(images)) for step, images in seen] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_array_equal(seen[-1][1], plain.images)
 
 
 @pytest.mark.parametrize(
