@@ -39,7 +39,7 @@ def main() -> None:
         taken = []
         for image, pair, place in zip(images, pairs, places, strict=True):
             try:
-                ((subject,),) = choose_words(pipe, [prompt(list(pair), place)], [[rc.Subject(image)]])
+                ((subject,),) = choose_words(pipe, [prompt(list(pair), place)], [[rc.Subject(image, "auto")]])
                 taken.append(subject.words)
             except rc.UserError:
                 taken.append("")

@@ -3,7 +3,7 @@
   python benchmarks/real_size.py --family sd15 [--size 512] [--steps 2] [--only sample,train] [--keep DIR]
 
 Each phase runs in a process of its own: parts are converted to one folder; it is loaded, and samples one
-subject of a tall photo and two subjects, each twice (the first call compiles), and one once more in another
+subject of a tall photo and two subjects, each twice (the first call compiles), and one again in another
 process with the compiled programs of the first; pictures are prepared and encoded; a training takes three
 steps, is killed, and resumes; the adapter is taken out of the unfinished run and sampled with. Prints seconds,
 those of them that compile, and the peak memory of each phase. With --json the last line is a JSON object.
@@ -80,7 +80,7 @@ class Phases:
         whole = {
             "seconds": seconds,
             "compile_seconds": told.get("compile_seconds", 0.0),
-            "peak_gib": peak.end(),
+            "peak_gib": peak,
         }
         self.figures |= {key: {**whole, **values} for key, values in inner.items()} or {name: whole}
 

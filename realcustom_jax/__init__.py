@@ -1,11 +1,13 @@
 """realcustom_jax: RealCustom and RealCustom++ in JAX/Flax. What `__all__` names is the public API.
 
 Names are imported when first used: loader workers, which need the data modules alone, then do not import JAX.
-`sample` is the function; the command of that name is run with `python -m` and never imported.
+`sample` is the function, also after the command of that name, `realcustom_jax.sample`, was imported.
 """
 
 import importlib
 import logging
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from realcustom_jax.errors import UserError
     from realcustom_jax.options import SamplingOptions
     from realcustom_jax.pipeline import Pipeline, load, save
-    from realcustom_jax.sampling import Samples, make_conditioning, sample
+    from realcustom_jax.samples import Samples
+    from realcustom_jax.sampling import make_conditioning, sample
     from realcustom_jax.subjects import Subject
 
 _MODULES = {
@@ -23,7 +26,8 @@ _MODULES = {
     "errors": ("UserError",),
     "options": ("SamplingOptions",),
     "pipeline": ("Pipeline", "load", "save"),
-    "sampling": ("Samples", "make_conditioning", "sample"),
+    "samples": ("Samples",),
+    "sampling": ("make_conditioning", "sample"),
     "subjects": ("Subject",),
 }
 
@@ -54,3 +58,18 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(types.ModuleType):
+    """Importing a submodule sets it on its package; it must not hide a public name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

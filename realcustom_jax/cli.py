@@ -16,15 +16,11 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from realcustom_jax.compile_cache import cache_dir, use_compilation_cache
 from realcustom_jax.errors import UserError, exit_on_user_error
+from realcustom_jax.foreign_names import our_name
 
-
-def cache_dir() -> Path:
-    """Where things that can be made again are kept: compiled programs, the drawn toybox.
-
-    `$REALCUSTOM_JAX_CACHE`, else `~/.cache/realcustom_jax`.
-    """
-    return Path(os.environ.get("REALCUSTOM_JAX_CACHE") or Path.home() / ".cache" / "realcustom_jax")
+__all__ = ["CommandParser", "cache_dir", "parse_flags", "run_command", "tpu_is_absent"]
 
 
 def tpu_is_absent(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
@@ -44,8 +40,7 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command's main: compiled programs are cached on disk, a user's mistake ends with status 2."""
     if tpu_is_absent():
         jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    use_compilation_cache()
     # Orbax's tasks report on their own what it also raises.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with exit_on_user_error():
@@ -70,7 +65,9 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
           UserError: always.
         """
-        raise UserError(f"{message}, see --help")
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
+        ours = our_name(unknown) if unknown.startswith("--") else None
+        raise UserError(f"{ours or message}, see --help")
 
 
 def parse_flags(help_text: str) -> None:

@@ -15,7 +15,7 @@ def warn(sentence: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(__package__):
         level, frame = level + 1, frame.f_back
-    warnings.warn(sentence, UserWarning, stacklevel=level - 1)
+    warnings.warn(sentence, UserWarning, stacklevel=level)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from realcustom_jax import encoder_pair
 from realcustom_jax.cli import CommandParser, run_command
@@ -33,6 +32,7 @@ from realcustom_jax.evaluation.toybox import (
 from realcustom_jax.files import make_folder
 from realcustom_jax.hosts import connect
 from realcustom_jax.option_flags import add_option_flags, given_options
+from realcustom_jax.progress import Counter
 from realcustom_jax.prompts import text_or_file
 
 STORY = """\
@@ -80,13 +80,13 @@ def _toybox(args: argparse.Namespace) -> None:
     benchmark = Benchmark(make_requests(args.requests), judge, pair)
     rows: dict[str, Results] = {}
     plain = None
-    with tqdm(total=len(SETTINGS) * args.requests, desc="sampling", unit="image", smoothing=0) as bar:
+    with Counter(len(SETTINGS) * args.requests, "sampling", "image") as counter:
         for name, setting in SETTINGS.items():
-            bar.set_postfix_str(name)
+            counter.note(name)
             setting = dataclasses.replace(
                 setting, options={**options, **setting.options}, negative_prompt=negative
             )
-            images, masks = benchmark.make(generator, setting, bar.update)
+            images, masks = benchmark.make(generator, setting, counter.update)
             if plain is None:
                 plain, rows[name] = images, benchmark.measure(images)
             else:
@@ -123,6 +123,8 @@ def _dreambench(args: argparse.Namespace) -> None:
     )
     scored = dreambench.score_missing(own, args.out, scorer)
     print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
+    if not scorer.measures:
+        print("no scores: --clip, --dino and --image-reward score images", flush=True)
     if jax.process_count() > 1:
         # The report needs the files of all hosts, which must share the folder.
         from jax.experimental import multihost_utils

@@ -3,16 +3,17 @@
 import argparse
 from typing import Any
 
-from realcustom_jax.pipeline import Pipeline, load
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.family import Models
+from realcustom_jax.options import SamplingOptions
+from realcustom_jax.pipeline import Pipeline, find_parts, load, read_settings
 from realcustom_jax.precision import AUTO, COMPUTE_DTYPES
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model, the flags of its parts, and those of precision and memory."""
+    """Add --model (None where it is not given), and the flags of its parts, of precision and of memory."""
     group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--model", default="toybox", metavar="MODEL", help="model folder or file, hub id, or toybox (default)"
-    )
+    group.add_argument("--model", metavar="MODEL", help="model folder or file, hub id, or toybox (default)")
     group.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
     group.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
     group.add_argument(
@@ -24,7 +25,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_precision_flags(group)
     group.add_argument(
-        "--offload", action="store_true", help="keep on the devices only the part that works: for small memory"
+        "--offload",
+        action="store_true",
+        help="keep only the part that works on the devices: for small memory",
     )
 
 
@@ -36,7 +39,15 @@ def add_precision_flags(parser: argparse._ActionsContainer) -> None:
         "bfloat16 elsewhere",
     )  # fmt: skip
     parser.add_argument(
-        "--vae-dtype", choices=choices, default=AUTO, help="of the VAE; auto: float32, unless its config allows less"
+        "--vae-dtype", choices=choices, default=AUTO,
+        help="of the VAE; auto: float32, unless its config allows less",
+    )  # fmt: skip
+
+
+def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, SamplingOptions]:
+    """What the model that the flags ask for says before its parameters are read; see `read_settings`."""
+    return read_settings(
+        find_parts(args.model, args.realcustom, args.image_encoder, args.tokenizer, unet=args.unet)
     )
 
 

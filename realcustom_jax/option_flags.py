@@ -1,10 +1,10 @@
 """The sampling options as flags of a command: one for each, with what `SamplingOptions` says of it."""
 
 import argparse
-import math
 from typing import Any
 
-from realcustom_jax.options import SDXL, Rule, SamplingOptions
+from realcustom_jax.option_help import describe
+from realcustom_jax.options import SamplingOptions
 
 
 def add_option_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_option_flags(parser: argparse.ArgumentParser) -> None:
             # A number each request is for the Python call; here all images share their options.
             nargs="+" if rule.many and rule.kind is int else None,
             metavar={int: "N", float: "NUMBER", str: "NAME"}[rule.kind],
-            help=_help(name, rule),
+            help=describe(name),
         )
 
 
@@ -36,11 +36,3 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _help(name: str, rule: Rule) -> str:
-    """Meaning, what it may be, and the defaults of both bases."""
-    allowed = f"{rule.low} to {rule.high}" if rule.high < math.inf else ", ".join(rule.choices)
-    defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
-    shown = ", SDXL ".join(dict.fromkeys(rule.none if d is None else str(d) for d in defaults))
-    return f"{rule.help}{': ' if allowed else ''}{allowed} ({shown})"

@@ -17,6 +17,7 @@ from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.foreign_names import our_name
 
 # What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
 SHARED = (
@@ -71,25 +72,25 @@ class Rule:
             return None
         if self.kind is str:
             if not isinstance(value, str) or value not in self.choices:
-                raise UserError(f"{name} {_shown(value)} is unknown; known: {', '.join(self.choices)}")
+                raise UserError(f"{name} {shown(value)} is unknown; known: {', '.join(self.choices)}")
             return value
         if self.kind is float:
             return self._floats(name, value)
         if not self.many:
             return self._within(name, _whole(name, value))
         if not is_list(value) or len(value) == 0:
-            raise UserError(f"{name} must be a list of one or more whole numbers, not {_shown(value)}")
+            raise UserError(f"{name} must be a list of one or more whole numbers, not {shown(value)}")
         return tuple(self._within(name, _whole(name, one)) for one in value)
 
     def _floats(self, name: str, value: Any) -> float | tuple[float, ...]:
         wanted = "one number or a list of one each request" if self.many else "a number"
         if is_list(value) and not self.many:
-            raise UserError(f"{name} must be {wanted}, not {_shown(value)}")
+            raise UserError(f"{name} must be {wanted}, not {shown(value)}")
         numbers = list(value) if is_list(value) else [value]
         for number in numbers:
             array = np.asarray(number)
             if array.ndim or array.dtype.kind not in "iuf":  # neither text, None nor a bool
-                raise UserError(f"{name} must be {wanted}, not {_shown(number)}")
+                raise UserError(f"{name} must be {wanted}, not {shown(number)}")
             with np.errstate(over="ignore"):
                 if not np.isfinite(array.astype(np.float32)):
                     raise UserError(f"{name} must be finite in float32, not {number}")
@@ -110,7 +111,7 @@ def _whole(name: str, value: Any) -> int:
             return operator.index(value)
     except TypeError:
         pass
-    raise UserError(f"{name} must be a whole number, not {_shown(value)}")
+    raise UserError(f"{name} must be a whole number, not {shown(value)}")
 
 
 def is_list(value: Any) -> bool:
@@ -120,7 +121,7 @@ def is_list(value: Any) -> bool:
     return getattr(value, "ndim", 0) > 0
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in an error: on one line, and short, whatever it is."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:59] + "…"
@@ -147,10 +148,10 @@ class SamplingOptions:
     """
 
     text_weight: float | tuple[float, ...] = _option(
-        7.5, "guidance weight ω_t of the text; ω of direct guidance", many=True
+        7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
     )
     image_weight: float | tuple[float, ...] = _option(
-        12.5, "guidance weight ω_i of the subjects, of paper guidance only", many=True
+        12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
     )
     rescale: float | tuple[float, ...] = _option(
         0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True
@@ -205,7 +206,8 @@ class SamplingOptions:
         """
         for name in changes:
             if name not in self.rules():
-                raise UserError(f"{name!r} is no sampling option; known: {', '.join(self.rules())}")
+                ours = our_name(name) or f"known: {', '.join(self.rules())}"
+                raise UserError(f"{name!r} is no sampling option; {ours}")
         result = dataclasses.replace(self, **changes)
         if "steps" in changes and "mask_steps" not in changes and result.mask_steps is not None:
             result = dataclasses.replace(result, mask_steps=min(result.mask_steps, result.steps))
@@ -225,6 +227,18 @@ class SamplingOptions:
         return SamplerConfig(
             height=height, width=width, mask_height=height // down, mask_width=width // down, **values
         )
+
+    @classmethod
+    def scalars(cls) -> tuple[str, ...]:
+        """The options that may be a number each request."""
+        return tuple(name for name, rule in cls.rules().items() if rule.many and rule.kind is float)
+
+    def of_request(self, index: int) -> dict[str, Any]:
+        """All options of one request of a batch."""
+        values = {name: getattr(self, name) for name in self.rules()}
+        for name in self.scalars():
+            values[name] = values[name][index] if isinstance(values[name], tuple) else values[name]
+        return values
 
     def scalar(self, name: str, batch: int) -> np.ndarray:
         """A number as (B,) float32.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
@@ -22,7 +22,7 @@ from realcustom_jax.matching import Matcher
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
-from realcustom_jax.options import SDXL, SamplingOptions
+from realcustom_jax.options import SDXL, SamplingOptions, shown
 from realcustom_jax.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
@@ -54,7 +54,7 @@ TOYBOX = Path(__file__).parent / "toybox" / "model"
 COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
     """Everything that sampling and training need of a model.
 
@@ -67,6 +67,7 @@ class Pipeline:
       matcher: what finds the words of a subject whose words are "auto", or None.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
+      source: what it was loaded from, "" where it was not.
     """
 
     models: Models
@@ -76,8 +77,30 @@ class Pipeline:
     defaults: SamplingOptions = SamplingOptions()
     matcher: Matcher | None = None
     mesh: Mesh | None = None
+    source: str = ""
     # What depends on the parameters alone and is computed once: of this object only, `replace` begins anew.
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines."""
+        models = self.models
+        side = models.unet_config.sample_size * models.vae_config.downscale
+        base = "SDXL" if len(models.text_configs) > 1 else "SD"
+        added = models.realcustom.projector if models.realcustom else "none"
+        devices = 1 if self.mesh is None else self.mesh.size
+        lines = [
+            f"Pipeline({self.source!r}, {base} of {side}x{side} pixels, {jnp.dtype(models.dtype).name}, "
+            f"{devices} device{'' if devices == 1 else 's'}{', offloaded' if self.offloaded else ''})",
+            f"  parts: {', '.join(models.configs)}; realcustom: {added}",
+        ]
+        changed = {
+            field.name: getattr(self.defaults, field.name)
+            for field in dataclasses.fields(self.defaults)
+            if getattr(self.defaults, field.name) != field.default
+        }
+        shown = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        lines.append(f"  defaults: {shown or 'those of SamplingOptions()'}")
+        return "\n".join(lines)
 
     def on_mesh(self, mesh: Mesh) -> "Pipeline":
         """With the parameters copied to every device of a mesh, among which `sample` divides a batch."""
@@ -168,6 +191,12 @@ def load(
     Raises:
       UserError: when a part is missing or does not fit; weights are compared key by key.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a model is loaded from a folder, a file or a hub id, not from {shown(path)}")
+    if not (sharding is None or callable(sharding) or isinstance(sharding, Sharding)):
+        raise UserError(f"sharding must be a jax.sharding.Sharding or a function, not {shown(sharding)}")
+    if not (mesh is None or isinstance(mesh, Mesh)):
+        raise UserError(f"mesh must be a jax.sharding.Mesh, not {shown(mesh)}")
     if mesh is None:
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)
@@ -178,7 +207,7 @@ def load(
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
     dtypes = functools.partial(_param_dtype, common, vae or common)
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
-    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh)
+    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=str(path))
     params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
     pipe = pipe.replace(params=params)
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
@@ -317,6 +346,12 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
       UserError: when a config is missing, is none of ours, or contradicts another.
     """
     return _read_models(find_parts(path), dtype)
+
+
+def read_settings(parts: Parts) -> tuple[Models, ScheduleConfig, SamplingOptions]:
+    """What a model says before its parameters are read: shapes, noise schedule, default options."""
+    models = _read_models(parts, jnp.float32)
+    return models, parts.base.schedule, _load_defaults(parts, models)
 
 
 def _read_models(parts: Parts, dtype: Any) -> Models:

@@ -3,6 +3,7 @@
 Each takes only the parameters that it uses, and divides its rows, one a request or image, among the devices.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realcustom_jax.data.views import reference_views
-from realcustom_jax.diffusion.sampler import Conditioning, sample_latents
+from realcustom_jax.diffusion.sampler import Conditioning, Contexts, Denoiser, Run, advance, begin
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.models.conditioning import encode_reference, encode_text
 from realcustom_jax.models.family import IMAGE, TEXT, Models
@@ -24,6 +25,7 @@ from realcustom_jax.models.vae import VAE
 from realcustom_jax.models.vae_tiles import decode_in_tiles
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.precision import compiler_options
+from realcustom_jax.sanity import check_finite, finite_rows
 
 # Pixels of the images that a device decodes at once.
 _DECODED_AT_ONCE = 1024 * 1024
@@ -59,34 +61,70 @@ def black_features(pipe: Pipeline) -> tuple[Array, ...]:
 
 
 def latents_and_masks(
-    pipe: Pipeline, conditioning: Conditioning, keys: Array, config: SamplerConfig
+    pipe: Pipeline,
+    conditioning: Conditioning,
+    keys: Array,
+    config: SamplerConfig,
+    watch: Callable[[int, Callable[[], Array]], int] | None = None,
 ) -> tuple[Array, Array]:
-    """The denoising loop: z_0 (B, h, w, C) and the masks of all steps (B, steps, R, h', w')."""
+    """The denoising loop: z_0 (B, h, w, C) and the masks of all steps (B, steps, R, h', w').
+
+    Args:
+      pipe, conditioning, keys, config: see `sample_latents`.
+      watch: looks on between steps. It gets the number of steps done and a function that gives the z_0
+        predicted last, when it is there, and says at which step to look again. The same program runs with and
+        without it.
+    """
     static = (pipe.models, pipe.schedule, config)
-    return _run(pipe, ("unet",), _sample, static, (conditioning, keys))
+    devices = _Devices.of(pipe, {"unet": pipe.params["unet"]}, len(keys))
+    rows = devices.place((conditioning, keys))
+    contexts, run = devices.run(_begin, static, rows)
+    done, stop = 0, config.steps if watch is None else watch(0, lambda: devices.collect(run.state.z0))
+    while done < config.steps:
+        span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
+        run = devices.run(_advance, static, (*rows, contexts, run, span))
+        done = stop
+        if watch is not None:
+            stop = watch(done, lambda run=run: devices.collect(run.state.z0))
+    out = devices.collect((run.state.z0, run.history))
+    return jax.block_until_ready(out) if pipe.offloaded else out
 
 
 def images_of(pipe: Pipeline, latents: Array) -> np.ndarray:
-    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), so many at once that memory stays bounded."""
+    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), so many at once that memory stays bounded.
+
+    Raises:
+      UserError: where the VAE gives what is not finite.
+    """
     down = pipe.models.vae_config.downscale
     pixels = latents.shape[1] * latents.shape[2] * down * down
     devices = 1 if pipe.mesh is None else pipe.mesh.shape[pipe.mesh.axis_names[0]]
     slice_ = devices * max(1, _DECODED_AT_ONCE // pixels)
     params = {"vae": pipe.params["vae"]}
-    images = [
-        np.asarray(_run_with(pipe, params, _decode, pipe.models, latents[start : start + slice_]))
+    parts = [
+        jax.device_get(_run_with(pipe, params, _decode, pipe.models, latents[start : start + slice_]))
         for start in range(0, len(latents), slice_)
     ]
-    return np.concatenate(images)
+    images, finite = map(np.concatenate, zip(*parts, strict=True))
+    check_finite(finite)
+    return images
 
 
 def decode(models: Models, params: Any, latents: Array) -> Array:
     """Latents (B, h, w, C) → uint8 images (B, H, W, 3), large ones in tiles. Pure; `params` are the VAE's."""
+    return _to_bytes(_decoded(models, params, latents))
+
+
+def _decoded(models: Models, params: Any, latents: Array) -> Array:
+    """Images (B, H, W, 3) in [-1, 1]."""
 
     def apply(latents: Array) -> Array:
         return models.vae.apply({"params": params}, latents, method=VAE.decode)
 
-    images = decode_in_tiles(apply, latents, models.vae_config.downscale)
+    return decode_in_tiles(apply, latents, models.vae_config.downscale)
+
+
+def _to_bytes(images: Array) -> Array:
     return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
@@ -98,15 +136,21 @@ def _encode_references(models: Models, params: Any, views: Array) -> tuple[Array
     return encode_reference(models, params, views)
 
 
-def _sample(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tuple[Array, Array]:
+def _begin(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tuple[Contexts, Run]:
     (models, schedule, config), (conditioning, keys) = static, rows
-    return sample_latents(
-        params["unet"], conditioning, keys, unet=models.unet, schedule=schedule, config=config
-    )
+    return begin(Denoiser(models.unet, schedule, config), params["unet"], conditioning, keys)
 
 
-def _decode(models: Models, params: Any, latents: Array) -> Array:
-    return decode(models, params["vae"], latents)
+def _advance(static: Any, params: Any, rows: tuple[Conditioning, Array, Contexts, Run, Array]) -> Run:
+    (models, schedule, config), (conditioning, keys, contexts, run, span) = static, rows
+    denoiser = Denoiser(models.unet, schedule, config)
+    first = (span[0, 0], span[0, 1])  # every row's is the same
+    return advance(denoiser, params["unet"], conditioning, contexts, keys, run, first)
+
+
+def _decode(models: Models, params: Any, latents: Array) -> tuple[Array, Array]:
+    images = _decoded(models, params["vae"], latents)
+    return _to_bytes(images), finite_rows(images)
 
 
 # ---------------------------------------------------------------- devices
@@ -121,26 +165,60 @@ def _run(pipe: Pipeline, components: Sequence[str], program: _Program, static: A
 
 
 def _run_with(pipe: Pipeline, params: Any, program: _Program, static: Any, rows: Any) -> Any:
-    """A program on as many devices as have rows to do, the last rows filled up so that all do as many."""
-    count = len(jax.tree.leaves(rows)[0])
-    platform = jax.default_backend() if pipe.mesh is None else pipe.mesh.devices.flat[0].platform
-    if pipe.mesh is None or pipe.mesh.size == 1:
-        return _compiled(_on_one, platform)(params, rows, program=program, static=static)
-    if not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
-        rows = _fill(rows, -count % pipe.mesh.shape[pipe.mesh.axis_names[0]])
-        rows = jax.device_put(rows, NamedSharding(pipe.mesh, P(pipe.mesh.axis_names[0])))
-        run = _compiled(_divided, platform)
-        out = run(params, rows, program=program, static=static, mesh=pipe.mesh)
-    else:
+    devices = _Devices.of(pipe, params, len(jax.tree.leaves(rows)[0]))
+    return devices.collect(devices.run(program, static, devices.place(rows)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Devices:
+    """As many of a pipeline's devices as have rows to do.
+
+    Attributes:
+      params: of the programs, on these devices.
+      count: rows.
+      mesh: the devices, the rows along the first axis; None for one device.
+      divided: whether the parameters are divided among them, and not whole on each.
+      home: the device for what is put together from several programs' results; None for any.
+    """
+
+    params: Any
+    count: int
+    mesh: Mesh | None = None
+    divided: bool = False
+    home: Any = None
+
+    @classmethod
+    def of(cls, pipe: Pipeline, params: Any, count: int) -> "_Devices":
+        if pipe.mesh is None or pipe.mesh.size == 1:
+            return cls(params, count)
+        home = pipe.mesh.devices.flat[0]
+        if not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
+            return cls(params, count, pipe.mesh, True, home)
         per_device = -(-count // pipe.mesh.size)
-        used = -(-count // per_device)
-        mesh = Mesh(pipe.mesh.devices.reshape(-1)[:used], ("rows",))
-        rows = _fill(rows, used * per_device - count)
-        rows = jax.device_put(rows, NamedSharding(mesh, P("rows")))
-        run = _compiled(_copied, platform)
-        out = run(_restrict(params, mesh), rows, program=program, static=static, mesh=mesh)
-    # On one device, where what follows is put together from several programs' results.
-    return jax.device_put(jax.tree.map(lambda x: x[:count], out), pipe.mesh.devices.flat[0])
+        mesh = Mesh(pipe.mesh.devices.reshape(-1)[: -(-count // per_device)], ("rows",))
+        return cls(_restrict(params, mesh), count, mesh, False, home)
+
+    def place(self, rows: Any) -> Any:
+        """Rows on their devices, the last filled up so that all do as many."""
+        if self.mesh is None:
+            return rows
+        axis = self.mesh.axis_names[0]
+        rows = _fill(rows, -self.count % self.mesh.shape[axis])
+        return jax.device_put(rows, NamedSharding(self.mesh, P(axis)))
+
+    def run(self, program: _Program, static: Any, rows: Any) -> Any:
+        """A program on rows that are placed; its rows stay where they are made."""
+        platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
+        if self.mesh is None:
+            return _compiled(_on_one, platform)(self.params, rows, program=program, static=static)
+        run = _compiled(_divided if self.divided else _copied, platform)
+        return run(self.params, rows, program=program, static=static, mesh=self.mesh)
+
+    def collect(self, out: Any) -> Any:
+        """A program's rows, on one device."""
+        if self.mesh is None:
+            return out
+        return jax.device_put(jax.tree.map(lambda x: x[: self.count], out), self.home)
 
 
 def _on_one(params: Any, rows: Any, *, program: _Program, static: Any) -> Any:

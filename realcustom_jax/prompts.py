@@ -1,11 +1,13 @@
 """Prompts of requests: their types, files of them, and what a model's tokenizers will not make of them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from realcustom_jax.data.tokenize import KNOWN_WORDS
 from realcustom_jax.errors import UserError, warn
 from realcustom_jax.options import is_list
 
@@ -54,6 +56,23 @@ def warn_of_lost_parts(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: S
         if lost:
             limit = tokenizers[0].model_max_length
             warn(f"the model reads {limit} tokens of a prompt, so this part is lost: '{lost}'")
+
+
+def warn_of_unknown_words(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> None:
+    """Warn of words that a model of few words was never taught, where its tokenizer says which it was.
+
+    Such a tokenizer has each of them as one token, and carries lists of them (`known_words` of its config).
+    """
+    tokenizer = tokenizers[0]
+    known = tokenizer.init_kwargs.get(KNOWN_WORDS)
+    if not known:
+        return
+    words = (word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt.lower()))
+    unknown = [word for word in dict.fromkeys(words) if len(tokenizer.tokenize(word)) > 1]
+    if unknown:
+        lists = "; ".join(f"{name}: {', '.join(group)}" for name, group in known.items())
+        names = ", ".join(f"'{word}'" for word in unknown[:10])
+        warn(f"the model does not know {names}, so the image will show something else; it knows {lists}")
 
 
 def lost_part(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

@@ -5,100 +5,131 @@ for several subjects, none for text alone. "dog|puppy" are two words of one subj
 the word that the image shows (SD1.5 and SDXL need a CLIP that tells it: --matcher). --mask and --strength
 name a subject by its number, from 1: the first is
   --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
+dog=front.png,side.png are two photos of one subject, dog#2 is the second dog of the prompt.
+
 Several seeds make several images. Images go to --out as image_SEED.png, the influence scope of every subject
-at every step beside them with --masks.
+at every step beside them with --masks. The files carry what they were made with, references included:
+  --from samples/image_0.png
+makes one again, and with other flags beside it a variation.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from realcustom_jax.cli import CommandParser, run_command
+from realcustom_jax.data.target_words import find_phrase, phrases_of
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
 from realcustom_jax.files import make_folder
+from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
-from realcustom_jax.pipeline import load
-from realcustom_jax.prompts import text_or_file
-from realcustom_jax.sampling import SEED, Samples, sample
+from realcustom_jax.options import SamplingOptions
+from realcustom_jax.progress import Progress
+from realcustom_jax.prompts import text_or_file, texts_of
+from realcustom_jax.records import Record, read_record
+from realcustom_jax.sampling import SEED, plan, sample
 from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 
 
 def main() -> None:
     args = _parser().parse_args()
-    options = given_options(args)
-    subjects = _subjects(args)
-    for seed in args.seed:
+    given = given_options(args)
+    record = _EMPTY if args.again is None else read_record(args.again)
+    prompt = record.prompt if args.prompt is None else args.prompt
+    if prompt is None:
+        raise UserError("the following arguments are required: --prompt, see --help")
+    subjects = _subjects(args) or list(record.subjects)
+    seeds = args.seed or [record.seed]
+    for seed in seeds:
         SEED.check("--seed", seed)
-    repeated = [seed for i, seed in enumerate(args.seed) if seed in args.seed[:i]]
+    repeated = [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]
     if repeated:
         raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
+    negative = record.negative_prompt
+    if args.negative_prompt is not None:
+        negative = text_or_file("--negative-prompt", args.negative_prompt)
+    args.model = args.model or record.model or "toybox"
     # Loading a large model takes minutes, so what can fail before should.
+    texts_of("--prompt", prompt)
+    texts_of("--negative-prompt", negative)
+    _check_words(prompt, subjects)
     out = Path(args.out)
     make_folder(out, "--out")
-    pipe = load(args.model, matcher=args.matcher, tokenizers=args.tokenizer)
-    samples = sample(
-        pipe,
-        [args.prompt] * len(args.seed),
-        subjects=[subjects] * len(args.seed),
-        seed=args.seed,
-        negative_prompt=text_or_file("--negative-prompt", args.negative_prompt),
-        **options,
-    )
+    models, schedule, defaults = model_settings(args)
+    options = {**_changes(record.options, defaults), **given}
+    plan(models, schedule, defaults, options, [subjects] * len(seeds))
+    with Progress() as progress:
+        progress.stage(f"loading {args.model}")
+        pipe = load_model(args, matcher=args.matcher)
+    samples = sample(pipe, prompt, subjects, seeds, negative_prompt=negative, **options)
     for number, (subject, words) in enumerate(zip(subjects, samples.words[0], strict=True), 1):
         if subject.words == AUTO:
             print(f"subject {number} is '{', '.join(words)}'")
-    write(samples, args.seed, out, args.masks)
-
-
-def write(samples: Samples, seeds: list[int], out: Path, masks: bool) -> None:
-    """Images as image_SEED.png; masks as image_SEED_mask_SUBJECT.png, the steps from left to right."""
-    for i, seed in enumerate(seeds):
-        path = out / f"image_{seed}.png"
-        _save(samples.images[i], path)
+    for path in samples.save(out, args.masks):
         print(path)
-        if masks:
-            for r in range(samples.masks.shape[2]):
-                strip = np.concatenate(list(samples.masks[i, :, r]), axis=1)
-                strip = np.round(np.clip(strip, 0.0, 1.0) * 255.0).astype(np.uint8)
-                _save(strip, out / f"image_{seed}_mask_{r}.png")
 
 
-def _save(image: np.ndarray, path: Path) -> None:
-    try:
-        Image.fromarray(image).save(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+# What is made without --from.
+_EMPTY = Record(None, "", 0, (), {})
+
+
+def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
+    """The options of a record that are not the model's defaults."""
+    if not options:
+        return {}
+    checked = SamplingOptions(**options)
+    return {
+        name: getattr(checked, name) for name in options if getattr(checked, name) != getattr(defaults, name)
+    }
+
+
+def _check_words(prompt: str, subjects: Sequence[Subject]) -> None:
+    """Raises `UserError` for target words that are not in the prompt."""
+    for subject in subjects:
+        if subject.words != AUTO:
+            for phrase in phrases_of(prompt, subject.words):
+                find_phrase(prompt, phrase, subject.plurals, subject.match_case)
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:
     """The subjects with their masks and strengths, all files read."""
+    if args.mask_mode and not args.mask:
+        raise UserError("--mask-mode is of a mask, but no --mask is given")
     count = len(args.subject)
     masks, strengths = _by_number("--mask", args.mask, count), _by_number("--strength", args.strength, count)
     return [
         Subject(
-            *_image_and_words(text),
+            images=photos,
+            words=words,
             mask=load_mask(masks[n]) if n in masks else None,
-            mask_mode=args.mask_mode if n in masks else MASK_MODES[0],
+            mask_mode=args.mask_mode if args.mask_mode and n in masks else MASK_MODES[0],
             strength=_number(f"--strength {n}", strengths.get(n, "1")),
             plurals=args.plurals,
             match_case=args.match_case,
         )
-        for n, text in enumerate(args.subject, 1)
+        for n, (photos, words) in enumerate(map(_photos_and_words, args.subject), 1)
     ]
 
 
-def _image_and_words(text: str) -> tuple[np.ndarray, str | tuple[str, ...]]:
-    """WORDS=IMAGE, several phrases separated by |, or IMAGE alone."""
-    words, equals, image = text.partition("=")
-    if not equals and Path(text).is_file():
-        return load_image(text), AUTO
-    if not (equals and words and image):
+def _photos_and_words(text: str) -> tuple[tuple[bytes, ...], str | tuple[str, ...]]:
+    """WORDS=IMAGE, several phrases separated by |, IMAGE alone, or several of them separated by commas."""
+    words, equals, images = text.partition("=")
+    if not equals and Path(text).exists():
+        words, images = AUTO, text
+    elif not (equals and words and images):
         raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE")
-    return load_image(image), AUTO if words == AUTO else tuple(words.split("|"))
+    # A comma may also be part of a name.
+    paths = [images] if Path(images).exists() else images.split(",")
+    return tuple(map(_file, paths)), AUTO if words == AUTO else tuple(words.split("|"))
+
+
+def _file(path: str) -> bytes:
+    """The content of an image file: what reproduces the images keeps it as it is."""
+    load_image(path)
+    return Path(path).read_bytes()
 
 
 def _by_number(flag: str, texts: list[str], count: int) -> dict[int, str]:
@@ -127,7 +158,11 @@ def _number(name: str, text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("sample", __doc__, "%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the image shows")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the image shows")
+    parser.add_argument(
+        "--from", dest="again", metavar="IMAGE",
+        help="make an image of this command or of Samples.save again; other flags change what they say",
+    )  # fmt: skip
     parser.add_argument(
         "--subject", action="append", default=[], metavar="WORDS=IMAGE", help="may be given several times"
     )
@@ -137,27 +172,19 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(name, action="append", default=[], metavar=f"N={value}", help=text)
     parser.add_argument(
-        "--mask-mode", choices=MASK_MODES, default=MASK_MODES[0],
-        help="given masks stand instead of the guided ones, or intersect with them (%(default)s)",
+        "--mask-mode", choices=MASK_MODES,
+        help=f"given masks stand instead of the guided ones, or intersect with them ({MASK_MODES[0]})",
     )  # fmt: skip
     parser.add_argument("--plurals", action="store_true", help="find dog in dogs, and dogs in dog")
     parser.add_argument("--match-case", action="store_true", help="Dog is another word than dog")
-    parser.add_argument(
-        "--negative-prompt", default="", metavar="TEXT", help="what it should not show, or @FILE"
-    )
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help=SEED.help)
-    parser.add_argument(
-        "--model", default="toybox", metavar="MODEL", help="model folder or file, hub id, or toybox (default)"
-    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show, or @FILE")
+    parser.add_argument("--seed", type=int, nargs="+", metavar="N", help=f"{SEED.help} (0)")
     parser.add_argument(
         "--matcher", metavar="FOLDER", help="whole CLIP that finds the word of --subject IMAGE; or hub id"
     )
-    parser.add_argument(
-        "--tokenizer", action="append", default=[], metavar="FOLDER",
-        help="of a one-file checkpoint, for each text encoder; default those on the hub",
-    )  # fmt: skip
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write the masks")
+    add_model_flags(parser)
     add_option_flags(parser)
     return parser
 

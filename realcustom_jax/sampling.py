@@ -1,7 +1,8 @@
 """`sample`: prompts and subjects in, images and masks out. A thin shell over the jitted `sample_latents`."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,14 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from realcustom_jax.compile_cache import use_compilation_cache
 from realcustom_jax.data.target_words import phrases_of
 from realcustom_jax.data.tokenize import tokenize
 from realcustom_jax.diffusion.sampler import Conditioning, Settings
+from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.encoder_pair import own_pair
 from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
-from realcustom_jax.options import Rule, SamplingOptions, is_list
+from realcustom_jax.option_help import documented
+from realcustom_jax.options import Rule, SamplingOptions, is_list, shown
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import (
     black_features,
@@ -25,75 +31,135 @@ from realcustom_jax.programs import (
     reference_features,
     text_features,
 )
-from realcustom_jax.prompts import texts_of, warn_of_lost_parts
+from realcustom_jax.progress import Progress
+from realcustom_jax.prompts import texts_of, warn_of_lost_parts, warn_of_unknown_words
+from realcustom_jax.records import Record
+from realcustom_jax.samples import Samples
+from realcustom_jax.sanity import (
+    check_finite,
+    check_fits,
+    check_scope,
+    check_used,
+    finite_rows,
+    memory_errors,
+)
 from realcustom_jax.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
 from realcustom_jax.subjects import AUTO, Subject, with_words
+from realcustom_jax.watching import Preview, Watch, check_preview
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What `sample` gives.
-
-    Attributes:
-      images: (B, H, W, 3) uint8.
-      masks: (B, steps, R, h, w) float32, the influence scope of each subject at each step; R is the largest
-        number of subjects of a request, and may be 0.
-      words: for each request, the words that each of its subjects narrowed.
-    """
-
-    images: np.ndarray
-    masks: np.ndarray
-    words: list[list[tuple[str, ...]]]
-
-
+@documented
 def sample(
     pipe: Pipeline,
     prompt: str | Sequence[str],
     subjects: Sequence[Subject] | Sequence[Sequence[Subject]] | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | None = None,
     *,
-    negative_prompt: str | Sequence[str] = "",
+    negative_prompt: str | Sequence[str] | None = None,
+    progress: bool | None = None,
+    preview: Preview | None = None,
+    every: int | None = None,
     **options: Any,
 ) -> Samples:
     """Images of the given subjects, as the prompts say.
 
     Args:
       pipe: from `load`.
-      prompt: one, or a list: one request an image.
+      prompt: one, or a list: one request an image. One prompt with a list of seeds makes an image of each.
       subjects: of the prompt, or with a list of prompts a list of lists; None for text only.
-      seed: from 0 to 2**64 − 1, one for each request or one for all; an image depends on its own request
+      seed: from 0 to 2**64 − 1, one for each request or one for all (0); an image depends on its own request
         alone.
-      negative_prompt: one for all, or one each.
-      **options: fields of `SamplingOptions`; the defaults are the model's.
+      negative_prompt: one for all, or one each; default none.
+      progress: whether to say on stderr what takes long: compiling, step k of n. Default yes.
+      preview: function of the number of steps done and of the images as they look then, uint8
+        (B, H, W, 3). It changes nothing of the result.
+      every: steps between previews (5).
+      **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`); in brackets
+        stand SD1.5's, and SDXL's where it differs.
+
+        {options}
 
     Raises:
       UserError: when an input is wrong: a target word that is not in its prompt or is cut off by the
-        tokenizer's limit, an unreadable image, a size that the UNet can't halve, an unknown option …
+        tokenizer's limit, an unreadable image, a size that the UNet can't halve, an unknown option; or when
+        the result is not finite.
     """
-    prompts = texts_of("prompt", prompt)
-    if not prompts:
-        raise UserError("there is no prompt")
-    batch = len(prompts)
-    nested = _nested(subjects, batch, single=isinstance(prompt, str))
-    negatives = texts_of("negative_prompt", negative_prompt)
-    negatives = (
-        negatives * batch if isinstance(negative_prompt, str) else _each("negative_prompt", negatives, batch)
-    )
-    keys = request_keys(_each("seed", seed, batch) if is_list(seed) else [seed] * batch)
-    chosen = pipe.defaults.changed(options)
-    height, width = latent_size(pipe.models, chosen.height, chosen.width)
-    config = chosen.sampler_config(height, width)
-    nested = choose_words(pipe, prompts, nested)
-    conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
-    latents, masks = latents_and_masks(pipe, conditioning, keys, config)
-    images = images_of(pipe, latents)
+    use_compilation_cache()
+    prompts, nested, negatives, seeds = _requests(prompt, subjects, negative_prompt, seed)
+    if progress is not None and not isinstance(progress, bool):
+        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+    every = check_preview(preview, every)
+    keys = request_keys(seeds)
+    chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, nested)
+    warn_of_unknown_words(pipe.tokenizers, prompts)
+    with Progress(shown=progress is None or progress) as report, memory_errors():
+        report.stage("encoding prompts and reference images")
+        nested = choose_words(pipe, prompts, nested)
+        conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
+        watch = Watch(config.steps, report, preview, every, functools.partial(images_of, pipe))
+        latents, masks = latents_and_masks(pipe, conditioning, keys, config, watch)
+        check_finite(finite_rows(latents))
+        report.stage("decoding")
+        images = images_of(pipe, latents)
     words = [
         [phrases_of(prompt, subject.words) for subject in own]
         for prompt, own in zip(prompts, nested, strict=True)
     ]
-    return Samples(images, np.asarray(masks), words)
+    records = tuple(
+        Record(*texts, int(one_seed), tuple(own), chosen.of_request(i), pipe.source)
+        for i, (*texts, one_seed, own) in enumerate(zip(prompts, negatives, seeds, nested, strict=True))
+    )
+    return Samples(images, np.asarray(masks), words, records)
+
+
+def plan(
+    models: Models,
+    schedule: ScheduleConfig,
+    defaults: SamplingOptions,
+    changes: Mapping[str, Any],
+    subjects: Sequence[Sequence[Subject]],
+) -> tuple[SamplingOptions, SamplerConfig]:
+    """The options of a batch of requests and the sampler's static part, checked without parameters.
+
+    Raises:
+      UserError: for options that are wrong alone, beside each other, or for the model.
+    """
+    options = defaults.changed(changes)
+    check_used(changes, options)
+    for name in SamplingOptions.scalars():
+        options.scalar(name, len(subjects))
+    config = options.sampler_config(*latent_size(models, options.height, options.width))
+    make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
+    check_fits(models, len(subjects), config)
+    check_scope(options, config, subjects)
+    return options, config
+
+
+def _requests(
+    prompt: Any, subjects: Any, negative_prompt: Any, seed: Any
+) -> tuple[list[str], list[list[Subject]], list[str], list[Any]]:
+    """The arguments of `sample` as lists with one entry a request."""
+    prompts = texts_of("prompt", prompt)
+    single = isinstance(prompt, str)
+    if not prompts:
+        raise UserError("there is no prompt")
+    if single and is_list(seed):
+        if not len(seed):
+            raise UserError("there is no seed")
+        nested = _nested(subjects, 1, single=True) * len(seed)
+        prompts = prompts * len(seed)
+    else:
+        nested = _nested(subjects, len(prompts), single)
+    batch = len(prompts)
+    seed = 0 if seed is None else seed
+    seeds = _each("seed", seed, batch) if is_list(seed) else [seed] * batch
+    negative_prompt = "" if negative_prompt is None else negative_prompt
+    negatives = texts_of("negative_prompt", negative_prompt)
+    if isinstance(negative_prompt, str):
+        return prompts, nested, negatives * batch, seeds
+    return prompts, nested, _each("negative_prompt", negatives, batch), seeds
 
 
 def request_keys(seeds: Sequence[int]) -> Array:

@@ -10,14 +10,14 @@ from realcustom_jax.data.target_words import phrases_of, without_number
 from realcustom_jax.data.transforms import ImageLike, load_image, read_once
 from realcustom_jax.errors import UserError
 from realcustom_jax.matching import Matcher, candidates, choose_words
-from realcustom_jax.options import Rule, is_list
+from realcustom_jax.options import Rule, is_list, shown
 
 AUTO = "auto"
 MASK_MODES = ("instead", "intersect")
 STRENGTH = Rule("how much the subject acts", float, low=0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)  # arrays have no equality of one answer
 class Subject:
     """What must appear.
 
@@ -65,7 +65,7 @@ class Subject:
             raise UserError(f"mask_mode {self.mask_mode!r} is of a mask, but the subject has none")
         for name in ("plurals", "match_case"):
             if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise UserError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         changes = {
             "strength": STRENGTH.check("strength", self.strength),
             "image": read_once(self.image),

@@ -1,9 +1,12 @@
 """`rc.sample`: what it gives, and one clear sentence for every wrong input."""
 
 import dataclasses
+import importlib
 import io
 import runpy
 import sys
+import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,10 @@ from PIL import Image
 
 import realcustom_jax as rc
 from realcustom_jax import programs, sampling
+from realcustom_jax.cli import cache_dir
+from realcustom_jax.compile_cache import use_compilation_cache
 from realcustom_jax.data.transforms import center_crop_resize, load_image, to_float
+from realcustom_jax.prompts import warn_of_unknown_words
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT = render_reference(Identity("cat", 9)).image
@@ -122,6 +128,20 @@ WRONG = {
     "height": ({"height": 18}, "height of 18 pixels cannot be halved.*multiple of 4"),
     "width": ({"width": 0}, "width of 0 pixels"),
     "unknown option": ({"gama_scope": 0.3}, "'gama_scope' is no sampling option; known: text_weight"),
+    "another library's name": (
+        {"num_inference_steps": 3},
+        "'num_inference_steps' is no sampling option; num_inference_steps is called steps here",
+    ),
+    "several at once": ({"num_images_per_prompt": 3}, r"several seeds here, as seed=\[0, 1, 2, 3\]"),
+    "no seed": ({"seed": []}, "there is no seed"),
+    "no pixel left": ({"subjects": [SUBJECT], "gamma_scope": 0.001}, "gamma_scope 0.001 leaves no pixel"),
+    "grid too small": ({"subjects": [SUBJECT], "mask_downscale": 8}, "no pixel of the mask grid of 1x1"),
+    "option of the other guidance": (
+        {"rescale": 0.5},
+        "rescale has no effect: it is an option of guidance 'direct', and the guidance is 'paper'",
+    ),
+    "beyond any memory": ({"width": 2**40}, "need more than .* GiB of memory"),
+    "half a character": ({"prompt": "a \ud800 cat"}, "is not valid Unicode: half a character stands at 2"),
     "unknown solver": ({"solver": "heun"}, "solver 'heun' is unknown; known: ddim"),
     "unknown guidance": ({"guidance": "strong"}, "guidance 'strong' is unknown; known: paper, direct"),
     "too many mask steps": ({"mask_steps": 5}, "mask_steps must be from 1 to 2"),
@@ -139,7 +159,6 @@ WRONG = {
     "prompt None": ({"prompt": None}, "prompt must be a string or a list of strings, not NoneType"),
     "prompt of bytes": ({"prompt": b"a cat"}, "prompt must be a string or a list of strings, not bytes"),
     "prompts not text": ({"prompt": ["a cat", 2]}, "prompt must be .* strings, not a list with int"),
-    "negative None": ({"negative_prompt": None}, "negative_prompt must be a string or a list of strings"),
     "negatives": ({"negative_prompt": ["", ""]}, "negative_prompt must be a list of 1"),
     "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, also of one: subjects=\[rc.Subject"),
     "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, also"),
@@ -176,7 +195,6 @@ WRONG = {
     ),
     "image of a number": ({"subjects": [rc.Subject(5, "cat")]}, "an image must be a path.*not int"),
     "image of a list": ({"subjects": [rc.Subject([CAT], "cat")]}, "an image must be a path.*not list"),
-    "seed None": ({"seed": None}, "seed must be a whole number, not None"),
     "seed of float": ({"seed": 7.0}, r"seed must be a whole number, not 7\.0"),
     "seed of text": ({"seed": "7"}, "seed must be a whole number, not '7'"),
     "seed of bool": ({"seed": True}, "seed must be a whole number, not True"),
@@ -278,7 +296,7 @@ def test_the_command_reads_subjects(tmp_path, monkeypatch):
     np.testing.assert_array_equal(second.mask, np.eye(4))
     assert first.plurals and not first.match_case
     for subject in (first, second, third):
-        np.testing.assert_array_equal(subject.image, CAT)
+        np.testing.assert_array_equal(load_image(subject.photos[0]), CAT)
 
 
 def paired(pipe):
@@ -326,7 +344,6 @@ def test_auto_needs_a_pair_of_encoders(micro_pipe):
 
 def test_the_command_has_a_flag_for_every_option():
     """With the option's own type; what is not given is left to the model."""
-    # Imported under its name, the module would hide the function `rc.sample`.
     command = runpy.run_module("realcustom_jax.sample")
     values = {float: "0.5", int: "2"}
     arguments = ["--prompt", "a cat"]
@@ -361,6 +378,17 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
         (["--subject", "cat=CAT", "--strength", "1=1", "--strength", "1=2"], "given twice for subject 1"),
         (["--subject", "cat=CAT", "--strength", "1=-1"], "--strength 1 must be 0 or more, not -1.0"),
         (["--subject", "cat=CAT", "--strength", "1=much"], "--strength 1 must be a number, not 'much'"),
+        (["--num-inference-steps", "5"], "--num-inference-steps is called --steps here, see --help"),
+        (["--cfg_scale=5"], "--cfg_scale is called --text-weight here, see --help"),
+        (["--mask-mode", "intersect"], "--mask-mode is of a mask, but no --mask is given"),
+        (["--subject", "dog=CAT"], "the target words 'dog' are not in the prompt; its words are: a, cat"),
+        (["--height", "30"], "the height of 30 pixels cannot be halved"),
+        (["--width", "1099511627776"], "GiB of memory"),
+        (["--steps", "2000"], "the number of steps must be from 1 to 1000"),
+        (["--steps", "5", "--mask-steps", "6"], "mask_steps must be from 1 to 5"),
+        (["--negative-prompt", "@none"], "--negative-prompt '@none': there is no file 'none'"),
+        (["--from", "CAT"], "'CAT' does not say how it was made"),
+        (["--from", "none"], "the image 'none' does not exist"),
         (["--mask-mode", "both"], "argument --mask-mode: invalid choice: 'both'"),
         (["--steps", "2.5"], "argument --steps: invalid int value: '2.5', see --help"),
         (["--steps", "0"], "--steps must be 1 or more, not 0"),
@@ -389,6 +417,58 @@ def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+
+
+def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):
+    """Words, sizes and steps, from the model's configs alone."""
+    Image.fromarray(CAT).save(tmp_path / "cat.png")
+    monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
+    for wrong in (["--subject", f"dog={tmp_path / 'cat.png'}"], ["--width", "33"], ["--mask-steps", "99"]):
+        with pytest.raises(SystemExit):
+            run_sample(monkeypatch, "--prompt", "a cat", "--out", str(tmp_path / "out"), *wrong)
+
+
+def test_names_of_the_package():
+    """Importing the command leaves the function; completion shows the public names; help has every option."""
+    importlib.import_module("realcustom_jax.sample")
+    del sys.modules["realcustom_jax.sample"]  # other tests run it as a command
+    assert callable(rc.sample) and not isinstance(rc.sample, types.ModuleType)
+    assert set(rc.__all__) <= set(dir(rc))
+    for name, rule in rc.SamplingOptions.rules().items():
+        assert f"{name}: " in rc.sample.__doc__ and rule.help in " ".join(rc.sample.__doc__.split())
+
+
+def test_words_that_the_model_does_not_know_are_told():
+    """By what its tokenizer carries, as the toybox's does; nothing is said of those that it knows."""
+    pipe = rc.load("toybox")
+    with pytest.warns(UserWarning, match=r"know 'dragon', 'moon'.*things: cat, dog.*places: on the beach"):
+        warn_of_unknown_words(pipe.tokenizers, ["a red dragon on the moon"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unknown_words(pipe.tokenizers, ["a photo of a two-tone cat in a room, under the night sky"])
+
+
+def test_a_result_that_is_not_finite_is_an_error(micro_pipe):
+    """NaN in the UNet's weights, or in the VAE's, gives no black image."""
+    for part in ("unet", "vae"):
+        params = dict(micro_pipe.params)
+        params[part] = jax.tree.map(lambda x: x * jnp.nan, params[part])
+        with pytest.raises(rc.UserError, match="the result of request 0, 1 is not finite"):
+            rc.sample(micro_pipe.replace(params=params), ["a cat", "a dog"], **FEW)
+
+
+def test_the_python_api_caches_programs_too(monkeypatch):
+    """In our own folder, unless the user has configured one."""
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(cache_dir() / "xla")
+        jax.config.update("jax_compilation_cache_dir", "/somewhere/else")
+        use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "/somewhere/else"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_the_command_needs_a_prompt(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.diffusion.sampler import sample_latents
+from realcustom_jax.diffusion.sampler import Denoiser, begin, sample_latents
 from realcustom_jax.models.scoring import keep_top_tokens
 from realcustom_jax.prompts import lost_part, text_or_file
 from realcustom_jax.toybox import Identity, render_reference
@@ -64,6 +64,17 @@ def test_padding_never_acts(flat_pipe, guidance):
         padded = latents(flat_pipe, made.replace(features=features), config)
         assert np.isfinite(padded).all()
         np.testing.assert_allclose(padded[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_negative_pass_sees_one_black_photo(flat_pipe):
+    """However many the subject has, and whatever its neighbours have."""
+    two = rc.Subject(images=[CAT, OTHER], words="cat")
+    made, config = conditioning(flat_pipe, [two], guidance="direct")
+    denoiser = Denoiser(flat_pipe.models.unet, flat_pipe.schedule, config)
+    contexts, _ = begin(denoiser, flat_pipe.params["unet"], made, jnp.stack([jax.random.key(0)]))
+    tokens = contexts.subject.present.shape[-1] // 2
+    negative, subject = np.asarray(contexts.subject.present)[:, 0]
+    assert negative[:tokens].all() and not negative[tokens:].any() and subject.all()
 
 
 def test_padding_is_not_counted():

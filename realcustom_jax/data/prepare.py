@@ -28,8 +28,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from realcustom_jax.data.image_text import is_written, new_folder
 from realcustom_jax.data.recipe import Recipe
 from realcustom_jax.data.report import Report
@@ -38,6 +36,7 @@ from realcustom_jax.data.shards import begin, finish, write_part
 from realcustom_jax.data.sources import Names, find_parts
 from realcustom_jax.errors import UserError, exit_on_user_error
 from realcustom_jax.files import disk_errors
+from realcustom_jax.progress import Counter
 
 # A share says little about fewer.
 _ENOUGH = 1000
@@ -83,14 +82,14 @@ def prepare(
             results = run_here(parts, recipe, work, workers)
         else:
             results = run_beam(parts, recipe, work, beam_options)
-        with contextlib.closing(results), tqdm(desc="parts", unit="part", disable=None) as bar:
+        with contextlib.closing(results), Counter(None, "preparing", "part") as counter:
             for part, report in results:
                 if limit is not None and total.count + report.count > limit:
                     report = write_part(len(reports), part, recipe, str(work), limit - total.count)
                 total.add(report)
                 reports.append(report)
-                bar.update()
-                bar.set_postfix_str(f"{total.count:,} images kept", refresh=False)
+                counter.note(f"{total.count:,} images kept")
+                counter.update()
                 if total.count == limit or (total.read >= _ENOUGH and total.bad_share > max_bad_share):
                     break
         _write_report(Path(data_dir), total, sources, recipe, time.time() - started)

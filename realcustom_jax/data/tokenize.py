@@ -9,6 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from realcustom_jax.errors import UserError
 
+# Key of `tokenizer_config.json`: {name of a list: the words or phrases that the model was taught}, of a model
+# that was taught few.
+KNOWN_WORDS = "known_words"
+
 
 def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> PreTrainedTokenizerBase:
     """Loads a CLIP tokenizer folder (`tokenizer/` of a model folder), the fast kind, which knows offsets.

@@ -243,11 +243,13 @@ def _describe(image: Any) -> str:
     if isinstance(image, Image.Image):
         return "the PIL image"
     if isinstance(image, str | os.PathLike):
-        return f"'{os.fspath(image)}'"
+        path = os.fspath(image)
+        return f"'{path if len(path) <= 200 else path[:199] + '…'}'"
     raise UserError(
         f"an image must be a path, bytes, an open file, a PIL image or an array, not {type(image).__name__}"
     )
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__

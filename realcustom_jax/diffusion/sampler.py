@@ -5,6 +5,8 @@ runs the generation branch with them; later the last masks are reused. From guid
 the passes are combined by the guidance weights. Before and after, the generation branch alone predicts: the
 empty or negative pass is left out, and the text-only one where neither masks nor `guidance_scope` need it.
 The step itself does not know which solver it runs (see `solvers`).
+
+`sample_latents` is the whole loop; `begin` and `advance` are its parts, for who looks on.
 """
 
 import dataclasses
@@ -113,6 +115,19 @@ class SamplerState:
     z0: Array
     saved: Array
     masks: Array
+
+
+@flax.struct.dataclass
+class Run:
+    """A loop under way.
+
+    Attributes:
+      state: see `SamplerState`.
+      history: (B, steps, R, h', w') the masks of the steps so far, 0 for those to come.
+    """
+
+    state: SamplerState
+    history: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,22 +384,59 @@ def sample_latents(
       (B, steps, R, h', w').
     """
     denoiser = Denoiser(unet, schedule, config)
-    table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
-    contexts = denoiser.encode(params, conditioning)
-    shape = (config.height, config.width, unet.config.in_channels)
+    contexts, run = begin(denoiser, params, conditioning, keys, initial)
+    run = advance(denoiser, params, conditioning, contexts, keys, run, (0, config.steps))
+    return run.state.z0, run.history
+
+
+def begin(
+    denoiser: Denoiser, params: Any, conditioning: Conditioning, keys: Array, initial: Array | None = None
+) -> tuple[Contexts, Run]:
+    """What comes before the first step: the contexts, and the noise. Arguments as in `sample_latents`."""
+    c, config = conditioning, denoiser.config
+    contexts = denoiser.encode(params, c)
+    shape = (config.height, config.width, denoiser.unet.config.in_channels)
     x = initial
     if x is None:
         x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
-    masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width), jnp.float32)
-    state = SamplerState(x, jnp.zeros_like(x), jnp.zeros_like(x), masks)
-    rows = (jnp.arange(config.steps), jax.tree.map(jnp.asarray, table))
-    all_masks = []
+    batch, slots = c.flags.shape
+    history = jnp.zeros((batch, config.steps, slots, config.mask_height, config.mask_width), jnp.float32)
+    masks = jnp.zeros((batch, slots, config.mask_height, config.mask_width), jnp.float32)
+    return contexts, Run(SamplerState(x, jnp.zeros_like(x), jnp.zeros_like(x), masks), history)
+
+
+def advance(
+    denoiser: Denoiser,
+    params: Any,
+    conditioning: Conditioning,
+    contexts: Contexts,
+    keys: Array,
+    run: Run,
+    span: tuple[int | Array, int | Array],
+) -> Run:
+    """The steps span[0] … span[1] − 1 of a loop.
+
+    Where the span is traced, one compiled program does any number of steps, so a caller that looks on between
+    them gets the same bits as one that does not.
+    """
+    config = denoiser.config
+    table = make_table(config.solver, config.steps, denoiser.schedule, config.spacing, config.eta)
+    table = jax.tree.map(jnp.asarray, table)
+
+    def step(phase: Phase, index: Array, run: Run) -> Run:
+        row = (index, jax.tree.map(lambda x: x[index], table))
+        state, masks = sample_step(denoiser, params, conditioning, contexts, keys, phase, run.state, row)
+        return Run(state, jax.lax.dynamic_update_index_in_dim(run.history, masks, index, 1))
+
     for phase in config.phases:
-        part = jax.tree.map(lambda x, p=phase: x[p.start : p.stop], rows)
-        step = functools.partial(sample_step, denoiser, params, conditioning, contexts, keys, phase)
-        state, step_masks = jax.lax.scan(step, state, part)
-        all_masks.append(step_masks)
-    return state.z0, jnp.moveaxis(jnp.concatenate(all_masks), 0, 1)
+        first, last = (_within(bound, phase.start, phase.stop) for bound in span)
+        run = jax.lax.fori_loop(first, last, functools.partial(step, phase), run)
+    return run
+
+
+def _within(bound: int | Array, low: int, high: int) -> int | Array:
+    # A number known while tracing stays one: then the loop is a scan and can be differentiated.
+    return min(max(bound, low), high) if isinstance(bound, int) else jnp.clip(bound, low, high)
 
 
 def _stack(first: Context, second: Context) -> Context:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.errors import UserError
@@ -18,6 +17,7 @@ from realcustom_jax.evaluation.dreambench_data import Task
 from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.scores import Scorer
 from realcustom_jax.files import write_json, write_whole
+from realcustom_jax.progress import Counter
 from realcustom_jax.subjects import Subject
 from realcustom_jax.training.logs import params_sha256
 
@@ -83,7 +83,7 @@ def make_missing(
     weights = {"weights": params_sha256(generator.pipe.params)}
     check_settings(out / MODEL, {**weights, **dataclasses.asdict(chosen)})
     photos: dict[Path, np.ndarray] = {}
-    with tqdm(total=len(missing), desc="sampling", unit="image", smoothing=0) as bar:
+    with Counter(len(missing), "sampling", "image") as counter:
         for start in range(0, len(missing), generator.batch):
             batch = missing[start : start + generator.batch]
             for path in {task.photos[0] for task in batch} - photos.keys():
@@ -94,7 +94,7 @@ def make_missing(
                 Job(task.prompt, own, task.seed, negative_prompt)
                 for task, own in zip(batch, subjects, strict=True)
             ]
-            images, _ = generator(jobs, chosen, bar.update)
+            images, _ = generator(jobs, chosen, counter.update)
             for task, image in zip(batch, images, strict=True):
                 path = out / f"{task.name}.png"
                 write_whole(path, lambda half, image=image: Image.fromarray(image).save(half, "PNG"))
@@ -111,7 +111,7 @@ def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
     """
     wanted = scorer.sources.items()
     missing = [task for task in tasks if not wanted <= read_result(out, task).get("by", {}).items()]
-    with tqdm(total=len(missing), desc="scoring", unit="image", smoothing=0) as bar:
+    with Counter(len(missing), "scoring", "image") as counter:
         for _, group in itertools.groupby(missing, key=lambda task: task.subject):
             for batch in _chunks(group):
                 images = [load_image(out / f"{task.name}.png") for task in batch]
@@ -120,7 +120,7 @@ def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
                     kept = {**before.get("scores", {}), **scores}
                     by = {**before.get("by", {}), **scorer.sources}
                     write_json(out / f"{task.name}.json", _result(task, kept, by))
-                bar.update(len(batch))
+                counter.update(len(batch))
     return len(missing)
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from realcustom_jax.files import replacing
+from realcustom_jax.progress import counted
 from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,
@@ -51,7 +51,7 @@ def draw_pairs(count: int, seed: int, *, held_out: bool = False, processes: int 
     else:
         # "spawn": a fork of a process that runs JAX's threads can hang.
         with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), end_with_parent) as pool:
-            rows = list(tqdm(pool.imap(draw, WORDS), desc="drawing", total=len(WORDS), unit="word"))
+            rows = list(counted(pool.imap(draw, WORDS), len(WORDS), "drawing", "word"))
     return Pairs(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting, real_scene, reference
 from realcustom_jax.files import write_json, write_whole
+from realcustom_jax.progress import Counter
 from realcustom_jax.training.logs import params_sha256
 
 
@@ -70,8 +70,8 @@ class Runs:
 
     def _make(self, name: str, setting: Setting) -> tuple[np.ndarray, np.ndarray | None]:
         count = len(self.benchmark.requests)
-        with tqdm(total=count, desc=name, unit="image", smoothing=0) as bar:
-            return self.benchmark.make(self.generator, setting, bar.update)
+        with Counter(count, name, "image") as counter:
+            return self.benchmark.make(self.generator, setting, counter.update)
 
     def _keep(self, path: Path, name: str, setting: Setting, results: Results) -> None:
         lists = {key: None if x is None else x.tolist() for key, x in results.items()}

@@ -157,6 +157,11 @@ def _check_towers(towers: tuple[ViTConfig, ...], realcustom: RealCustomConfig) -
         raise UserError(f"the image towers must take images of one size and give as many tokens; got {sizes}")
     wanted = FEATURES[realcustom.projector] - (realcustom.projector in HIGH_RES)
     layers = realcustom.feature_layers
+    if len(layers) > len(towers):
+        raise UserError(
+            f"realcustom/ takes features of {len(layers)} image towers, but the model has {len(towers)}: "
+            f"{IMAGE[len(towers)]}/ is missing"
+        )
     if len(layers) != len(towers) or any(len(of_tower) != wanted for of_tower in layers):
         raise UserError(
             f"the projector {realcustom.projector!r} takes {wanted} layers of each of {len(towers)} image "

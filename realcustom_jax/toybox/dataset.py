@@ -8,11 +8,11 @@ from functools import partial
 from multiprocessing.pool import Pool
 
 from PIL import Image
-from tqdm import tqdm
 
 from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.data.image_text import Example, write
 from realcustom_jax.errors import UserError
+from realcustom_jax.progress import counted
 from realcustom_jax.toybox import sample_scene
 from realcustom_jax.workers import end_with_parent
 
@@ -80,4 +80,4 @@ def _scene_seeds(seed: int, count: int, offset: int = 0) -> range:
 def _draw(pool: Pool, name: str, seeds: range) -> Iterator[Example]:
     draw = partial(make_example, held_out=name == "validation")
     examples = pool.imap(draw, seeds, chunksize=16)
-    yield from tqdm(examples, desc=f"drawing {name}", total=len(seeds), unit="scene")
+    yield from counted(examples, len(seeds), f"drawing {name}", "scene")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,31 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from realcustom_jax.data.tokenize import KNOWN_WORDS
+
 BEGIN, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 # How CLIP cuts a text into words: English endings, letters, single digits, other symbols.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+# More words than these are a language, and no list to show.
+_FEW_WORDS = 500
 
 
 def train_tokenizer(captions: Iterable[str], folder: str | os.PathLike, max_length: int = 77) -> None:
     """Writes a CLIP tokenizer folder in which every word of the captions is one token.
 
     Byte-level BPE, lower-cased; any other text falls back to smaller pieces, down to bytes. `CLIPTokenizer`,
-    `CLIPTokenizerFast` and `AutoTokenizer` load it. The same captions give the same files.
+    `CLIPTokenizerFast` and `AutoTokenizer` load it. The same captions give the same files. Where the words
+    are few, the folder lists them, so that `sample` can warn of others.
 
     Args:
       captions: texts that use every word at least once.
       folder: where to write; made if missing.
       max_length: tokens of a prompt, with the begin and end tokens.
     """
+    # Each caption once: the merges then depend on the set of captions and not on how often one is repeated.
+    captions = sorted(set(captions))
     merges = _learn_merges(captions)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # Every byte is a token, inside a word and at its end, so there is no text without a spelling.
@@ -37,7 +47,8 @@ def train_tokenizer(captions: Iterable[str], folder: str | os.PathLike, max_leng
         END,
     ]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    _save(vocabulary, merges, Path(folder), max_length)
+    words = sorted({word for caption in captions for word in re.findall(r"[^\W\d_]+", caption.lower())})
+    _save(vocabulary, merges, Path(folder), max_length, words if len(words) <= _FEW_WORDS else [])
 
 
 def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
@@ -54,8 +65,7 @@ def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
         initial_alphabet=alphabet,
         end_of_word_suffix=SUFFIX,
     )
-    # Each caption once: the merges then depend on the set of captions and not on how often one is repeated.
-    tokenizer.train_from_iterator(sorted(set(captions)), trainer)
+    tokenizer.train_from_iterator(captions, trainer)
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
@@ -75,7 +85,13 @@ def _pipeline(model: BPE) -> Tokenizer:
     return tokenizer
 
 
-def _save(vocabulary: dict[str, int], merges: list[tuple[str, str]], folder: Path, max_length: int) -> None:
+def _save(
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
+    folder: Path,
+    max_length: int,
+    words: list[str],
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     specials = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
     _write_json(folder / "vocab.json", vocabulary)
@@ -87,6 +103,7 @@ def _save(vocabulary: dict[str, int], merges: list[tuple[str, str]], folder: Pat
         "errors": "replace",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
+        **({KNOWN_WORDS: {"words": words}} if words else {}),
     }
     _write_json(folder / "tokenizer_config.json", {**settings, **specials})
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]  # loaders skip the first line

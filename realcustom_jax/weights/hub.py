@@ -31,7 +31,8 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
     if path.exists():
         return path
     if not _ID.fullmatch(str(name)):
-        raise UserError(f"there is no model folder {str(name)!r}; the shipped model is called 'toybox'")
+        shipped = "; the shipped model is called 'toybox'" if "unet" in components else ""
+        raise UserError(f"there is no model folder {str(name)!r}, and it is no hub id{shipped}")
     try:
         files = _files(str(name), revision)
         patterns = [*_CONFIGS, *_needed(files, components)]

@@ -235,6 +235,26 @@ def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeyp
     assert Image.open(out / "report.png").size[0] > 500
 
 
+def test_a_run_that_scores_nothing_says_how(bench, tmp_path, paired_pipe, monkeypatch, capsys):
+    """And a negative prompt, here of a file, reaches the images and what is kept of the run."""
+    seen = []
+
+    class Spy(Painter):
+        def __call__(self, jobs, *rest):
+            seen.extend(job.negative_prompt for job in jobs)
+            return super().__call__(jobs, *rest)
+
+    monkeypatch.setattr(evaluate.Generator, "load", lambda *args: Spy(paired_pipe))
+    (tmp_path / "bad").write_text("blurred\n")
+    out = tmp_path / "out"
+    arguments = ["--dreambench", str(bench), "--out", str(out), "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--negative-prompt", f"@{tmp_path / 'bad'}"])
+    evaluate.main()
+    assert "no scores: --clip, --dino and --image-reward score images" in capsys.readouterr().out
+    assert seen and set(seen) == {"blurred"}
+    assert json.loads((out / "settings.json").read_text())["negative_prompt"] == "blurred"
+
+
 def test_image_reward_is_asked_for_in_one_sentence(monkeypatch):
     from realcustom_jax.evaluation import reward
 

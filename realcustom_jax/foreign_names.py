@@ -1,0 +1,67 @@
+"""What the options are called in diffusers, IP-Adapter, ComfyUI, the A1111 web UI and the published code."""
+
+_SEEDS = "several images of one prompt are several seeds here, as seed=[0, 1, 2, 3]"
+_SUBJECT = "a reference image is given as subjects=[rc.Subject(image, words)] here"
+
+# {their name: ours, or a sentence where it is more than a name}
+_OURS = {
+    # diffusers
+    "num_inference_steps": "steps",
+    "guidance_scale": "text_weight",
+    "guidance_rescale": "rescale",
+    "image_guidance_scale": "image_weight",
+    "generator": "seed",
+    "num_images_per_prompt": _SEEDS,
+    "ip_adapter_image": _SUBJECT,
+    "ip_adapter_scale": "the strength of an rc.Subject here",
+    "ip_adapter_masks": "the mask of an rc.Subject here",
+    "callback": "preview",
+    "callback_on_step_end": "preview",
+    "callback_steps": "every",
+    "show_progress_bar": "progress",
+    "output_type": "images are arrays, and PIL's by out.pil(), here",
+    "scheduler": "solver",
+    "timestep_spacing": "spacing",
+    # IP-Adapter
+    "pil_image": _SUBJECT,
+    "scale": "the strength of an rc.Subject here",
+    "num_samples": _SEEDS,
+    # ComfyUI
+    "cfg": "text_weight",
+    "sampler_name": "solver",
+    "sampler": "solver",
+    "noise_seed": "seed",
+    "positive": "prompt",
+    "negative": "negative_prompt",
+    "batch_size": _SEEDS,
+    # A1111
+    "cfg_scale": "text_weight",
+    "sampler_index": "solver",
+    "sampling_steps": "steps",
+    "sampling_method": "solver",
+    "n_iter": _SEEDS,
+    "init_images": _SUBJECT,
+    # the published RealCustom++ code
+    "guidance_weight": "text_weight",
+    "samples_per_prompt": _SEEDS,
+    "target_phrase": "the words of an rc.Subject here",
+    "mask_scope": "gamma_scope",
+    "mask_strategy": "mask_normalisation",
+    "mask_reused_step": "mask_steps",
+    "reference_image": _SUBJECT,
+}
+
+
+def our_name(theirs: str) -> str | None:
+    """What to say of an option that others call so; None for a name that none of them uses.
+
+    "num-inference-steps", as in a flag, and other cases count too; the answer then is a flag.
+    """
+    plain = theirs.lstrip("-").replace("-", "_").lower()
+    ours = _OURS.get(plain)
+    if ours is None:
+        return None
+    if not ours.isidentifier():
+        return ours
+    flag = "--" + ours.replace("_", "-") if theirs.startswith("--") else ours
+    return f"{theirs} is called {flag} here"
