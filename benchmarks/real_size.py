@@ -2,14 +2,15 @@
 
   python benchmarks/real_size.py --family sd15 [--size 512] [--steps 2] [--only sample,train] [--keep DIR]
 
-Each phase runs in a process of its own: parts are converted to one folder; it is loaded, and samples one
-subject of a tall photo and two subjects, each twice (the first call compiles), and one again in another
-process with the compiled programs of the first; pictures are prepared and encoded; a training takes three
-steps, is killed, and resumes; the adapter is taken out of the unfinished run and sampled with. Prints seconds,
-those of them that compile, and the peak memory of each phase. With --json the last line is a JSON object.
+Each phase runs in a process of its own. Parts are converted to one folder. That is loaded, and samples one
+subject of a tall photo and two subjects, each twice: the first call compiles. Another process samples with the
+compiled programs of the first. Pictures are prepared and encoded. A training takes three steps, is killed, and
+resumes. The adapter is taken out of the unfinished run and sampled with. Prints seconds, those of them that
+compile, and the peak memory of each phase. With --json the last line is one JSON object.
 
-SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. SDXL trains at
-256 pixels, from stored latents and text, with bfloat16 frozen parameters and float32 computation.
+SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. Its training
+step does not fit either. So a UNet with 4 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
+and text; `python -m realcustom_jax.aot --config configs/sdxl.py` plans the whole step.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from real_weights import write_parts
 GROUPS = ("convert", "sample", "encode", "train", "export")
 _HERE = Path(__file__).parent
 _TRAIN_SIDE = {"sd15": 512, "sdxl": 256}
+_TRAINED_BLOCKS = 4  # of SDXL's ten
 _CAPTIONS = ("a dog on the beach", "a cat in the snow", "a robot at sunset", "a cup in a garden")
 
 
@@ -138,39 +140,61 @@ def main() -> None:
 
 def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> None:
     folder, model = phases.folder, phases.folder / "model"
-    parts = write_parts(args.family, folder / "parts")
-    towers = [x for tower in parts.towers for x in ("--image-encoder", tower)]
-    if "convert" in wanted or not model.exists():
-        shutil.rmtree(model, ignore_errors=True)
-        convert = ["--model", parts.base, "--realcustom", parts.realcustom, *towers, "--out", model]
-        phases.run("convert", "realcustom_jax.convert", *convert, "--dtype", "float16")
     photos = _photos(folder / "photos")
-    sampling = ["--model", model, "--size", str(args.size), "--steps", str(args.steps)]
-    sampling += ["--photos", photos[0], photos[1], *(["--offload"] if args.family == "sdxl" else [])]
+    if "convert" in wanted or ("sample" in wanted and not model.exists()):
+        shutil.rmtree(model, ignore_errors=True)
+        phases.run("convert", "realcustom_jax.convert", *_convert(args.family, folder / "parts", model))
+    sampling = ["--size", str(args.size), "--steps", str(args.steps), "--photos", photos[0], photos[1]]
+    sampling += ["--offload"] if args.family == "sdxl" else []
+    requests = str(_HERE / "real_requests.py")
     if "sample" in wanted:
         shutil.rmtree(folder / "cache", ignore_errors=True)
-        phases.run("sample", str(_HERE / "real_requests.py"), *sampling)
-        phases.run("cached", str(_HERE / "real_requests.py"), *sampling, "--cached")
+        phases.run("sample", requests, "--model", model, *sampling)
+        phases.run("cached", requests, "--model", model, *sampling, "--cached")
+    work, data = folder / "run", folder / "data"
+    trains = "train" in wanted or ("export" in wanted and not work.exists())
+    encodes = "encode" in wanted or (trains and not data.exists())
+    trained = model
+    if args.family == "sdxl" and (trains or encodes or "export" in wanted):
+        trained = folder / "trained"
+        if not trained.exists():
+            convert = _convert(args.family, folder / "trained_parts", trained, _TRAINED_BLOCKS)
+            phases.run("convert_trained", "realcustom_jax.convert", *convert)
     side = min(args.train_size or _TRAIN_SIDE[args.family], args.size)
-    small, data = _at_size(model, folder / f"model_{side}", side), folder / "data"
-    trains = "train" in wanted or ("export" in wanted and not (folder / "run").exists())
-    if "encode" in wanted or (trains and not data.exists()):
+    trained = _at_size(trained, folder / f"model_{side}", side) if trained.exists() else trained
+    if encodes:
         shutil.rmtree(data, ignore_errors=True)
         source = ["--source", folder / "photos", "--data-dir", data]
         phases.run("prepare", "realcustom_jax.data.prepare", *source, "--workers", "2")
-        encode = ["--data-dir", data, "--model", small, "--encode-batch", "1", "--encode-text"]
+        encode = ["--data-dir", data, "--model", trained, "--encode-batch", "1", "--encode-text"]
         phases.run("encode", "realcustom_jax.data.encode", *encode)
-    work = folder / "run"
     if trains:
         shutil.rmtree(work, ignore_errors=True)
-        train = _train_arguments(args.family, small, data, work)
+        train = _train_arguments(args.family, trained, data, work)
         phases.run("train", "realcustom_jax.train", *train, until=lambda: _saved(work, 3))
         phases.run("resume", "realcustom_jax.train", *train, until=lambda: _saved(work, 5))
     if "export" in wanted:
         adapter = folder / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
         phases.run("export", "realcustom_jax.export", "--workdir", work, "--out", adapter)
-        phases.run("adapter", str(_HERE / "real_requests.py"), *sampling, "--realcustom", adapter)
+        phases.run("adapter", requests, "--model", trained, *sampling, "--realcustom", adapter)
+
+
+def _convert(family: str, parts: Path, model: Path, blocks: int | None = None) -> list[str | Path]:
+    """The arguments that put a family's parts, written where they are not there, into one folder."""
+    found = write_parts(family, parts, blocks)
+    towers = [x for tower in found.towers for x in ("--image-encoder", tower)]
+    return [
+        "--model",
+        found.base,
+        "--realcustom",
+        found.realcustom,
+        *towers,
+        "--out",
+        model,
+        "--dtype",
+        "float16",
+    ]
 
 
 def _train_arguments(family: str, model: Path, data: Path, work: Path) -> list[str]:
@@ -178,7 +202,7 @@ def _train_arguments(family: str, model: Path, data: Path, work: Path) -> list[s
     values = {
         "init_from": model, "data.path": data, "steps": 100, "batch_size": 1, "log_every": 1,
         "checkpoint_every": 1, "compute_dtype": "float32", "data.workers": 2, "data.prefetch": 1,
-        "frozen_dtype": "float32" if family == "sd15" else "bfloat16",
+        "frozen_dtype": "float32",
         "data.encoded": family == "sdxl", "data.encoded_text": family == "sdxl", "checkpoints_kept": 1,
     }  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in values.items()]

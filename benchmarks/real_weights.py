@@ -46,17 +46,24 @@ class RealParts:
     realcustom: Path
 
 
-def real_models(family: str) -> Models:
-    """The shapes of SD1.5 ("sd15") or SDXL ("sdxl") with RealCustom, as in their config files."""
+def real_models(family: str, blocks: int | None = None) -> Models:
+    """The shapes of SD1.5 ("sd15") or SDXL ("sdxl") with RealCustom, as in their config files.
+
+    With `blocks`, so many transformer blocks at most follow each residual block.
+    """
     spec = importlib.util.spec_from_file_location(family, _CONFIGS / f"{family}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Models.from_configs(module.get_config().model.to_dict())
+    values = module.get_config().model.to_dict()
+    if blocks:
+        depths = values["unet"]["transformer_layers_per_block"]
+        values["unet"]["transformer_layers_per_block"] = tuple(min(depth, blocks) for depth in depths)
+    return Models.from_configs(values)
 
 
-def write_parts(family: str, folder: Path) -> RealParts:
-    """Write all parts of a family, or find those that are there."""
-    models = real_models(family)
+def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealParts:
+    """Write all parts of a family, or find those that are there; see `real_models`."""
+    models = real_models(family, blocks)
     base, towers = folder / "base", tuple(folder / name for name in IMAGE[: len(models.image_configs)])
     sdxl = family == "sdxl"
     realcustom = folder / ("realcustom_plus.safetensors" if sdxl else "realcustom")

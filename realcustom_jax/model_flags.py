@@ -11,7 +11,7 @@ from realcustom_jax.precision import AUTO, COMPUTE_DTYPES
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model (None where it is not given), and the flags of its parts, of precision and of memory."""
+    """Add --model, None where it is not given, and the flags of parts, precision and memory."""
     group = parser.add_argument_group("the model")
     group.add_argument("--model", metavar="MODEL", help="model folder or file, hub id, or toybox (default)")
     group.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")

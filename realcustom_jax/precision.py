@@ -42,10 +42,10 @@ def vae_compute_dtype(dtype: Any, compute: Any, config: VAEConfig, mesh: Mesh) -
     return None if dtype == jnp.dtype(compute) else dtype
 
 
-def compiler_options(platform: str) -> dict[str, bool]:
+def compiler_options(platform: str) -> dict[str, str]:
     """For `jax.jit`, by the kind of device.
 
     On CPUs XLA by default starts early whatever it can, as the transposed kernels of a whole backward pass,
     and holds all of it: the temporaries of SD1.5's training step then take three times the memory.
     """
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if platform == "cpu" else {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
