@@ -82,9 +82,13 @@ def read_record(path: str | Path) -> Record:
     try:
         values = json.loads(text)
         values["subjects"] = tuple(_subject_of(one, chunks) for one in values["subjects"])
-        # Values of wrong types are found here or when they are sampled.
         SamplingOptions(**values["options"])
-        return Record(**values)
+        record = Record(**values)
+        kinds = {"prompt": str, "negative_prompt": str, "model": str, "seed": int}
+        for name, kind in kinds.items():
+            if type(getattr(record, name)) is not kind:
+                raise TypeError(f"{name} is of type {type(getattr(record, name)).__name__}")
+        return record
     except UserError as error:
         raise UserError(f"'{path}' says how it was made, but not correctly: {error}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:

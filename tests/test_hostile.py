@@ -347,6 +347,8 @@ def record_cases(folder):
     texts += [
         good.replace("{}", value) for value in ("5", '{"steps": -1}', '{"x": 1}', '{"steps": "5"}', "[1]")
     ]
+    changes = {'"a cat"': ("5", "null", "[]"), '"seed": 0': ('"seed": "0"', '"seed": 1.5', '"seed": true')}
+    texts += [good.replace(old, new) for old, news in changes.items() for new in news]
     for images in ("[]", "[0]", "[-1]", "[1.5]", '"0"', "5", "null", "[null]"):
         texts.append(good.replace("[]", subject + f'"images": {images}, "mask": null}}]'))
     for i, text in enumerate(texts):
@@ -386,6 +388,9 @@ def command_cases(folder):
         ["--mask-mode", "intersect"], ["--out", "/proc/no"],
         ["--out", cat], ["--seed", "1", "1"], ["--nothing"],
     ]  # fmt: skip
+    long = "x" * 300  # more than a name may have
+    lines += [[flag, long] for flag in ("--model", "--subject", "--from", "--out")]
+    lines += [["--subject", f"cat={long}"], ["--negative-prompt", f"@{long}"]]
     for line in lines:
         yield " ".join(line).encode("ascii", "replace").decode(), lambda a=line: _run([*base, *a])
 

@@ -289,7 +289,7 @@ def test_the_command_reads_subjects(tmp_path, monkeypatch):
     command = runpy.run_module("realcustom_jax.sample")
     line = "--prompt x --subject cat|kitten=cat.png --subject cat.png --subject auto=cat.png --plurals"
     line += " --mask 2=mask.png --mask-mode intersect --strength 1=0.5 --strength 3=2"
-    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()))
+    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()), ())
     assert [s.words for s in (first, second, third)] == [("cat", "kitten"), "auto", "auto"]
     assert [s.strength for s in (first, second, third)] == [0.5, 1.0, 2.0]
     assert first.mask is None and third.mask is None and second.mask_mode == "intersect"
