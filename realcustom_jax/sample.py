@@ -28,6 +28,7 @@ from realcustom_jax.files import exists, make_folder
 from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.options import SamplingOptions
+from realcustom_jax.precision import AUTO as AUTO_DTYPE
 from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import text_or_file, texts_of
 from realcustom_jax.records import Record, read_record
@@ -43,12 +44,12 @@ def main() -> None:
     # Loading a large model takes minutes, so what can fail before should.
     out = Path(args.out)
     make_folder(out, "--out")
-    args.model = request.model
+    _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
     options = {**_changes(request.options, defaults), **given}
     plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
     with Progress() as progress:
-        progress.stage(f"loading {request.model}")
+        progress.stage(f"loading {args.model}")
         pipe = load_model(args, matcher=args.matcher)
     samples = sample(
         pipe, request.prompt, request.subjects, seeds, negative_prompt=request.negative_prompt, **options
@@ -63,7 +64,7 @@ def main() -> None:
 def _request(args: argparse.Namespace) -> Record:
     """What is asked for: the record of --from, and what the flags change of it."""
     if args.again is None:
-        record = Record("", "", 0, (), {}, "toybox")
+        record = Record("", "", 0, (), {})
         if args.prompt is None:
             raise UserError("the following arguments are required: --prompt, see --help")
     else:
@@ -79,13 +80,28 @@ def _request(args: argparse.Namespace) -> Record:
         if subject.words != AUTO:
             for phrase in phrases_of(prompt, subject.words):
                 find_phrase(prompt, phrase, subject.plurals, subject.match_case)
-    return dataclasses.replace(
-        record,
-        prompt=prompt,
-        negative_prompt=negative,
-        subjects=tuple(subjects),
-        model=(record.model or "toybox") if args.model is None else args.model,
-    )
+    return dataclasses.replace(record, prompt=prompt, negative_prompt=negative, subjects=tuple(subjects))
+
+
+def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None:
+    """Fill in the flags of the model: without --model, those of the record that were not given."""
+    if args.model is not None:
+        return
+    args.model = source.get("model", "toybox")
+    for name, flag in _MODEL_FLAGS.items():
+        if name in source and getattr(args, flag) in (None, [], AUTO_DTYPE):
+            setattr(args, flag, source[name])
+
+
+# {name in `Pipeline.source`: the flag's}
+_MODEL_FLAGS = {
+    "unet": "unet",
+    "realcustom": "realcustom",
+    "image_encoders": "image_encoder",
+    "tokenizers": "tokenizer",
+    "dtype": "dtype",
+    "vae_dtype": "vae_dtype",
+}
 
 
 def _seeds(seeds: list[int]) -> list[int]:
