@@ -80,6 +80,14 @@ def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
 
 
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is such a file or folder; a name that no file could have is none."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_local(path: str | os.PathLike, name: str) -> None:
     """Raises UserError when a path is the address of a bucket, which would become a folder called "gs:"."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):

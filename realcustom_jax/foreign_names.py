@@ -7,6 +7,7 @@ _SUBJECT = "a reference image is given as subjects=[rc.Subject(image, words)] he
 _OURS = {
     # diffusers
     "num_inference_steps": "steps",
+    "num_steps": "steps",
     "guidance_scale": "text_weight",
     "guidance_rescale": "rescale",
     "image_guidance_scale": "image_weight",
@@ -24,6 +25,7 @@ _OURS = {
     "timestep_spacing": "spacing",
     # IP-Adapter
     "pil_image": _SUBJECT,
+    "ddim_steps": "steps",
     "scale": "the strength of an rc.Subject here",
     "num_samples": _SEEDS,
     # ComfyUI

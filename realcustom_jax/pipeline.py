@@ -67,7 +67,8 @@ class Pipeline:
       matcher: what finds the words of a subject whose words are "auto", or None.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
-      source: what it was loaded from, "" where it was not.
+      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given;
+        empty where it was not loaded.
     """
 
     models: Models
@@ -77,7 +78,7 @@ class Pipeline:
     defaults: SamplingOptions = SamplingOptions()
     matcher: Matcher | None = None
     mesh: Mesh | None = None
-    source: str = ""
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # What depends on the parameters alone and is computed once: of this object only, `replace` begins anew.
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -87,10 +88,11 @@ class Pipeline:
         side = models.unet_config.sample_size * models.vae_config.downscale
         base = "SDXL" if len(models.text_configs) > 1 else "SD"
         added = models.realcustom.projector if models.realcustom else "none"
-        devices = 1 if self.mesh is None else self.mesh.size
+        count = 1 if self.mesh is None else self.mesh.size
+        devices = f"{count} device{'' if count == 1 else 's'}{', offloaded' if self.offloaded else ''}"
         lines = [
-            f"Pipeline({self.source!r}, {base} of {side}x{side} pixels, {jnp.dtype(models.dtype).name}, "
-            f"{devices} device{'' if devices == 1 else 's'}{', offloaded' if self.offloaded else ''})",
+            f"Pipeline({self.source.get('model', '')!r}, {base} of {side}x{side} pixels, "
+            f"{jnp.dtype(models.dtype).name}, {devices})",
             f"  parts: {', '.join(models.configs)}; realcustom: {added}",
         ]
         changed = {
@@ -207,7 +209,15 @@ def load(
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
     dtypes = functools.partial(_param_dtype, common, vae or common)
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
-    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=str(path))
+    names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
+    given = {
+        "unet": unet and str(unet),
+        "realcustom": realcustom and str(realcustom),
+        "image_encoders": list(map(str, image_encoders)),
+        "tokenizers": list(map(str, tokenizers)),
+    }
+    source = {"model": str(path), **names, **{name: value for name, value in given.items() if value}}
+    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=source)
     params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
     pipe = pipe.replace(params=params)
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))

@@ -208,7 +208,9 @@ class _Devices:
 
     def run(self, program: _Program, static: Any, rows: Any) -> Any:
         """A program on rows that are placed; its rows stay where they are made."""
-        platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
+        first = jax.tree.leaves(self.params)[0]
+        # Parameters may be numpy arrays, which go to the default device.
+        platform = next(iter(first.devices())).platform if isinstance(first, Array) else jax.default_backend()
         if self.mesh is None:
             return _compiled(_on_one, platform)(self.params, rows, program=program, static=static)
         run = _compiled(_divided if self.divided else _copied, platform)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.data.tokenize import KNOWN_WORDS
 from realcustom_jax.errors import UserError, warn
+from realcustom_jax.files import exists
 from realcustom_jax.options import is_list
 
 
@@ -41,7 +42,7 @@ def text_or_file(flag: str, text: str) -> str:
     if not text.startswith("@"):
         return text
     path = Path(text[1:])
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise UserError(f"{flag} {text!r}: there is no file {str(path)!r}")
     try:
         return path.read_text(encoding="utf-8").strip()

@@ -37,7 +37,7 @@ class Record:
       prompt, negative_prompt, seed: of the request.
       subjects: with the words that were chosen for "auto".
       options: all sampling options, with numbers of this request alone.
-      model: what was loaded, "" if that is not known.
+      model: what was loaded, see `Pipeline.source`; empty if that is not known.
     """
 
     prompt: str
@@ -45,7 +45,7 @@ class Record:
     seed: int
     subjects: tuple[Subject, ...]
     options: Mapping[str, Any]
-    model: str = ""
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def png_info(self) -> PngInfo:
         """The chunks of a PNG file; `read_record` is the inverse."""
@@ -55,7 +55,7 @@ class Record:
             attachments.append(content)
             return len(attachments) - 1
 
-        values = dataclasses.asdict(dataclasses.replace(self, subjects=(), options=dict(self.options)))
+        values = dataclasses.asdict(dataclasses.replace(self, subjects=()))
         values["subjects"] = [_subject_values(subject, attach) for subject in self.subjects]
         info = PngInfo()
         info.add_text(KEY, json.dumps(values))
@@ -82,9 +82,16 @@ def read_record(path: str | Path) -> Record:
     try:
         values = json.loads(text)
         values["subjects"] = tuple(_subject_of(one, chunks) for one in values["subjects"])
-        # Values of wrong types are found here or when they are sampled.
         SamplingOptions(**values["options"])
-        return Record(**values)
+        record = Record(**values)
+        kinds = {"prompt": str, "negative_prompt": str, "seed": int, "model": dict}
+        for name, kind in kinds.items():
+            if type(getattr(record, name)) is not kind:
+                raise TypeError(f"{name} is of type {type(getattr(record, name)).__name__}")
+        for name, value in record.model.items():
+            if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
+                raise TypeError(f"model: {name} is no text")
+        return record
     except UserError as error:
         raise UserError(f"'{path}' says how it was made, but not correctly: {error}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:

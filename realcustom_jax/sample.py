@@ -14,6 +14,7 @@ makes one again, and with other flags beside it a variation.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from realcustom_jax.data.target_words import find_phrase, phrases_of
 from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
-from realcustom_jax.files import make_folder
+from realcustom_jax.files import exists, make_folder
 from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.options import SamplingOptions
+from realcustom_jax.precision import AUTO as AUTO_DTYPE
 from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import text_or_file, texts_of
 from realcustom_jax.records import Record, read_record
@@ -37,43 +39,78 @@ from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 def main() -> None:
     args = _parser().parse_args()
     given = given_options(args)
-    record = _EMPTY if args.again is None else read_record(args.again)
-    prompt = record.prompt if args.prompt is None else args.prompt
-    if prompt is None:
-        raise UserError("the following arguments are required: --prompt, see --help")
-    subjects = _subjects(args) or list(record.subjects)
-    seeds = args.seed or [record.seed]
-    for seed in seeds:
-        SEED.check("--seed", seed)
-    repeated = [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]
-    if repeated:
-        raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
-    negative = record.negative_prompt
-    if args.negative_prompt is not None:
-        negative = text_or_file("--negative-prompt", args.negative_prompt)
-    args.model = args.model or record.model or "toybox"
+    request = _request(args)
+    seeds = _seeds(args.seed or [request.seed])
     # Loading a large model takes minutes, so what can fail before should.
-    texts_of("--prompt", prompt)
-    texts_of("--negative-prompt", negative)
-    _check_words(prompt, subjects)
     out = Path(args.out)
     make_folder(out, "--out")
+    _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
-    options = {**_changes(record.options, defaults), **given}
-    plan(models, schedule, defaults, options, [subjects] * len(seeds))
+    options = {**_changes(request.options, defaults), **given}
+    plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
     with Progress() as progress:
         progress.stage(f"loading {args.model}")
         pipe = load_model(args, matcher=args.matcher)
-    samples = sample(pipe, prompt, subjects, seeds, negative_prompt=negative, **options)
-    for number, (subject, words) in enumerate(zip(subjects, samples.words[0], strict=True), 1):
+    samples = sample(
+        pipe, request.prompt, request.subjects, seeds, negative_prompt=request.negative_prompt, **options
+    )
+    for number, (subject, words) in enumerate(zip(request.subjects, samples.words[0], strict=True), 1):
         if subject.words == AUTO:
             print(f"subject {number} is '{', '.join(words)}'")
     for path in samples.save(out, args.masks):
         print(path)
 
 
-# What is made without --from.
-_EMPTY = Record(None, "", 0, (), {})
+def _request(args: argparse.Namespace) -> Record:
+    """What is asked for: the record of --from, and what the flags change of it."""
+    if args.again is None:
+        record = Record("", "", 0, (), {})
+        if args.prompt is None:
+            raise UserError("the following arguments are required: --prompt, see --help")
+    else:
+        record = read_record(args.again)
+    prompt = record.prompt if args.prompt is None else args.prompt
+    negative = record.negative_prompt
+    if args.negative_prompt is not None:
+        negative = text_or_file("--negative-prompt", args.negative_prompt)
+    texts_of("--prompt", prompt)
+    texts_of("--negative-prompt", negative)
+    subjects = _subjects(args, record.subjects)
+    for subject in subjects:
+        if subject.words != AUTO:
+            for phrase in phrases_of(prompt, subject.words):
+                find_phrase(prompt, phrase, subject.plurals, subject.match_case)
+    return dataclasses.replace(record, prompt=prompt, negative_prompt=negative, subjects=tuple(subjects))
+
+
+def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None:
+    """Fill in the flags of the model: without --model, those of the record that were not given."""
+    if args.model is not None:
+        return
+    args.model = source.get("model", "toybox")
+    for name, flag in _MODEL_FLAGS.items():
+        if name in source and getattr(args, flag) in (None, [], AUTO_DTYPE):
+            setattr(args, flag, source[name])
+
+
+# {name in `Pipeline.source`: the flag's}
+_MODEL_FLAGS = {
+    "unet": "unet",
+    "realcustom": "realcustom",
+    "image_encoders": "image_encoder",
+    "tokenizers": "tokenizer",
+    "dtype": "dtype",
+    "vae_dtype": "vae_dtype",
+}
+
+
+def _seeds(seeds: list[int]) -> list[int]:
+    for seed in seeds:
+        SEED.check("--seed", seed)
+    repeated = [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]
+    if repeated:
+        raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
+    return seeds
 
 
 def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
@@ -86,43 +123,33 @@ def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str,
     }
 
 
-def _check_words(prompt: str, subjects: Sequence[Subject]) -> None:
-    """Raises `UserError` for target words that are not in the prompt."""
-    for subject in subjects:
-        if subject.words != AUTO:
-            for phrase in phrases_of(prompt, subject.words):
-                find_phrase(prompt, phrase, subject.plurals, subject.match_case)
-
-
-def _subjects(args: argparse.Namespace) -> list[Subject]:
-    """The subjects with their masks and strengths, all files read."""
+def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Subject]:
+    """The subjects, or those of --from, with their masks and strengths, all files read."""
+    subjects = [
+        Subject(images=photos, words=words, plurals=args.plurals, match_case=args.match_case)
+        for photos, words in map(_photos_and_words, args.subject)
+    ] or list(recorded)
     if args.mask_mode and not args.mask:
         raise UserError("--mask-mode is of a mask, but no --mask is given")
-    count = len(args.subject)
-    masks, strengths = _by_number("--mask", args.mask, count), _by_number("--strength", args.strength, count)
-    return [
-        Subject(
-            images=photos,
-            words=words,
-            mask=load_mask(masks[n]) if n in masks else None,
-            mask_mode=args.mask_mode if args.mask_mode and n in masks else MASK_MODES[0],
-            strength=_number(f"--strength {n}", strengths.get(n, "1")),
-            plurals=args.plurals,
-            match_case=args.match_case,
+    for n, path in _by_number("--mask", args.mask, len(subjects)).items():
+        subjects[n - 1] = dataclasses.replace(
+            subjects[n - 1], mask=load_mask(path), mask_mode=args.mask_mode or MASK_MODES[0]
         )
-        for n, (photos, words) in enumerate(map(_photos_and_words, args.subject), 1)
-    ]
+    for n, text in _by_number("--strength", args.strength, len(subjects)).items():
+        strength = _number(f"--strength {n}", text)
+        subjects[n - 1] = dataclasses.replace(subjects[n - 1], strength=strength)
+    return subjects
 
 
 def _photos_and_words(text: str) -> tuple[tuple[bytes, ...], str | tuple[str, ...]]:
     """WORDS=IMAGE, several phrases separated by |, IMAGE alone, or several of them separated by commas."""
     words, equals, images = text.partition("=")
-    if not equals and Path(text).exists():
+    if not equals and exists(text):
         words, images = AUTO, text
     elif not (equals and words and images):
         raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE")
     # A comma may also be part of a name.
-    paths = [images] if Path(images).exists() else images.split(",")
+    paths = [images] if exists(images) else images.split(",")
     return tuple(map(_file, paths)), AUTO if words == AUTO else tuple(words.split("|"))
 
 

@@ -108,7 +108,7 @@ def sample(
         for prompt, own in zip(prompts, nested, strict=True)
     ]
     records = tuple(
-        Record(*texts, int(one_seed), tuple(own), chosen.of_request(i), pipe.source)
+        Record(*texts, int(one_seed), tuple(own), chosen.of_request(i), dict(pipe.source))
         for i, (*texts, one_seed, own) in enumerate(zip(prompts, negatives, seeds, nested, strict=True))
     )
     return Samples(images, np.asarray(masks), words, records)

@@ -329,7 +329,8 @@ def load_cases(folder):
 
 def record_cases(folder):
     """PNG files that say in odd ways how they were made."""
-    good = '{"prompt": "a cat", "negative_prompt": "", "seed": 0, "model": "", "options": {}, "subjects": []}'
+    good = '{"prompt": "a cat", "negative_prompt": "", "seed": 0, "model": {"model": "toybox"}, '
+    good += '"options": {}, "subjects": []}'
     subject = (
         '[{"words": "cat", "mask_mode": "instead", "strength": 1, "plurals": false, "match_case": false, '
     )
@@ -344,9 +345,12 @@ def record_cases(folder):
         good[:-5],
         good.replace("prompt", "p"),
     ]
-    texts += [
-        good.replace("{}", value) for value in ("5", '{"steps": -1}', '{"x": 1}', '{"steps": "5"}', "[1]")
-    ]
+    options = ("5", '{"steps": -1}', '{"x": 1}', '{"steps": "5"}', "[1]")
+    texts += [good.replace('"options": {}', f'"options": {value}') for value in options]
+    models = ("5", '"toybox"', "[]", '{"model": 5}', '{"model": null}', '{"unet": [1]}')
+    texts += [good.replace('{"model": "toybox"}', value) for value in models]
+    changes = {'"a cat"': ("5", "null", "[]"), '"seed": 0': ('"seed": "0"', '"seed": 1.5', '"seed": true')}
+    texts += [good.replace(old, new) for old, news in changes.items() for new in news]
     for images in ("[]", "[0]", "[-1]", "[1.5]", '"0"', "5", "null", "[null]"):
         texts.append(good.replace("[]", subject + f'"images": {images}, "mask": null}}]'))
     for i, text in enumerate(texts):
@@ -386,6 +390,9 @@ def command_cases(folder):
         ["--mask-mode", "intersect"], ["--out", "/proc/no"],
         ["--out", cat], ["--seed", "1", "1"], ["--nothing"],
     ]  # fmt: skip
+    long = "x" * 300  # more than a name may have
+    lines += [[flag, long] for flag in ("--model", "--subject", "--from", "--out")]
+    lines += [["--subject", f"cat={long}"], ["--negative-prompt", f"@{long}"]]
     for line in lines:
         yield " ".join(line).encode("ascii", "replace").decode(), lambda a=line: _run([*base, *a])
 
@@ -421,7 +428,7 @@ def test_hostile_inputs_are_one_sentence(flat_pipe, tmp_path, rule, counts):
 
 
 def test_the_command_answers_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("realcustom_jax.model_flags.load", lambda *_, **__: pytest.fail("a model was loaded"))
     no_images(tmp_path)
     assert check(command_cases(tmp_path)) > 60
 

@@ -194,7 +194,22 @@ def test_the_command_makes_an_image_again(flat_pipe, tmp_path, monkeypatch, caps
     first = tmp_path / "one" / "image_5.png"
     run("--from", first, "--out", tmp_path / "two")
     assert (tmp_path / "two" / "image_5.png").read_bytes() == first.read_bytes()
-    run("--from", first, "--seed", 6, "--prompt", "a cat on the beach", "--out", tmp_path / "three")
+    run(
+        "--from",
+        first,
+        "--seed",
+        6,
+        "--prompt",
+        "a cat on the beach",
+        "--strength",
+        "1=0.5",
+        "--out",
+        tmp_path / "three",
+    )
     other = read_record(tmp_path / "three" / "image_6.png")
     assert (other.prompt, other.seed, other.options["steps"]) == ("a cat on the beach", 6, 3)
-    assert len(other.subjects[0].photos) == 2 and other.model == model
+    assert (
+        len(other.subjects[0].photos) == 2
+        and other.subjects[0].strength == 0.5
+        and other.model["model"] == model
+    )

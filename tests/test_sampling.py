@@ -289,7 +289,7 @@ def test_the_command_reads_subjects(tmp_path, monkeypatch):
     command = runpy.run_module("realcustom_jax.sample")
     line = "--prompt x --subject cat|kitten=cat.png --subject cat.png --subject auto=cat.png --plurals"
     line += " --mask 2=mask.png --mask-mode intersect --strength 1=0.5 --strength 3=2"
-    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()))
+    first, second, third = command["_subjects"](command["_parser"]().parse_args(line.split()), ())
     assert [s.words for s in (first, second, third)] == [("cat", "kitten"), "auto", "auto"]
     assert [s.strength for s in (first, second, third)] == [0.5, 1.0, 2.0]
     assert first.mask is None and third.mask is None and second.mask_mode == "intersect"
@@ -422,7 +422,7 @@ def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments
 def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):
     """Words, sizes and steps, from the model's configs alone."""
     Image.fromarray(CAT).save(tmp_path / "cat.png")
-    monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("realcustom_jax.model_flags.load", lambda *_, **__: pytest.fail("loaded"))
     for wrong in (["--subject", f"dog={tmp_path / 'cat.png'}"], ["--width", "33"], ["--mask-steps", "99"]):
         with pytest.raises(SystemExit):
             run_sample(monkeypatch, "--prompt", "a cat", "--out", str(tmp_path / "out"), *wrong)

@@ -8,6 +8,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import exists
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What loading reads. Weights are chosen by name: of a repository with several forms only one is downloaded.
@@ -28,7 +29,7 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
       UserError: when it is neither, or cannot be downloaded.
     """
     path = Path(name)
-    if path.exists():
+    if exists(path):
         return path
     if not _ID.fullmatch(str(name)):
         shipped = "; the shipped model is called 'toybox'" if "unet" in components else ""
