@@ -3,10 +3,10 @@
   python benchmarks/real_size.py --family sd15 [--size 512] [--steps 2] [--only sample,train] [--keep DIR]
 
 Each phase runs in a process of its own. Parts are converted to one folder. That is loaded, and samples one
-subject of a tall photo and two subjects, each twice: the first call compiles. Another process samples with the
-compiled programs of the first. Pictures are prepared and encoded. A training takes three steps, is killed, and
-resumes. The adapter is taken out of the unfinished run and sampled with. Prints seconds, those of them that
-compile, and the peak memory of each phase. With --json the last line is one JSON object.
+subject of a tall photo and two subjects, each twice: the first call compiles. Another process samples with
+the compiled programs of the first. Pictures are prepared and encoded. A training takes three steps, is
+killed, and resumes. The adapter is taken out of the unfinished run and sampled with. Prints seconds, those of
+them that compile, and the peak memory of each phase. With --json the last line is one JSON object.
 
 SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. Its training
 step does not fit either. So a UNet with 4 blocks where SDXL has 10 trains, at 256 pixels, from stored latents

@@ -35,8 +35,8 @@ def add_precision_flags(parser: argparse._ActionsContainer) -> None:
     """Add --dtype and --vae-dtype."""
     choices = (AUTO, *COMPUTE_DTYPES)
     parser.add_argument(
-        "--dtype", choices=choices, default=AUTO, help="of parameters and computation; auto: float32 on CPUs, "
-        "bfloat16 elsewhere",
+        "--dtype", choices=choices, default=AUTO,
+        help="of parameters and computation; auto: float32 on CPUs, bfloat16 elsewhere",
     )  # fmt: skip
     parser.add_argument(
         "--vae-dtype", choices=choices, default=AUTO,

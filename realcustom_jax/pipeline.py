@@ -207,7 +207,7 @@ def load(
     vae = vae_compute_dtype(vae_dtype, compute, models.vae_config, mesh)
     models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
-    dtypes = functools.partial(_param_dtype, common, vae or common)
+    dtypes = functools.partial(dtype_of_param, common, vae or common)
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
@@ -223,8 +223,8 @@ def load(
     return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
 
 
-def _param_dtype(common: Any, vae: Any, path: str) -> Any:
-    """Of a parameter in the whole model."""
+def dtype_of_param(common: Any, vae: Any, path: str) -> Any:
+    """Of a parameter, by its path in the whole model: `vae` for the VAE's, `common` for most others."""
     if re.search(r"(^|/)scoring/", path):  # scores are float32, and these are few
         return jnp.float32
     return vae if path.startswith("vae/") else common

@@ -250,6 +250,12 @@ def _compiled(function: Callable[..., Any], platform: str) -> Callable[..., Any]
     return jax.jit(function, static_argnames=static, compiler_options=compiler_options(platform))
 
 
+def lower(program: _Program, static: Any, params: Any, rows: Any, mesh: Mesh) -> Any:
+    """A program for shapes with shardings, on a mesh with the axis "rows", to be compiled ahead of time."""
+    run = _compiled(_copied, mesh.devices.flat[0].platform)
+    return run.lower(params, rows, program=program, static=static, mesh=mesh)
+
+
 def _restrict(params: Any, mesh: Mesh) -> Any:
     """Arrays that are whole on more devices, on those of the mesh alone; nothing is copied."""
     wanted = NamedSharding(mesh, P())

@@ -1,25 +1,27 @@
 """What a TPU would need, before paying for it: `python -m realcustom_jax.aot --config F --topology v5e:4x4`.
 
-Compiles the training step of a config (or, with --what sample, the sampler of its model) with the real TPU
-compiler, for chips that need not be there, and prints memory, operations, collectives and the compiler's
-estimate of the time. Needs the extra "tpu" and no weights: shapes come from the config's `model`, or from the
-configs in the folder `init_from`. --config.x=y changes the config as in training. --effort=-1 compiles in a
-fraction of the time and makes slower programs; --largest compiles a second batch to work out the largest that
-fits. With --json the last line of the output is one JSON object.
+Compiles the training step of a config (or, with --what sample, every program of a request: text encoder,
+image towers, denoising loop, VAE decoder) with the real TPU compiler, for chips that need not be there. Prints
+memory, operations, collectives and the compiler's estimate of the time. Needs the extra "tpu" and no weights:
+shapes come from the config's `model`, or from the configs in the folder `init_from`. --config.x=y changes the
+config as in training. --effort=-1 compiles in a fraction of the time and makes slower programs. --largest
+compiles a second batch to compute the largest that fits. With --json the last line is one JSON object.
 """
 
 import dataclasses
 import json
 import sys
+from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from realcustom_jax.aot.compiled import compile_program, largest_batch
-from realcustom_jax.aot.programs import Program, sample_program, train_program
-from realcustom_jax.aot.report import as_json, as_table
-from realcustom_jax.aot.topology import devices, parse_topology, set_environment
+from realcustom_jax.aot.compiled import Figures, compile_program, largest_batch
+from realcustom_jax.aot.programs import Program, train_program
+from realcustom_jax.aot.report import as_json, as_table, programs_json
+from realcustom_jax.aot.request import LOOP, request_programs
+from realcustom_jax.aot.topology import Topology, devices, parse_topology, set_environment
 from realcustom_jax.cli import parse_flags, run_command
 from realcustom_jax.errors import UserError
 from realcustom_jax.training.config import check_config
@@ -45,27 +47,47 @@ def main() -> None:
     set_environment(topology)
     chips = devices(topology)
 
-    def make(per_chip: int | None) -> Program:
-        if _WHAT.value == "train":
-            return train_program(config, chips, per_chip)
-        return sample_program(config, chips, per_chip or 1)
-
-    program = make(_BATCH.value)
     print(f"compiling for {topology.chips} chips", file=sys.stderr, flush=True)
-    figures = compile_program(program, topology, _EFFORT.value)
-    largest = None
-    if _LARGEST.value:
-        # Chips of the tensor axis share their images.
-        groups = topology.chips // (config.mesh.tensor if _WHAT.value == "train" else 1)
-        per_chip = program.images // groups
-        print("compiling twice the batch", file=sys.stderr, flush=True)
-        twice = dataclasses.replace(make(2 * per_chip), parts=())  # memory alone is of interest
-        other = compile_program(twice, topology, _EFFORT.value)
-        largest = largest_batch([(per_chip, figures), (2 * per_chip, other)], topology)
-    values = as_json(program, figures, topology, largest)
+    values = (_train if _WHAT.value == "train" else _sample)(config, topology, chips)
     print(as_table(values))
     if _JSON.value:
         print(json.dumps(values))
+
+
+def _train(config: ConfigDict, topology: Topology, chips: list[Any]) -> dict[str, Any]:
+    """The figures of the training step, and with --largest the largest batch of a chip."""
+    program = train_program(config, chips, _BATCH.value)
+    figures, largest = compile_program(program, topology, _EFFORT.value), None
+    if _LARGEST.value:
+        # Chips of the tensor axis share their images.
+        per_chip = program.images // (topology.chips // config.mesh.tensor)
+        twice = train_program(config, chips, 2 * per_chip)
+        largest = _largest(per_chip, figures, twice, topology)
+    return as_json(program, figures, topology, largest)
+
+
+def _sample(config: ConfigDict, topology: Topology, chips: list[Any]) -> dict[str, Any]:
+    """The figures of the denoising loop, and under "programs" those of each program of a request."""
+    per_chip = _BATCH.value or 1
+    request, figures = request_programs(config, chips, per_chip), {}
+    for name, program in request.programs.items():
+        print(f"compiling: {name}", file=sys.stderr, flush=True)
+        figures[name] = compile_program(program, topology, _EFFORT.value)
+    loop, largest = request.programs[LOOP], None
+    if _LARGEST.value:
+        twice = request_programs(config, chips, 2 * per_chip).programs[LOOP]
+        largest = _largest(per_chip, figures[LOOP], dataclasses.replace(twice, parts=()), topology)
+    return {
+        **as_json(loop, figures[LOOP], topology, largest),
+        "programs": programs_json(request, figures, topology),
+    }
+
+
+def _largest(per_chip: int, figures: Figures, twice: Program, topology: Topology) -> int | None:
+    """The largest batch of a chip, from the figures of one and a program of twice as many images."""
+    print("compiling twice the batch", file=sys.stderr, flush=True)
+    other = compile_program(twice, topology, _EFFORT.value)
+    return largest_batch([(per_chip, figures), (2 * per_chip, other)], topology)
 
 
 if __name__ == "__main__":

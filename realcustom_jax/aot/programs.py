@@ -144,7 +144,7 @@ def sample_program(
     def struct(*shape: int, of: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *shape), of, sharding=divided)
 
-    conditioning, keys = _conditioning(models, options, subjects, struct), struct(2, of=jnp.uint32)
+    conditioning, keys = conditioning_shapes(models, options, subjects, struct), struct(2, of=jnp.uint32)
     sampler = options.sampler_config(*latent_size(models, None, None))
     denoiser = Denoiser(models.unet, schedule, sampler)
     run = jax.jit(
@@ -193,7 +193,8 @@ def _sampler_parts(
     return tuple(parts)
 
 
-def _conditioning(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:
+def conditioning_shapes(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:
+    """A batch of requests as shapes; `struct` makes those of one row of each."""
     text = struct(models.text_tokens, models.unet_config.cross_attention_dim)
     features: tuple[Any, ...] = ()
     if subjects:

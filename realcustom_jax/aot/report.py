@@ -1,11 +1,13 @@
 """What `aot` prints: a table to read, or one JSON object."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from realcustom_jax.aot.collectives import Counts, total
 from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.programs import Program
+from realcustom_jax.aot.request import Request
 from realcustom_jax.aot.topology import Topology
 from realcustom_jax.chips import GIB
 
@@ -37,6 +39,26 @@ def as_json(program: Program, figures: Figures, topology: Topology, largest: int
         "compile_seconds": round(figures.compile_seconds, 1),
         "largest_batch_per_chip": largest,
     }
+
+
+def programs_json(
+    request: Request, figures: Mapping[str, Figures], topology: Topology
+) -> dict[str, dict[str, Any]]:
+    """{program: its figures}; `resident_bytes` is its peak with all other parameters beside it."""
+    values = {}
+    for name, found in figures.items():
+        others = request.parameters - request.held[name]
+        resident = None if found.hbm_peak_bytes is None else found.hbm_peak_bytes + others
+        values[name] = {
+            "parameter_bytes": request.held[name],
+            "hbm_peak_bytes": found.hbm_peak_bytes,
+            "resident_bytes": resident,
+            "fits": found.fits and resident is not None and resident <= topology.chip.usable,
+            "fits_offloaded": found.fits,
+            "estimated_seconds": found.estimated_seconds,
+            "compile_seconds": round(found.compile_seconds, 1),
+        }
+    return values
 
 
 def _counts(count: Counts) -> dict[str, dict[str, int]]:
@@ -73,6 +95,14 @@ def as_table(values: dict[str, Any]) -> str:
         ("share of the peak operations", f"{use:.1%}" if use else UNKNOWN),
         ("compiled in", f"{values['compile_seconds']:.1f} s"),
     ]
+    for name, found in values.get("programs", {}).items():
+        seconds = found["estimated_seconds"]
+        rows += [
+            (f"{name}: alone", _gib(found["hbm_peak_bytes"])),
+            ("  with the whole model", _gib(found["resident_bytes"])),
+            ("  fits, compiled in", f"{'yes' if found['fits'] else 'no'}, {found['compile_seconds']:.1f} s"),
+            ("  the compiler's estimate", f"{seconds:.4g} s" if seconds else UNKNOWN),
+        ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 

@@ -83,7 +83,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, gain: Arr
         # S is a thousandth where there are a thousand tokens, which bfloat16 would round away. So the shares
         # are two bfloat16 numbers each. XLA may drop a cast there and back, but not `reduce_precision`.
         high = jax.lax.reduce_precision(shares, exponent_bits=8, mantissa_bits=7)
-        return attend(high, v, jnp.float32) + attend(shares - high, v, jnp.float32)
+        both = jnp.concatenate([high, shares - high], axis=-1)
+        return attend(both, jnp.concatenate([v, v], axis=-3), jnp.float32)
 
     return over_queries(of_queries, q, math.prod(k.shape[:-1]))
 
