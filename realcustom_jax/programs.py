@@ -71,9 +71,9 @@ def latents_and_masks(
 
     Args:
       pipe, conditioning, keys, config: see `sample_latents`.
-      watch: looks on between steps. It gets the number of steps done and a function that gives the z_0
-        predicted last, when it is there, and says at which step to look again. The same program runs with and
-        without it.
+      watch: called between steps, with the number of steps done and a function that returns the z_0
+        predicted last. It returns the step at which to call it again. The same compiled program runs with
+        and without it.
     """
     static = (pipe.models, pipe.schedule, config)
     devices = _Devices.of(pipe, {"unet": pipe.params["unet"]}, len(keys))

@@ -1,6 +1,6 @@
 """What a long piece of work is doing, on stderr: one line that is redrawn on a terminal, else plain lines.
 
-Work that is done before anyone would wonder says nothing.
+Work that ends within two seconds prints nothing.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Prompts of requests: their types, files of them, and what a model's tokenizers will not make of them."""
+"""Prompts: type checks, @FILE, and warnings about words that the model cuts off or does not know."""
 
 import re
 from collections.abc import Sequence

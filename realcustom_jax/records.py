@@ -31,7 +31,7 @@ _PLAIN = ("words", "mask_mode", "strength", "plurals", "match_case")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One request, with all that its image depends on but the model's weights.
+    """One request: everything that its image depends on, except the model's weights.
 
     Attributes:
       prompt, negative_prompt, seed: of the request.

@@ -130,7 +130,7 @@ def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Sub
         for photos, words in map(_photos_and_words, args.subject)
     ] or list(recorded)
     if args.mask_mode and not args.mask:
-        raise UserError("--mask-mode is of a mask, but no --mask is given")
+        raise UserError("--mask-mode needs a --mask")
     for n, path in _by_number("--mask", args.mask, len(subjects)).items():
         subjects[n - 1] = dataclasses.replace(
             subjects[n - 1], mask=load_mask(path), mask_mode=args.mask_mode or MASK_MODES[0]

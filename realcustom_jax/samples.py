@@ -1,4 +1,4 @@
-"""What `sample` gives: images and masks, to show, to save, and to make again."""
+"""`Samples`: the images and masks of a batch of requests, shown in notebooks and saved to files."""
 
 import base64
 import dataclasses
@@ -22,7 +22,7 @@ _SHOWN, _SIDE = 16, 512
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Samples:
-    """What `sample` gives: one image for each request. An index takes one, or a slice several.
+    """The result of `sample`: one image for each request. An index or a slice takes some of them.
 
     Attributes:
       images: (B, H, W, 3) uint8.
@@ -55,7 +55,7 @@ class Samples:
         return [Image.fromarray(image) for image in self.images]
 
     def save(self, folder: str | os.PathLike, masks: bool = False) -> list[Path]:
-        """Write image_SEED.png for each request; `sample --from` and `read_record` make it again of the file.
+        """Write image_SEED.png for each request, with its record: `sample --from FILE` makes it again.
 
         Args:
           folder: made if missing; files of the same names are overwritten.

@@ -22,7 +22,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.option_help import documented
-from realcustom_jax.options import Rule, SamplingOptions, is_list, shown
+from realcustom_jax.options import Rule, SamplingOptions, shown
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import (
     black_features,
@@ -32,8 +32,9 @@ from realcustom_jax.programs import (
     text_features,
 )
 from realcustom_jax.progress import Progress
-from realcustom_jax.prompts import texts_of, warn_of_lost_parts, warn_of_unknown_words
+from realcustom_jax.prompts import warn_of_lost_parts, warn_of_unknown_words
 from realcustom_jax.records import Record
+from realcustom_jax.requests import nested_subjects, requests_of
 from realcustom_jax.samples import Samples
 from realcustom_jax.sanity import (
     check_finite,
@@ -87,7 +88,7 @@ def sample(
         the result is not finite.
     """
     use_compilation_cache()
-    prompts, nested, negatives, seeds = _requests(prompt, subjects, negative_prompt, seed)
+    prompts, nested, negatives, seeds = requests_of(prompt, subjects, negative_prompt, seed)
     if progress is not None and not isinstance(progress, bool):
         raise UserError(f"progress must be True, False or None, not {shown(progress)}")
     every = check_preview(preview, every)
@@ -135,31 +136,6 @@ def plan(
     check_fits(models, len(subjects), config)
     check_scope(options, config, subjects)
     return options, config
-
-
-def _requests(
-    prompt: Any, subjects: Any, negative_prompt: Any, seed: Any
-) -> tuple[list[str], list[list[Subject]], list[str], list[Any]]:
-    """The arguments of `sample` as lists with one entry a request."""
-    prompts = texts_of("prompt", prompt)
-    single = isinstance(prompt, str)
-    if not prompts:
-        raise UserError("there is no prompt")
-    if single and is_list(seed):
-        if not len(seed):
-            raise UserError("there is no seed")
-        nested = _nested(subjects, 1, single=True) * len(seed)
-        prompts = prompts * len(seed)
-    else:
-        nested = _nested(subjects, len(prompts), single)
-    batch = len(prompts)
-    seed = 0 if seed is None else seed
-    seeds = _each("seed", seed, batch) if is_list(seed) else [seed] * batch
-    negative_prompt = "" if negative_prompt is None else negative_prompt
-    negatives = texts_of("negative_prompt", negative_prompt)
-    if isinstance(negative_prompt, str):
-        return prompts, nested, negatives * batch, seeds
-    return prompts, nested, _each("negative_prompt", negatives, batch), seeds
 
 
 def request_keys(seeds: Sequence[int]) -> Array:
@@ -214,7 +190,7 @@ def make_conditioning(
     Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
     with a list of prompts, and its errors.
     """
-    subjects = choose_words(pipe, prompts, _nested(subjects, len(prompts), single=False))
+    subjects = choose_words(pipe, prompts, nested_subjects(subjects, len(prompts), single=False))
     batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
@@ -268,33 +244,3 @@ def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
     """Height and width of the masks."""
     config = options.sampler_config(*latent_size(models, options.height, options.width))
     return config.mask_height, config.mask_width
-
-
-def _nested(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:
-    """The subjects of every request as lists; they may be absent for all or for some."""
-    if subjects is None:
-        return [[] for _ in range(batch)]
-    if isinstance(subjects, Subject):
-        raise UserError("subjects must be a list, also of one: subjects=[rc.Subject(image, words)]")
-    nested = [subjects] if single else _each("subjects", subjects, batch)
-    nested = [[] if own is None else own for own in nested]
-    for own in nested:
-        if not is_list(own):
-            wanted = "a list" if single else "a list of lists"
-            raise UserError(
-                f"subjects must be {wanted} of rc.Subject(image, words), not {_kind(own, not single)}"
-            )
-        for subject in own:
-            if not isinstance(subject, Subject):
-                raise UserError(f"a subject must be rc.Subject(image, words), not {_kind(subject)}")
-    return [list(own) for own in nested]
-
-
-def _kind(value: Any, within: bool = False) -> str:
-    return ("a list with " if within else "") + type(value).__name__
-
-
-def _each(name: str, values: Any, count: int) -> list[Any]:
-    if not is_list(values) or len(values) != count:
-        raise UserError(f"{name} must be a list of {count}, one for each prompt")
-    return list(values)

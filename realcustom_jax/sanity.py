@@ -1,4 +1,4 @@
-"""Requests that would end in nothing: options without effect, empty scopes, sizes beyond memory, NaN."""
+"""Checks of requests: options without effect, empty scopes, sizes beyond memory, results that are NaN."""
 
 import contextlib
 import os
@@ -83,8 +83,8 @@ def check_finite(finite: Array | np.ndarray) -> None:
     if not np.asarray(finite).all():
         bad = ", ".join(str(i) for i in np.flatnonzero(~np.asarray(finite)))
         raise UserError(
-            f"the result of request {bad} is not finite: there are weights that hold NaN or infinity, or "
-            "options or a strength that are too large"
+            f"the result of request {bad} is not finite: the weights contain NaN or infinity, or an "
+            "option or a strength is too large"
         )
 
 

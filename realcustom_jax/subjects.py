@@ -62,7 +62,7 @@ class Subject:
             raise UserError("a subject takes an image, or images, a list of one or more photos of it")
         Rule("", str, choices=MASK_MODES).check("mask_mode", self.mask_mode)
         if self.mask is None and self.mask_mode != MASK_MODES[0]:
-            raise UserError(f"mask_mode {self.mask_mode!r} is of a mask, but the subject has none")
+            raise UserError(f"mask_mode {self.mask_mode!r} needs a mask, but the subject has none")
         for name in ("plurals", "match_case"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be True or False, not {shown(getattr(self, name))}")

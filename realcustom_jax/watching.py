@@ -1,4 +1,4 @@
-"""Looking on while the sampler works: progress by step and previews, between steps of one program."""
+"""Watching the sampler: progress and previews between the steps, which one compiled program runs."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from realcustom_jax.progress import Progress
 Preview = Callable[[int, np.ndarray], Any]
 
 EVERY = Rule("steps between previews", int, low=1, none="5")
-# Seconds of work between two looks at the clock: more would be seen as a halt, fewer would slow small models.
+# Seconds of steps between two reports: more would look like a halt, fewer would slow small models.
 _LOOK = 0.5
 
 
@@ -76,7 +76,7 @@ def check_preview(preview: Any, every: Any) -> int | None:
     """
     if preview is None:
         if every is not None:
-            raise UserError("every is of a preview, but no preview is given: preview=function(step, images)")
+            raise UserError("every needs a preview: preview=function(step, images)")
         return None
     if not callable(preview):
         raise UserError(f"preview must be a function of a step and images, not {type(preview).__name__}")

@@ -168,7 +168,7 @@ def test_looking_on_over_several_devices(flat_pipe):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"every": 2}, "every is of a preview"),
+        ({"every": 2}, "every needs a preview"),
         ({"preview": 5}, "preview must be a function"),
         ({"preview": print, "every": 0}, "every must be 1 or more"),
     ],

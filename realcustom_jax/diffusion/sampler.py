@@ -6,7 +6,7 @@ the passes are combined by the guidance weights. Before and after, the generatio
 empty or negative pass is left out, and the text-only one where neither masks nor `guidance_scope` need it.
 The step itself does not know which solver it runs (see `solvers`).
 
-`sample_latents` is the whole loop; `begin` and `advance` are its parts, for who looks on.
+`sample_latents` is the whole loop; `begin` and `advance` are its parts, for callers that stop between steps.
 """
 
 import dataclasses
@@ -416,8 +416,8 @@ def advance(
 ) -> Run:
     """The steps span[0] … span[1] − 1 of a loop.
 
-    Where the span is traced, one compiled program does any number of steps, so a caller that looks on between
-    them gets the same bits as one that does not.
+    With a traced span, one compiled program runs any number of steps. A caller that stops between steps, to
+    report or to preview, gets the same bits as one that does not.
     """
     config = denoiser.config
     table = make_table(config.solver, config.steps, denoiser.schedule, config.spacing, config.eta)
