@@ -1,7 +1,12 @@
-# Needs Python 3.11 and make. `make help` lists what there is.
+# Needs Python 3.11, 3.12 or 3.13, and make. `make help` lists what there is.
 
 PYTHON ?= python3.11
 VENV ?= .venv
+# Exact versions: JAX 0.10 for Python 3.11, today's for later ones.
+LOCK := $(shell $(PYTHON) -c "import sys; \
+  print('requirements.lock' if sys.version_info < (3, 12) else 'requirements-py312.lock')" 2>/dev/null \
+  || echo requirements.lock)
+OLDER := $(filter requirements.lock,$(LOCK))
 # The demo's training: how many steps, and further flags. It goes on from the shipped weights (`fresh` is empty):
 # from a base alone, the reference began to show only after some 20,000 images (with AdamW and less noise).
 DEMO_STEPS ?= 30
@@ -11,8 +16,8 @@ PYTEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 # Whether the tests compare with PyTorch's models. On Linux, PyPI's PyTorch brings gigabytes for CUDA, where a pip
 # that knows of a smaller build takes that: `make test TORCH_FLAGS="--extra-index-url URL"`. `make test PARITY=`
-# leaves PyTorch out and skips the comparisons.
-PARITY ?= yes
+# leaves PyTorch out and skips the comparisons, as does Python 3.12, for whose packages there is no parity.
+PARITY ?= $(if $(OLDER),yes)
 TORCH_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -39,11 +44,11 @@ help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1	\2/p' Makefile
 
-$(STAMP): requirements.lock setup.py
+$(STAMP): $(LOCK) setup.py
 	@if [ -e $(HALF) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "making $(VENV) with $(PYTHON)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@touch $(HALF)
-	$(PIP) install -r requirements.lock
+	$(PIP) install -r $(LOCK)
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@rm $(HALF)
 	@touch $@
@@ -79,7 +84,7 @@ RUN_TESTS = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dis
 test: $(TESTED) ## run the tests but the slow ones
 	$(RUN_TESTS) -m "not slow" $(PYTEST_FLAGS)
 
-test-slow: $(TESTED) $(TRANSFORMERS5)/.installed ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5, runs of two processes and on stored latents
+test-slow: $(TESTED) $(if $(OLDER),$(TRANSFORMERS5)/.installed) ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5, runs of two processes and on stored latents
 	$(RUN_TESTS) -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style

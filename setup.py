@@ -1,11 +1,13 @@
-"""Packaging. Settings of ruff and pytest are in pyproject.toml, the exact versions of a tested install in
-requirements.lock and, for the extra "parity", requirements-parity.lock."""
+"""Packaging. Settings of ruff and pytest are in pyproject.toml, the exact versions of tested installs
+in requirements.lock (Python 3.11), requirements-py312.lock (3.12 and later) and, for the extra "parity" on 3.11,
+requirements-parity.lock."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Lower bounds are the oldest versions that should do; the tests run with those of requirements.lock alone.
+# Lower bounds are the oldest versions that should do; the tests run with those of the lock files: JAX 0.10 and
+# transformers 4.57 on Python 3.11, JAX 0.12 and transformers 5 on 3.12 and 3.13.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
@@ -63,6 +65,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["realcustom_jax", "realcustom_jax.*"]),
     package_data={"realcustom_jax.toybox": ["model/**"], "realcustom_jax.evaluation": ["judge/*"]},
     # Model folders are read as files, so the package cannot run from a zip.

@@ -1,10 +1,18 @@
 """RealCustom on Stable Diffusion 1.5, as in the paper: CLIP ViT-L/14, adaptive scoring, a plain projector.
 
-Put base and image tower together first, then train what RealCustom adds:
+Put base and image tower together and make a data set first, then train what RealCustom adds:
 
   python -m realcustom_jax.convert --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
-    --image-encoder openai/clip-vit-large-patch14 --out models/sd15
-  python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15 --config.data.path=DATA
+    --image-encoder openai/clip-vit-large-patch14 --dtype float16 --out models/sd15
+  python -m realcustom_jax.data.prepare --source PICTURES --data-dir data/train --min-side 512 --resize 512
+  python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15
+  python -m realcustom_jax.export --workdir runs/sd15 --out runs/sd15/adapter
+
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud all of it
+lies in a bucket that the scripts in launch/ mount at ~/bucket on every worker (put it there with the first two
+commands, or gcloud storage cp -r models data gs://BUCKET); then train with
+
+  --config.init_from=bucket/models/sd15 --config.data.path=bucket/data/train --workdir bucket/runs/sd15
 
 `--config configs/sd15.py:v5e-16` takes the batch that suits such a slice of TPUs, also v5e-1, v5e-8, v4-32
 and v5p-128; docs/tpus.md tells what they need. Parameters fit each chip whole: chips share the batch alone.

@@ -1,11 +1,19 @@
 """RealCustom++ on Stable Diffusion XL: SigLIP and DINOv2 towers, the high-resolution projector.
 
-Put base and image towers together first, then train what RealCustom++ adds:
+Put base and image towers together and make a data set first, then train what RealCustom++ adds:
 
   python -m realcustom_jax.convert --model stabilityai/stable-diffusion-xl-base-1.0 \
     --image-encoder google/siglip-so400m-patch14-384 \
-    --image-encoder facebook/dinov2-with-registers-large --out models/sdxl
-  python -m realcustom_jax.train --config configs/sdxl.py --workdir runs/sdxl --config.data.path=DATA
+    --image-encoder facebook/dinov2-with-registers-large --dtype float16 --out models/sdxl
+  python -m realcustom_jax.data.prepare --source PICTURES --data-dir data/train --min-side 1024 --resize 1024
+  python -m realcustom_jax.train --config configs/sdxl.py --workdir runs/sdxl
+  python -m realcustom_jax.export --workdir runs/sdxl --out runs/sdxl/adapter
+
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud all of it
+lies in a bucket that the scripts in launch/ mount at ~/bucket on every worker (put it there with the first two
+commands, or gcloud storage cp -r models data gs://BUCKET); then train with
+
+  --config.init_from=bucket/models/sdxl --config.data.path=bucket/data/train --workdir bucket/runs/sdxl
 
 `--config configs/sdxl.py:shallow` takes the projector that also attends to shallow layers, and
 `configs/sdxl.py:v5e-16` the batch that suits such a slice of TPUs, also v5e-8, v4-32 and v5p-128, whose chips

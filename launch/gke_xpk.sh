@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on GKE through xpk, on one or several slices:
 #   launch/gke_xpk.sh --cluster C --zone ZONE --type v5litepod-16 --image IMAGE --bucket B [--slices N] [--project P]
-#     [--name NAME] [--dry-run] -- --config configs/sdxl.py --workdir /bucket/runs/x
+#     [--name NAME] [--dry-run] -- --config configs/sdxl.py:v5e-16 --config.init_from=/bucket/models/sdxl \
+#     --config.data.path=/bucket/data/train --workdir /bucket/runs/x
 # sends a workload that installs this checkout on a base image with Python 3.11, mounts the bucket at /bucket through
 # the cluster's GCS FUSE driver (a storage object of xpk, made once), and trains on all hosts together. xpk restarts
 # it up to 10 times; every start goes on from the newest checkpoint. --delete deletes the workload instead.

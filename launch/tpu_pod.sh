@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on a TPU pod slice of several hosts, through a queued resource:
 #   launch/tpu_pod.sh --name NAME --zone ZONE --type v5litepod-16 --bucket B [--project P] [--version V] [--spot]
-#     [--dry-run] -- --config configs/sdxl.py --workdir bucket/runs/x
+#     [--dry-run] -- --config configs/sdxl.py:v5e-16 --config.init_from=bucket/models/sdxl \
+#     --config.data.path=bucket/data/train --workdir bucket/runs/x
 # asks for the slice unless it is there, waits until it is given, copies this checkout to all hosts, installs it, and
 # trains on all together, restarting a training that fails. The bucket is mounted at ~/bucket on every host:
 # checkpoints must lie where all can write. After a preemption run it again: the request is made anew, and the

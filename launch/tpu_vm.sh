@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on one TPU VM (v5litepod-8 and smaller, v4-8, v6e-8 …):
 #   launch/tpu_vm.sh --name NAME --zone ZONE --type v5litepod-8 [--project P] [--version V] [--spot]
-#     [--bucket B] [--dry-run] -- --config configs/sd15.py --workdir DIR
+#     [--bucket B] [--dry-run] -- --config configs/sd15.py:v5e-8 --config.init_from=bucket/models/sd15 \
+#     --config.data.path=bucket/data/train --workdir bucket/runs/x
 # creates the VM unless it is there, copies this checkout, installs it, and trains, restarting a training that fails.
 # With --bucket the bucket is mounted at ~/bucket, so --workdir bucket/runs/x outlives the VM. Run again, it goes on
 # from the newest checkpoint. --delete deletes the VM instead.

@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from realcustom_jax import pipeline
 from realcustom_jax.cli import CommandParser, run_command
@@ -52,6 +51,7 @@ from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.progress import Progress
 from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.lazy import place_params
@@ -201,15 +201,21 @@ def encode_split(data: Split, encoding: Encoding) -> None:
     work.mkdir(parents=True, exist_ok=True)
     which = np.zeros(len(data), int) if len(info.shapes) == 1 else nearest(data.sizes(), info.shapes)
     count = -(-len(data) // _CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(
-        desc=f"encoding {data.name}", total=len(data), unit="image", disable=None
-    ) as bar:  # fmt: skip
-        for number in range(count):
-            chunk = range(number * _CHUNK, min((number + 1) * _CHUNK, len(data)))
-            path = shard_path(work, number, count)
-            if not path.is_file():
-                _write(path, _records(data, chunk, which, encoding, threads))
-            bar.update(len(chunk))
+    chunks = [range(i, min(i + _CHUNK, len(data))) for i in range(0, len(data), _CHUNK)]
+    left = [i for i in range(count) if not shard_path(work, i, count).is_file()]
+    done = len(data) - sum(len(chunks[i]) for i in left)
+    what = f"encoding {data.name}"
+    with ThreadPoolExecutor(os.cpu_count()) as threads, Progress() as progress:
+        progress.stage(what, done)
+
+        def report(images: int) -> None:
+            nonlocal done
+            done += images
+            progress.step(done, len(data), what, "image")
+
+        for i in left:
+            records = _records(data, chunks[i], which, encoding, threads, report)
+            _write(shard_path(work, i, count), records)
     empty = None
     if encoding.encode_captions:
         encoded = encoding.encode_captions([""] * encoding.batch_size)
@@ -219,9 +225,14 @@ def encode_split(data: Split, encoding: Encoding) -> None:
 
 
 def _records(
-    data: Split, chunk: range, which: np.ndarray, encoding: Encoding, threads: ThreadPoolExecutor
+    data: Split,
+    chunk: range,
+    which: np.ndarray,
+    encoding: Encoding,
+    threads: ThreadPoolExecutor,
+    report: Callable[[int], None],
 ) -> list[bytes]:
-    """Those of a chunk, in its order, computed shape by shape."""
+    """Those of a chunk, in its order, computed shape by shape; `report` is told of every batch's images."""
 
     def read(number: int, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
         example = data[number]
@@ -242,6 +253,7 @@ def _records(
             encoded = {name: np.asarray(x) for name, x in encoded.items()}
             for place, number in enumerate(numbers):
                 records[number] = pack({name: x[place] for name, x in encoded.items()})
+            report(len(numbers))
     return [records[number] for number in chunk]
 
 

@@ -7,6 +7,7 @@ and, where it was asked for, what the UNet takes of the caption; `empty.safetens
 
 import dataclasses
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,22 @@ def write_info(folder: Path, info: EncodedInfo, empty_text: Mapping[str, np.ndar
 
 
 def read_info(folder: Path) -> EncodedInfo | None:
-    """What the latents are; None where there are none, or not all yet."""
+    """What the latents are; None where there are none, or not all yet.
+
+    Raises:
+      UserError: the file that says it is damaged.
+    """
     path = folder / _INFO
     if not path.is_file():
         return None
-    values = json.loads(path.read_text())
-    shapes = tuple(tuple(x) for x in values["shapes"])
-    return EncodedInfo(values["vae"], shapes, values["examples"], values.get("text", ""))
+    try:
+        values = json.loads(path.read_text())
+        shapes = tuple(tuple(map(operator.index, x)) for x in values["shapes"])
+        return EncodedInfo(values["vae"], shapes, operator.index(values["examples"]), values.get("text", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"'{path}' is damaged: delete '{folder}', then python -m realcustom_jax.data.encode makes it anew"
+        ) from None
 
 
 def open_encoded(

@@ -149,7 +149,16 @@ class Split:
                 f"the data set in '{self.folder}' has no {path.name}, which aspect-ratio buckets need; "
                 "python -m realcustom_jax.data.prepare writes it"
             )
-        return np.load(path, mmap_mode="r")
+        try:
+            sizes = np.load(path, mmap_mode="r")
+            whole = (
+                sizes.shape == (len(self), 2) and np.issubdtype(sizes.dtype, np.integer) and sizes.min() > 0
+            )
+        except (OSError, ValueError, EOFError):
+            whole = False
+        if not whole:
+            raise UserError(f"'{path}' is damaged: it does not hold the sizes of {len(self)} images")
+        return sizes
 
 
 def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) -> None:
@@ -263,7 +272,12 @@ def open_split(data_dir: str | os.PathLike, split: str) -> Split:
     with _quiet_tfds():
         # We decode ourselves: TFDS's decoder ignores EXIF rotation and does not say whose image is broken.
         decoders = {"image": tfds.decode.SkipDecoding()}
-        return Split(builder.as_data_source(split, decoders=decoders), _folder(data_dir), split)
+        try:
+            records = builder.as_data_source(split, decoders=decoders)
+            records[len(records) - 1]
+        except Exception as error:
+            raise _damaged(_folder(data_dir), f"{type(error).__name__}: {error}") from None
+    return Split(records, _folder(data_dir), split)
 
 
 def _folder(data_dir: str | os.PathLike) -> Path:
@@ -275,8 +289,20 @@ def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
     folder = _folder(data_dir)
     if not is_written(data_dir):
         raise UserError(f"there is no image_text data set in '{data_dir}' (looked for '{folder}')")
-    with _quiet_tfds():
-        return tfds.builder_from_directory(os.fspath(folder))
+    try:
+        with _quiet_tfds():
+            builder = tfds.builder_from_directory(os.fspath(folder))
+            found = builder.info.features.keys()
+    except Exception as error:  # TFDS raises many kinds for files that are damaged
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+    if found != _features().keys():
+        raise _damaged(folder, f"its fields are {', '.join(map(str, found))}")
+    return builder
+
+
+def _damaged(folder: Path, reason: str) -> UserError:
+    reason = " ".join(reason.split())[:200]
+    return UserError(f"the data set in '{folder}' is damaged or of another kind: {reason}")
 
 
 def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:

@@ -33,7 +33,7 @@ from realcustom_jax.data.recipe import Recipe
 from realcustom_jax.data.report import Report
 from realcustom_jax.data.run_parts import run_beam, run_here
 from realcustom_jax.data.shards import begin, finish, write_part
-from realcustom_jax.data.sources import Names, find_parts
+from realcustom_jax.data.sources import Names, check_sources, find_parts
 from realcustom_jax.errors import UserError, exit_on_user_error
 from realcustom_jax.files import disk_errors
 from realcustom_jax.progress import Counter
@@ -71,6 +71,7 @@ def prepare(
         broken; then the report is written all the same.
     """
     final = new_folder(data_dir)
+    check_sources(sources, recipe.names)
     parts = find_parts(sources)
     with disk_errors(data_dir):
         work = final.with_name(f"{final.name}.incomplete")
@@ -173,6 +174,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
         raise UserError(
             "--encode-text and --buckets are of what is stored beside the images: add --encode MODEL"
         )
+    if not args.data_dir:
+        raise UserError("--data-dir is empty, it needs a folder")
+    if args.aesthetic_key is not None and args.min_aesthetic is None:
+        raise UserError("--aesthetic-key names the score that --min-aesthetic asks for: add that")
+    if args.quality is not None and args.format == "png":
+        raise UserError("--quality is of jpeg and webp: png has none")
     if args.beam and args.limit is not None:
         raise UserError(
             "--limit keeps the first examples in order, but --beam reads in none; use one of them"
@@ -189,7 +196,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", action="append", required=True, metavar="SOURCE", help="may be given several times")
     add("--data-dir", required=True, metavar="DIR", help="folder for the data set")
-    add("--workers", type=_integer(0), default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
+    add(
+        "--workers",
+        type=_integer(0, 4096),
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes (%(default)s)",
+    )
     add("--limit", type=_integer(1), metavar="N", help="keep the first N images")
     add(
         "--validation",
@@ -210,12 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("names of columns, and of fields in .json and .jsonl").add_argument
     group("--image-key", metavar="NAME", help="image or its file name (image, jpg, file_name, …)")
     group("--caption-key", metavar="NAME", help="caption (caption or text)")
-    group("--aesthetic-key", default="aesthetic_score", metavar="NAME", help="aesthetic score (%(default)s)")
+    group("--aesthetic-key", metavar="NAME", help="aesthetic score (aesthetic_score)")
     group = parser.add_argument_group("images as they are written").add_argument
     group("--resize", type=_integer(1), metavar="PIXELS", help="shrink so that the short side is PIXELS (no)")
     group("--format", choices=("jpeg", "webp", "png"), default="jpeg",
           help="of images that are shrunk or of another format (%(default)s)")  # fmt: skip
-    group("--quality", type=_integer(1, 100), default=95, metavar="N", help="of jpeg and webp (%(default)s)")
+    group("--quality", type=_integer(1, 100), metavar="N", help="of jpeg and webp (95)")
     group = parser.add_argument_group("latents and text features, for training without encoders")
     group.add_argument("--encode", metavar="MODEL", help="model folder, hub id, or toybox (none)")
     add_arguments(group)
@@ -226,7 +239,12 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     if args.min_caption > args.max_caption:
         raise UserError(f"--min-caption {args.min_caption} is above --max-caption {args.max_caption}")
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"names"}
-    given = {name: value for name, value in vars(args).items() if name in fields}
+    optional = ("aesthetic_key", "quality")  # the recipe has their defaults
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name in fields and not (name in optional and value is None)
+    }
     return Recipe(Names(args.image_key, args.caption_key), **given)
 
 

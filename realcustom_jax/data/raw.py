@@ -39,7 +39,7 @@ def from_files(key: str, files: Mapping[str, bytes], caption_key: str | None) ->
     try:
         metadata = json.loads(files["json"]) if "json" in files else {}
         text = files["txt"].decode() if "txt" in files else None
-    except ValueError:  # of JSON, and of UTF-8, whose errors are ValueErrors too
+    except (ValueError, RecursionError):  # of JSON, and of UTF-8, whose errors are ValueErrors too
         return Raw(key, problem="unreadable_text")
     if not isinstance(metadata, dict):
         return Raw(key, problem="unreadable_text")

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from realcustom_jax.data.raw import CAPTION_NAMES, IMAGE_SUFFIXES, Raw, as_text, from_files, pick
 
@@ -68,18 +68,26 @@ def read_jsonl(
 def _from_line(line: bytes, key: str, folder: Path, image_key: str | None, caption_key: str | None) -> Raw:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested deeper than Python goes
         values = None
     if not isinstance(values, dict):
         return Raw(key, problem="unreadable_text")
     name = values.get(pick(image_key, _FILE_NAMES, values))
+    if isinstance(name, str) and not is_inside(name):
+        return Raw(key, problem="outside")
     image = _content(folder / name) if isinstance(name, str) else None
     caption = values.get(pick(caption_key, CAPTION_NAMES, values))
     return Raw(key, image, as_text(caption), values)
 
 
+def is_inside(name: str) -> bool:
+    """Whether a file's name, of a table, stays in the table's folder."""
+    path = PurePath(os.path.normpath(name))
+    return not path.is_absolute() and path.parts[:1] != ("..",)
+
+
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return path.read_bytes() if path.is_file() else None  # a pipe could be waited for, for ever
     except (OSError, ValueError):  # ValueError: a name with a null character
         return None

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realcustom_jax.data.raw import CAPTION_NAMES, Raw, as_text, pick
+from realcustom_jax.data.read_folder import is_inside
 from realcustom_jax.errors import UserError
 
 _IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
@@ -40,8 +41,12 @@ def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: st
             wanted = list(dict.fromkeys([image, caption, *plain]))
             for batch in file.iter_batches(_ROWS, columns=wanted):
                 for values in batch.to_pylist():
-                    picture = _image_bytes(values.pop(image), path.parent)
-                    yield Raw(f"{prefix}/{row}", picture, as_text(values.get(caption)), values)
+                    cell = values.pop(image)
+                    if _names_outside(cell):
+                        yield Raw(f"{prefix}/{row}", problem="outside")
+                    else:
+                        picture = _image_bytes(cell, path.parent)
+                        yield Raw(f"{prefix}/{row}", picture, as_text(values.get(caption)), values)
                     row += 1
     except (pa.ArrowException, OSError):
         yield Raw(prefix, problem="torn_file")
@@ -64,12 +69,20 @@ def _is_plain(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def _names_outside(value: Any) -> bool:
+    """Whether a cell names a file that is not in the table's folder."""
+    if not isinstance(value, dict) or value.get("bytes") is not None:
+        return False
+    return isinstance(value.get("path"), str) and not is_inside(value["path"])
+
+
 def _image_bytes(value: Any, folder: Path) -> bytes | None:
     if isinstance(value, dict):
         if value.get("bytes") is None and value.get("path"):
             try:
-                return (folder / value["path"]).read_bytes()
-            except OSError:
+                file = folder / value["path"]
+                return file.read_bytes() if file.is_file() else None
+            except (OSError, ValueError, TypeError):  # no name of a file
                 return None
         value = value.get("bytes")
     return value if isinstance(value, bytes) else None

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+SPLITS = ("train", "validation")
 # Reasons of examples that are broken: counted, and fatal only above a share.
 BAD = {
     "torn_file": "the file ends too soon; what follows in it is lost",
     "repeated_key": "the key appears twice in its file",
     "unreadable_text": "the metadata is no JSON object, or the caption no UTF-8",
+    "outside": "the file that is named lies outside of the source's folder",
     "no_image": "there is no image",
     "no_caption": "there is no caption",
     "undecodable": "the image cannot be decoded",
@@ -125,4 +127,11 @@ class Report:
 
     @classmethod
     def loads(cls, text: str) -> "Report":
-        return cls(**json.loads(text))
+        """Raises ValueError or TypeError for what `dumps` would not write."""
+        report = cls(**json.loads(text))
+        counts = [report.read, *report.kept.values(), *report.bytes.values(), *report.dropped.values()]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("counts must be whole numbers")
+        if not (report.kept.keys() <= set(SPLITS) and report.instances.keys() >= report.dropped.keys()):
+            raise ValueError("a split or a reason is unknown")
+        return report

@@ -19,11 +19,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from realcustom_jax.data.image_text import make_serializer, shard_name, write_info
 from realcustom_jax.data.recipe import Made, Recipe, make
-from realcustom_jax.data.report import Report
+from realcustom_jax.data.report import SPLITS, Report
 from realcustom_jax.data.sources import Part, read_part
 from realcustom_jax.files import replacing
 
-SPLITS = ("train", "validation")
 _JOB = "job.json"
 
 
@@ -116,12 +115,20 @@ def _done(work: Path, number: int, made_from: dict[str, Any]) -> Report | None:
     """The report of a part that was written before, from the same source, and is all there."""
     try:
         found = json.loads((work / _report(number)).read_text())
-    except (FileNotFoundError, ValueError):
+        report = Report.loads(found["report"])
+        part = found["part"]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # none, or damaged: it is written again
         return None
-    report = Report.loads(found["report"])
     files = [work / _records(number, split) for split in report.kept]
     whole = all(file.is_file() and file.with_suffix(".npy").is_file() for file in files)
-    return report if whole and found["part"] == made_from else None
+    return report if whole and part == made_from else None
 
 
 def begin(folder: Path, recipe: Recipe) -> int:
@@ -131,7 +138,7 @@ def begin(folder: Path, recipe: Recipe) -> int:
       how many parts are done.
     """
     job = json.dumps(dataclasses.asdict(recipe))
-    if folder.exists() and (not (folder / _JOB).is_file() or (folder / _JOB).read_text() != job):
+    if folder.exists() and (not (folder / _JOB).is_file() or (folder / _JOB).read_bytes() != job.encode()):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / _JOB) as half:

@@ -77,6 +77,21 @@ def find_parts(sources: list[str]) -> Iterator[Part]:
             yield dataclasses.replace(part, prefix=prefix + part.prefix)
 
 
+def check_sources(sources: list[str], names: Names) -> None:
+    """Look at the beginning of every source, before hours are spent on the first.
+
+    Raises:
+      UserError: as `find_parts`; or the name of an image's column is given and a source has no columns.
+    """
+    for source in sources:
+        if not source.strip():
+            raise UserError("a source is empty: --source needs a folder, a file or a pattern")
+        kind = next(find_parts([source])).kind
+        if names.image and kind in ("tar", "images"):
+            what = "shards" if kind == "tar" else "a folder of images"
+            raise UserError(f"--image-key is for .jsonl and parquet: {what} as '{source}' have no such name")
+
+
 def read_part(part: Part, names: Names) -> Iterator[Raw]:
     """The examples of a part, in order, read as they are asked for."""
     path = Path(part.path)

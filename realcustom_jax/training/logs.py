@@ -69,12 +69,13 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            earlier = record["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line that the end of the process cut off
-        if record["step"] <= step and "sha256" not in record:
+        if earlier and "sha256" not in record:
             kept.append(f"{line}\n")
     with replacing(path) as half:
         half.write_text("".join(kept))

@@ -162,7 +162,8 @@ def vision_to_json(config: ViTConfig) -> dict[str, Any]:
     if kind not in ("clip_vision_model", OWN):
         del values["projection_dim"]
     if kind.startswith("dinov2"):
-        values["mlp_ratio"] = config.intermediate_size / config.hidden_size
+        ratio, rest = divmod(config.intermediate_size, config.hidden_size)
+        values["mlp_ratio"] = config.intermediate_size / config.hidden_size if rest else ratio  # an int, if one
     if config.registers:
         values["num_register_tokens"] = config.registers
     return {**values, "architectures": [architecture], "model_type": kind}

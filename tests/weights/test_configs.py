@@ -1,6 +1,7 @@
 """Config files of image towers: what transformers can compute is written as its own, and the rest is not."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 import transformers
@@ -36,7 +37,8 @@ def test_a_tower_that_transformers_knows_is_written_as_its(kind):
     assert values["model_type"] == kind
     config = AutoConfig.for_model(**values)
     assert config.hidden_size == 32
-    assert getattr(transformers, values["architectures"][0]).config_class is type(config)
+    if importlib.util.find_spec("torch"):  # without it transformers 5 has no such classes
+        assert getattr(transformers, values["architectures"][0]).config_class is type(config)
     assert read_vision(values, "the tower") == TYPES[kind]
 
 

@@ -1,0 +1,188 @@
+"""Damaged and odd files of data sets and sources, made by rules: one sentence, or counted as broken."""
+
+import json
+import os
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from realcustom_jax.data import prepare as command
+from realcustom_jax.data.encoded import read_info
+from realcustom_jax.data.image_text import open_split
+from realcustom_jax.data.prepare import prepare
+from realcustom_jax.data.recipe import Recipe
+from realcustom_jax.errors import UserError
+
+common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
+PICTURE = common.encode(common.picture(0, 20, 16))
+
+# What may stand in a file of JSON.
+ODD = {
+    "nothing": b"", "binary": bytes(range(256)), "half": b'{"a": [1, 2', "null": b"null", "number": b"3",
+    "list": b"[]", "text": b'"x"', "empty": b"{}", "deep": b"[" * 100_000 + b"]" * 100_000, "nan": b"NaN",
+    "long number": b"9" * 5000,
+    "wrong types": b'{"vae": 1, "shapes": 2, "examples": "x", "part": [], "report": {}}',
+    "absurd": b'{"vae": "", "shapes": [["a", null]], "examples": 1e99, "text": []}',
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    samples = [{"jpg": PICTURE, "txt": b"a cat"} for _ in range(3)]
+    common.write_tar(folder / "0.tar", samples)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    prepare([str(source)], folder / "data", Recipe())
+    return folder / "data"
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_damaged_description_of_a_data_set(written, tmp_path, name, odd):
+    copy = Path(shutil.copytree(written, tmp_path / "data"))
+    (copy / "image_text" / "1.0.0" / name).write_bytes(ODD[odd])
+    with pytest.raises(UserError, match=r"is damaged or of another kind|has no split") as error:
+        open_split(copy, "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(70_000)])
+def test_damaged_records_and_sizes(written, tmp_path, content):
+    copy = Path(shutil.copytree(written, tmp_path / "data")) / "image_text" / "1.0.0"
+    sizes = copy / "sizes-train.npy"
+    sizes.write_bytes(content)
+    split = open_split(copy.parents[1], "train")
+    with pytest.raises(UserError, match=r"sizes-train\.npy' is damaged"):
+        split.sizes()
+    next(copy.glob("*.array_record*")).write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        open_split(copy.parents[1], "train")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_damaged_latents(tmp_path, odd):
+    (tmp_path / "encoded.json").write_bytes(ODD[odd])
+    with pytest.raises(UserError, match=r"encoded\.json' is damaged"):
+        read_info(tmp_path)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", ["job.json", "part-000000.json"])
+def test_damaged_work_is_done_again(source, written, tmp_path, name, odd):
+    work = tmp_path / "data" / "image_text" / "1.0.0.incomplete"
+    work.mkdir(parents=True)
+    (work / name).write_bytes(ODD[odd])
+    report = prepare([str(source)], tmp_path / "data", Recipe())
+    assert report.count == 3 and len(open_split(tmp_path / "data", "train")) == 3
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    """Hostile lines of a .jsonl, none of which may give an example."""
+    outside = ("../secret.jpg", str(folder / "secret.jpg"), "a/../../secret.jpg", "/etc/passwd")
+    names = (
+        *outside,
+        "pipe.jpg",
+        "",
+        ".",
+        "x" * 5000,
+        "a\0b",
+        3,
+        None,
+        [],
+        {"path": "a.jpg"},
+        True,
+        "/dev/zero",
+    )
+    named = [json.dumps({"file_name": name, "text": "a cat"}).encode() for name in names]
+    captions = (None, 3, "", "  ", [], "\ud800")
+    told = [json.dumps({"file_name": "good.jpg", "text": text}).encode() for text in captions]
+    return named + told + [content.replace(b"\n", b" ") or b"{" for content in ODD.values()]
+
+
+def test_lines_that_name_what_they_must_not(tmp_path):
+    """Files outside of the folder are not read, a pipe is not waited for, and all is counted."""
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(PICTURE)
+    (folder / "good.jpg").write_bytes(PICTURE)
+    os.mkfifo(folder / "pipe.jpg")
+    lines = lines_of(folder)
+    good = json.dumps({"file_name": "./good.jpg", "text": "a cat"}).encode()
+    (folder / "captions.jsonl").write_bytes(b"\n".join([*lines, good]))
+    report = prepare([str(folder)], tmp_path / "data", Recipe(), max_bad_share=1.0)
+    assert report.count == 1 and report.bad == len(lines) >= 30
+    assert report.dropped["outside"] == 5  # with /dev/zero
+    assert open_split(tmp_path / "data", "train")[0]["key"].endswith(f"/{len(lines) + 1}")
+
+
+def test_a_table_that_names_files_outside(tmp_path):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    for place in (tmp_path / "secret.jpg", folder / "good.jpg"):
+        place.write_bytes(PICTURE)
+    cells = [
+        {"bytes": None, "path": path} for path in ("../secret.jpg", "/etc/passwd", "good.jpg", "a\0b", "")
+    ]
+    table = pa.table({"image": cells, "caption": ["a cat"] * len(cells)})
+    pq.write_table(table, folder / "0.parquet")
+    report = prepare([str(folder)], tmp_path / "data", Recipe(), max_bad_share=1.0)
+    assert report.count == 1 and report.dropped == {"outside": 2, "no_image": 2}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_metadata_beside_an_image(tmp_path, odd):
+    """It is kept where it is an object, else the example is broken."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(PICTURE)
+    (folder / "a.txt").write_text("a cat")
+    (folder / "a.json").write_bytes(ODD[odd])
+    (folder / "b.jpg").write_bytes(PICTURE)
+    (folder / "b.txt").write_text("a dog")
+    report = prepare([str(folder)], tmp_path / "data", Recipe(), max_bad_share=1.0)
+    whole = odd in ("empty", "wrong types", "absurd")
+    assert report.count == 1 + whole and report.bad == 1 - whole
+    assert all(
+        isinstance(open_split(tmp_path / "data", "train")[i]["metadata"], dict) for i in range(1 + whole)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", ""], "a source is empty"),
+        (["--source", " "], "a source is empty"),
+        (["--source", "{source}", "--source", ""], "a source is empty"),
+        (["--source", "{source}", "--source", "nowhere"], "there is no 'nowhere'"),
+        (["--source", "{source}", "--image-key", "x"], "--image-key is for .jsonl and parquet: shards"),
+        (
+            ["--source", "{source}", "--aesthetic-key", "x"],
+            "--aesthetic-key names the score",
+        ),
+        (["--source", "{source}", "--format", "png", "--quality", "5"], "--quality is of jpeg and webp"),
+        (["--source", "{source}", "--workers", "1000000"], "at most 4096"),
+        (["--source", "{source}", "--min-aesthetic", "nan"], "must be a number"),
+        (["--source", "{source}", "--validation", "nan"], "between 0 and 1"),
+        (["--source", "{source}", "--max-aspect", "0.5"], "must be a number from 1 on"),
+        (["--source", "{source}", "--min-side", "-1"], "at least 1"),
+        (["--source", "{source}", "--data-dir", ""], "--data-dir is empty"),
+    ],
+)
+def test_options_that_make_no_sense(source, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = [argument.format(source=source) for argument in arguments]
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--data-dir", str(tmp_path / "data"), *given])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
