@@ -1,13 +1,13 @@
-"""Packaging. Settings of ruff and pytest are in pyproject.toml, the exact versions of tested installs
-in requirements.lock (Python 3.11), requirements-py312.lock (3.12 and later) and, for the extra "parity" on 3.11,
+"""Packaging. Settings of ruff and pytest are in pyproject.toml. Exact versions of tested installs are in
+requirements.lock (Python 3.11), requirements-py312.lock (3.12 and later) and, for the extra "parity" on 3.11,
 requirements-parity.lock."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Lower bounds are the oldest versions that should do; the tests run with those of the lock files: JAX 0.10 and
-# transformers 4.57 on Python 3.11, JAX 0.12 and transformers 5 on 3.12 and 3.13.
+# Lower bounds are the oldest versions that should do. The tests run with those of the lock files: JAX 0.10
+# with transformers 4.57 on Python 3.11, JAX 0.12 with transformers 5 on later ones.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8.1",

@@ -8,9 +8,9 @@ Put base and image tower together and make a data set first, then train what Rea
   python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15
   python -m realcustom_jax.export --workdir runs/sd15 --out runs/sd15/adapter
 
-PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud all of it
-lies in a bucket that the scripts in launch/ mount at ~/bucket on every worker (put it there with the first two
-commands, or gcloud storage cp -r models data gs://BUCKET); then train with
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud model
+and data lie in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
+(gcloud storage cp -r models data gs://BUCKET), and train with
 
   --config.init_from=bucket/models/sd15 --config.data.path=bucket/data/train --workdir bucket/runs/sd15
 

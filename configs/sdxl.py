@@ -9,9 +9,9 @@ Put base and image towers together and make a data set first, then train what Re
   python -m realcustom_jax.train --config configs/sdxl.py --workdir runs/sdxl
   python -m realcustom_jax.export --workdir runs/sdxl --out runs/sdxl/adapter
 
-PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud all of it
-lies in a bucket that the scripts in launch/ mount at ~/bucket on every worker (put it there with the first two
-commands, or gcloud storage cp -r models data gs://BUCKET); then train with
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud model
+and data lie in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
+(gcloud storage cp -r models data gs://BUCKET), and train with
 
   --config.init_from=bucket/models/sdxl --config.data.path=bucket/data/train --workdir bucket/runs/sdxl
 

@@ -56,8 +56,15 @@ one table, one plot.
 """
 
 
+# Options of one of the two, which the other would ignore.
+_TOYBOX = ("requests", "judge")
+_DREAMBENCH = ("out", "seeds", "subjects", "clip", "dino", "image_reward", "masks")
+
+
 def main() -> None:
-    args = _parser().parse_args()
+    parser = _parser()
+    args = parser.parse_args()
+    _check_used(args, parser)
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
     connect(args.multihost)
@@ -65,6 +72,16 @@ def main() -> None:
         _dreambench(args)
     else:
         _toybox(args)
+
+
+def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises UserError for an option that would be ignored."""
+    ignored, why = (_TOYBOX, "is for the toybox, not with") if args.dreambench else (_DREAMBENCH, "needs")
+    for name in ignored:
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} {why} --dreambench")
+    if args.masks and not (args.clip or args.dino):
+        raise UserError("--masks needs --clip or --dino, which score the subject alone")
 
 
 # ---------------------------------------------------------------- the toybox

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -209,8 +210,12 @@ class _Devices:
     def run(self, program: _Program, static: Any, rows: Any) -> Any:
         """A program on rows that are placed; its rows stay where they are made."""
         first = jax.tree.leaves(self.params)[0]
-        # Parameters may be numpy arrays, which go to the default device.
-        platform = next(iter(first.devices())).platform if isinstance(first, Array) else jax.default_backend()
+        if isinstance(first, Tracer):  # within a caller's jit, which has the options of compiling
+            platform = ""
+        elif isinstance(first, Array):
+            platform = next(iter(first.devices())).platform
+        else:  # numpy arrays, which go to the default device
+            platform = jax.default_backend()
         if self.mesh is None:
             return _compiled(_on_one, platform)(self.params, rows, program=program, static=static)
         run = _compiled(_divided if self.divided else _copied, platform)

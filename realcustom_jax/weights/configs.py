@@ -163,7 +163,8 @@ def vision_to_json(config: ViTConfig) -> dict[str, Any]:
         del values["projection_dim"]
     if kind.startswith("dinov2"):
         ratio, rest = divmod(config.intermediate_size, config.hidden_size)
-        values["mlp_ratio"] = config.intermediate_size / config.hidden_size if rest else ratio  # an int, if one
+        # transformers 5 takes a whole number alone.
+        values["mlp_ratio"] = config.intermediate_size / config.hidden_size if rest else ratio
     if config.registers:
         values["num_register_tokens"] = config.registers
     return {**values, "architectures": [architecture], "model_type": kind}

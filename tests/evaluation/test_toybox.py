@@ -193,8 +193,18 @@ def test_evaluate_ends_with_the_contract(
         (["--dreambench", "nowhere"], ["nowhere/prompts_and_classes.txt"]),
         (["--dreambench", "nowhere", "--seeds", "1", "1"], ["--seeds names one twice"]),
         (["--bogus"], ["--bogus"]),
+        *(
+            ([option, *value], [option, "needs --dreambench"])
+            for option, *value in (
+                ("--seeds", "1"), ("--subjects", "dog"), ("--clip", "x"), ("--dino", "x"), ("--masks", "x"),
+                ("--out", "x"), ("--image-reward",),
+            )
+        ),
+        (["--dreambench", "nowhere", "--requests", "5"], ["--requests is for the toybox"]),
+        (["--dreambench", "nowhere", "--judge", "x"], ["--judge is for the toybox"]),
+        (["--dreambench", "nowhere", "--masks", "x"], ["--masks needs --clip or --dino"]),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_sentence(arguments, parts, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     with pytest.raises(SystemExit) as stop:
