@@ -208,13 +208,15 @@ class _Devices:
 
     def run(self, program: _Program, static: Any, rows: Any) -> Any:
         """A program on rows that are placed; its rows stay where they are made."""
+        function, mesh = _on_one, {}
+        if self.mesh is not None:
+            function, mesh = (_divided if self.divided else _copied), {"mesh": self.mesh}
         first = jax.tree.leaves(self.params)[0]
-        # Parameters may be numpy arrays, which go to the default device.
-        platform = next(iter(first.devices())).platform if isinstance(first, Array) else jax.default_backend()
-        if self.mesh is None:
-            return _compiled(_on_one, platform)(self.params, rows, program=program, static=static)
-        run = _compiled(_divided if self.divided else _copied, platform)
-        return run(self.params, rows, program=program, static=static, mesh=self.mesh)
+        if not isinstance(first, jax.core.Tracer):  # else a caller's own jit compiles it
+            numpy = not isinstance(first, Array)
+            platform = jax.default_backend() if numpy else next(iter(first.devices())).platform
+            function = _compiled(function, platform)
+        return function(self.params, rows, program=program, static=static, **mesh)
 
     def collect(self, out: Any) -> Any:
         """A program's rows, on one device."""
