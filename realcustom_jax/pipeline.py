@@ -19,6 +19,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.errors import UserError
 from realcustom_jax.matching import Matcher
+from realcustom_jax.memory import return_freed_memory
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
@@ -132,6 +133,7 @@ class Offloaded(Mapping[str, Any]):
         self._place = place
 
     def __getitem__(self, name: str) -> Any:
+        return_freed_memory()  # of the component before this one
         return place_params({name: self._params[name]}, self._place)[name]
 
     def __iter__(self) -> Iterator[str]:

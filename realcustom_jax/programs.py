@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -209,17 +208,15 @@ class _Devices:
 
     def run(self, program: _Program, static: Any, rows: Any) -> Any:
         """A program on rows that are placed; its rows stay where they are made."""
+        function, mesh = _on_one, {}
+        if self.mesh is not None:
+            function, mesh = (_divided if self.divided else _copied), {"mesh": self.mesh}
         first = jax.tree.leaves(self.params)[0]
-        if isinstance(first, Tracer):  # within a caller's jit, which has the options of compiling
-            platform = ""
-        elif isinstance(first, Array):
-            platform = next(iter(first.devices())).platform
-        else:  # numpy arrays, which go to the default device
-            platform = jax.default_backend()
-        if self.mesh is None:
-            return _compiled(_on_one, platform)(self.params, rows, program=program, static=static)
-        run = _compiled(_divided if self.divided else _copied, platform)
-        return run(self.params, rows, program=program, static=static, mesh=self.mesh)
+        if not isinstance(first, jax.core.Tracer):  # else a caller's own jit compiles it
+            numpy = not isinstance(first, Array)
+            platform = jax.default_backend() if numpy else next(iter(first.devices())).platform
+            function = _compiled(function, platform)
+        return function(self.params, rows, program=program, static=static, **mesh)
 
     def collect(self, out: Any) -> Any:
         """A program's rows, on one device."""

@@ -4,9 +4,9 @@ Compiles the training step of a config (or, with --what sample, every program of
 image towers, contexts, denoising loop, VAE decoder) with the real TPU compiler, for chips that need not be
 there. Prints memory, operations, collectives and the compiler's estimate of the time. Needs the extra "tpu"
 and no weights: shapes come from the config's `model`, or from the configs in the folder `init_from`.
---config.x=y changes the config as in training. --effort=-1 compiles in a fraction of the time and makes slower
-programs. --largest compiles a second batch to compute the largest that fits. With --json the last line of the
-output is one JSON object.
+--config.x=y changes the config as in training. --effort=-1 compiles in a fraction of the time and makes
+slower programs. --largest compiles a second batch to compute the largest that fits. With --json the last line
+of the output is one JSON object.
 """
 
 import dataclasses
