@@ -26,9 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from real_weights import write_parts
+from real_weights import write_parts, write_photos
 
 GROUPS = ("convert", "sample", "encode", "train", "export")
 _HERE = Path(__file__).parent
@@ -231,16 +229,9 @@ def _at_size(model: Path, folder: Path, side: int) -> Path:
 
 
 def _photos(folder: Path) -> list[Path]:
-    """40 JPEGs above 1024 pixels, none square, each with its caption beside it."""
-    paths = [folder / f"photo_{i:02d}.jpg" for i in range(40)]
-    if all(path.exists() for path in paths):
-        return paths
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    """40 pictures, each with its caption beside it."""
+    paths = write_photos(folder, 40)
     for i, path in enumerate(paths):
-        size = (1100 + 10 * i, 1500 + 8 * i)[:: 1 if i % 2 == 0 else -1]  # (width, height): tall, wide, …
-        noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-        noise.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
         path.with_suffix(".txt").write_text(_CAPTIONS[i % len(_CAPTIONS)] + "\n")
     return paths
 

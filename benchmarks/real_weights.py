@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -51,14 +52,32 @@ def real_models(family: str, blocks: int | None = None) -> Models:
 
     With `blocks`, so many transformer blocks at most follow each residual block.
     """
-    spec = importlib.util.spec_from_file_location(family, _CONFIGS / f"{family}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config().model.to_dict()
+    values = load_file(_CONFIGS / f"{family}.py").get_config().model.to_dict()
     if blocks:
         depths = values["unet"]["transformer_layers_per_block"]
         values["unet"]["transformer_layers_per_block"] = tuple(min(depth, blocks) for depth in depths)
     return Models.from_configs(values)
+
+
+def load_file(path: str | Path) -> Any:
+    """A config file as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_photos(folder: Path, count: int) -> list[Path]:
+    """JPEGs above 1024 pixels, none square; those that are there stay."""
+    paths = [folder / f"photo_{i:02d}.jpg" for i in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(paths):
+        size = (1100 + 10 * i, 1500 + 8 * i)[:: 1 if i % 2 == 0 else -1]  # (width, height): tall, wide, …
+        noise = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        if not path.exists():
+            noise.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+    return paths
 
 
 def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealParts:
@@ -70,7 +89,7 @@ def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealPar
     parts = RealParts(base, towers, realcustom)
     if (folder / "complete").exists():
         return parts
-    tokenizer_ids = [_write_tokenizer(base / name) for name in TOKENIZERS[: len(models.text_configs)]]
+    tokenizer_ids = [write_tokenizer(base / name) for name in TOKENIZERS[: len(models.text_configs)]]
     texts = tuple(
         dataclasses.replace(config, eos_token_id=ids)
         for config, ids in zip(models.text_configs, tokenizer_ids, strict=True)
@@ -95,7 +114,7 @@ def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealPar
     return parts
 
 
-def _write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path) -> int:
     """A CLIP tokenizer of the toybox's words; gives its end token."""
     words = list(WORDS)
     pairs = zip(words, words[1:] + words[:1], strict=True)

@@ -28,7 +28,8 @@ TRAIN = {
     "sd15": {"v5e:1x1": 8, "v5e:2x4": 16, "v5e:4x4": 16, "v4:2x2x4": 16, "v5p:4x4x4": 16},
     "sdxl": {"v5e:2x4": 2, "v5e:4x4": 4, "v4:2x2x4": 4, "v5p:4x4x4": 8},
 }
-SAMPLE = {"sd15": {"v5e:1x1": 1}, "sdxl": {"v5e:1x1": 1}}
+SAMPLE = {"sd15": {"v5e:1x1": 1, "v5e:2x4": 1}, "sdxl": {"v5e:1x1": 1, "v5e:2x4": 1}}
+PROGRAMS = ("config", "slice", "program", "alone", "with the whole model", "fits", "time", "compiled in")
 COLUMNS = (
     "config", "slice", "images a chip", "HBM of a chip", "step", "images/s a chip", "of the peak",
     "collectives",
@@ -49,6 +50,27 @@ def main() -> None:
             for topology, batch in batches.items():
                 values = compiled(args.cache, config, topology, what, batch, args.effort)
                 print(row(config, topology, values), flush=True)
+    print(f"\nPrograms of a request\n\n| {' | '.join(PROGRAMS)} |\n|{'---|' * len(PROGRAMS)}")
+    for config, batches in SAMPLE.items():
+        for topology, batch in batches.items():
+            values = compiled(args.cache, config, topology, "sample", batch, args.effort)
+            for name, found in values["programs"].items():
+                print(program_row(config, topology, name, found), flush=True)
+
+
+def program_row(config: str, topology: str, name: str, found: dict[str, Any]) -> str:
+    seconds = found["estimated_seconds"]
+    cells = (
+        config,
+        f"`{topology}`",
+        name,
+        f"{found['hbm_peak_bytes'] / GIB:.1f} GiB",
+        f"{found['resident_bytes'] / GIB:.1f} GiB",
+        "yes" if found["fits"] else "offloaded" if found["fits_offloaded"] else "no",
+        f"{seconds:.3f} s" if seconds else "unknown",
+        f"{found['compile_seconds']:.0f} s",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def compiled(cache: Path, config: str, topology: str, what: str, batch: int, effort: str) -> dict[str, Any]:
