@@ -89,7 +89,7 @@ def test_help_tells_the_story():
         ([CONFIG, "--workdir=w", "stray"], ["unexpected argument 'stray'"]),
         ([CONFIG], ["--workdir"]),
         (["--workdir=w"], ["--config"]),
-        ([CONFIG, "--config.init_from=nowhere", "--workdir=/dev/null/w"], ["/dev/null/w"]),
+        ([CONFIG, "--workdir=/dev/null/w"], ["/dev/null/w"]),
         ([CONFIG, f"--workdir={TINY}"], ["tiny.py' is a file, it must be a folder"]),
         (["--config=nowhere.py", "--config.steps=3", "--workdir=w"], ["nowhere.py"]),
         ([CONFIG, "--config.seed=-1", "--workdir=w"], ["config.seed must be 0 or more, not -1"]),

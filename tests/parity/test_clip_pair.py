@@ -71,7 +71,7 @@ def test_a_model_without_a_pair_takes_it(micro_pipe, folder):
     pair = load_pair(folder)
     best = ("dog", "cat", "beach")[int(pair.logits([image], ["dog", "cat", "beach"]).argmax())]
     lenient = SimpleNamespace(logits=lambda *args: 1e-3 * pair.logits(*args), vocabulary=pair.vocabulary)
-    [[subject]] = choose_words(micro_pipe.replace(matcher=lenient), [prompt], [[rc.Subject(image)]])
+    [[subject]] = choose_words(micro_pipe.replace(matcher=lenient), [prompt], [[rc.Subject(image, "auto")]])
     assert subject.words == best
 
 
