@@ -31,7 +31,9 @@ from realcustom_jax.evaluation.toybox import (
 )
 from realcustom_jax.files import make_folder
 from realcustom_jax.hosts import connect
+from realcustom_jax.model_flags import add_precision_flags
 from realcustom_jax.option_flags import add_option_flags, given_options
+from realcustom_jax.precision import AUTO
 from realcustom_jax.progress import Counter
 from realcustom_jax.prompts import text_or_file
 
@@ -84,6 +86,10 @@ def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         raise UserError("--masks needs --clip or --dino, which score the subject alone")
 
 
+def _generator(args: argparse.Namespace) -> Generator:
+    return Generator.load(args.model, args.batch, None, args.dtype, args.vae_dtype)
+
+
 # ---------------------------------------------------------------- the toybox
 
 
@@ -91,7 +97,7 @@ def _toybox(args: argparse.Namespace) -> None:
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
     judge = Judge.load(args.judge)
-    generator = Generator.load(args.model, args.batch)
+    generator = _generator(args)
     pipe = generator.pipe
     pair = encoder_pair.own_pair(pipe.models, pipe.params, pipe.tokenizers)
     benchmark = Benchmark(make_requests(args.requests), judge, pair)
@@ -129,15 +135,14 @@ def _dreambench(args: argparse.Namespace) -> None:
     settings = {"model": str(args.model), **options}
     if negative:
         settings["negative_prompt"] = negative
+    settings |= {name: getattr(args, name) for name in ("dtype", "vae_dtype") if getattr(args, name) != AUTO}
     make_folder(args.out, "--out")
     dreambench.check_settings(args.out / dreambench.SETTINGS, settings)
     if args.clip:
         plots.check_plots()
     scorer = _scorer(args)
     own = dreambench.own_share(tasks)
-    made = dreambench.make_missing(
-        own, args.out, lambda: Generator.load(args.model, args.batch), options, negative
-    )
+    made = dreambench.make_missing(own, args.out, lambda: _generator(args), options, negative)
     scored = dreambench.score_missing(own, args.out, scorer)
     print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
     if not scorer.measures:
@@ -174,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
     )
+    add_precision_flags(parser)
     parser.add_argument(
         "--multihost", action="store_true", help="one command on every host of a pod, which share the work"
     )

@@ -36,9 +36,17 @@ class Generator:
     per_device: int
 
     @classmethod
-    def load(cls, path: str | Path, per_device: int, devices: Sequence[Any] | None = None) -> "Generator":
+    def load(
+        cls,
+        path: str | Path,
+        per_device: int,
+        devices: Sequence[Any] | None = None,
+        dtype: Any = "auto",
+        vae_dtype: Any = "auto",
+    ) -> "Generator":
         """As `pipeline.load`, on some devices; default those of this process."""
-        return cls(pipeline.load(path, mesh=_mesh(devices)), per_device)
+        pipe = pipeline.load(path, dtype, vae_dtype=vae_dtype, mesh=_mesh(devices))
+        return cls(pipe, per_device)
 
     @classmethod
     def of(cls, pipe: Pipeline, per_device: int, devices: Sequence[Any] | None = None) -> "Generator":
