@@ -253,8 +253,13 @@ def _compiled(function: Callable[..., Any], platform: str) -> Callable[..., Any]
 
 
 def lower(program: _Program, static: Any, params: Any, rows: Any, mesh: Mesh) -> Any:
-    """A program for shapes with shardings, on a mesh with the axis "rows", to be compiled ahead of time."""
-    run = _compiled(_copied, mesh.devices.flat[0].platform)
+    """A program for shapes with shardings, on a mesh with the axis "rows", to be compiled ahead of time.
+
+    Parameters that it does not use count as arguments too: they are on the devices all the same.
+    """
+    options = compiler_options(mesh.devices.flat[0].platform)
+    names = ("program", "static", "mesh")
+    run = jax.jit(_copied, static_argnames=names, keep_unused=True, compiler_options=options)
     return run.lower(params, rows, program=program, static=static, mesh=mesh)
 
 
