@@ -14,6 +14,7 @@ and text; `python -m realcustom_jax.aot --config configs/sdxl.py` plans the whol
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -73,7 +74,7 @@ class Phases:
             print(f"    {line}", end="", flush=True)
         status, seconds = process.wait(), time.perf_counter() - started
         peak = watch.end()
-        if status and not (until and status == -signal.SIGKILL):
+        if status and not watch.killed:
             raise SystemExit(f"{name} ended with status {status}:\n{''.join(lines[-20:])}")
         told = json.loads(report.read_text()) if report.exists() else {}
         inner = told.pop("phases", {})
@@ -90,14 +91,17 @@ class _Watch:
 
     def __init__(self, pid: int, until: Callable[[], bool] | None):
         self._pid, self._until, self._peak, self._over = pid, until, 0, threading.Event()
+        self.killed = False  # by this object, not by a machine that is out of memory
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._over.wait(0.5):
             self._peak = max(self._peak, _session_memory(self._pid))
-            if self._until and self._until():
-                os.killpg(self._pid, signal.SIGKILL)
+            if self._until and self._until() and not self.killed:
+                self.killed = True
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.killpg(self._pid, signal.SIGKILL)
 
     def end(self) -> float:
         """Stop looking; gives the largest memory in GiB."""
@@ -238,7 +242,7 @@ def _photos(folder: Path) -> list[Path]:
 
 def _table(args: argparse.Namespace, figures: dict[str, dict[str, float]]) -> str:
     rows = [
-        f"| {args.family}, {args.size} pixels, {args.steps} steps | seconds | compiling | peak GiB |",
+        f"| {args.family}, {args.size} pixels, {args.steps} steps | seconds | compiling | peak so far, GiB |",
         "|---|---|---|---|",
     ]
     rows += [
