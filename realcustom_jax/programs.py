@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -56,7 +57,10 @@ def black_features(pipe: Pipeline) -> tuple[Array, ...]:
         models = pipe.models
         size = models.image_configs[0].image_size
         views = reference_views(np.zeros((size, size, 3), np.uint8), size, models.high_res)
-        pipe.cache["black"] = reference_features(pipe, views[None])
+        features = reference_features(pipe, views[None])
+        if _tracing():  # what a caller's jit computes is gone after it
+            return features
+        pipe.cache["black"] = features
     return pipe.cache["black"]
 
 
@@ -191,8 +195,13 @@ class _Devices:
     def of(cls, pipe: Pipeline, params: Any, count: int) -> "_Devices":
         if pipe.mesh is None or pipe.mesh.size == 1:
             return cls(params, count)
+        leaves = jax.tree.leaves(params)
+        if _tracing() or not all(isinstance(leaf, Array) for leaf in leaves):
+            return cls(params, count)  # the caller's program, or the default device, has them
+        if {frozenset(leaf.sharding.device_set) for leaf in leaves} != {frozenset(pipe.mesh.devices.flat)}:
+            return cls(params, count)  # a sharding of other devices was asked for
         home = pipe.mesh.devices.flat[0]
-        if not all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
+        if not all(leaf.sharding.is_fully_replicated for leaf in leaves):
             return cls(params, count, pipe.mesh, True, home)
         per_device = -(-count // pipe.mesh.size)
         mesh = Mesh(pipe.mesh.devices.reshape(-1)[: -(-count // per_device)], ("rows",))
@@ -212,7 +221,7 @@ class _Devices:
         if self.mesh is not None:
             function, mesh = (_divided if self.divided else _copied), {"mesh": self.mesh}
         first = jax.tree.leaves(self.params)[0]
-        if not isinstance(first, jax.core.Tracer):  # else a caller's own jit compiles it
+        if not _tracing():  # else a caller's own jit compiles it
             numpy = not isinstance(first, Array)
             platform = jax.default_backend() if numpy else next(iter(first.devices())).platform
             function = _compiled(function, platform)
@@ -223,6 +232,11 @@ class _Devices:
         if self.mesh is None:
             return out
         return jax.device_put(jax.tree.map(lambda x: x[: self.count], out), self.home)
+
+
+def _tracing() -> bool:
+    """Whether a caller's jit or other transformation is tracing; parameters may be concrete within it."""
+    return isinstance(jnp.zeros(()), Tracer)
 
 
 def _on_one(params: Any, rows: Any, *, program: _Program, static: Any) -> Any:

@@ -114,3 +114,32 @@ def test_tiles_cover_every_pixel_evenly():
     images = decode_in_tiles(lambda z: jnp.ones((1, z.shape[1] * 8, z.shape[2] * 8, 3)), latents, 8)
     assert images.shape == (1, 131 * 8, 257 * 8, 3)
     np.testing.assert_allclose(images, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parameters", ["closed over", "arguments"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_requests_are_encoded_inside_a_callers_jit(saved, parameters, devices):
+    """And what it traced stays out of the pipeline's cache, which later calls read."""
+    pipe = rc.load(saved, mesh=mesh(devices))
+
+    def encode(params):
+        own = pipe if parameters == "closed over" else pipe.replace(params=params)
+        made = rc.make_conditioning(own, PROMPTS[:1], SUBJECTS[:1], [""], pipe.defaults)
+        return made.text, made.features
+
+    params = jax.device_put(dict(pipe.params), jax.devices()[0])
+    traced = jax.jit(encode)(params)
+    assert "black" not in pipe.cache
+    expected = encode(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), traced, expected)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_parameters_elsewhere_than_on_the_mesh_are_used_where_they_are(saved, expected, where):
+    """On one of several devices, as a sharding for all asks for, or as numpy arrays."""
+    device = jax.devices()[2]
+    pipe = rc.load(saved, sharding=jax.sharding.SingleDeviceSharding(device))
+    assert jax.tree.leaves(dict(pipe.params))[0].devices() == {device}
+    if where == "host":
+        pipe = pipe.replace(params=jax.device_get(dict(pipe.params)))
+    assert_same(rc.sample(pipe, PROMPTS, SUBJECTS, [1, 2, 3], **FEW), expected)
