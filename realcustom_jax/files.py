@@ -37,6 +37,7 @@ def replacing_folder(path: Path, name: str) -> Iterator[Path]:
     Raises:
       UserError: when it cannot be written; the sentence calls it `name`.
     """
+    path = path.absolute()
     half = path.with_name(f".{path.name}.incomplete")
     try:
         shutil.rmtree(half, ignore_errors=True)
@@ -49,6 +50,25 @@ def replacing_folder(path: Path, name: str) -> Iterator[Path]:
         raise UserError(f"{name} {str(path)!r} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: when the file is missing or no regular file, or holds anything else.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if not path.is_file():  # opening a pipe would wait forever
+        raise UserError(f"{path} is no regular file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

@@ -283,7 +283,7 @@ def find_parts(
       UserError: for a path that is not there, a config that is missing or none of ours, or more image towers
         than two.
     """
-    if isinstance(image_encoders, (str, Path)):
+    if isinstance(image_encoders, (str, Path)) or not isinstance(image_encoders, Sequence):
         raise UserError("image_encoders must be a list of one or two folders, also of one")
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")

@@ -91,6 +91,8 @@ def _read_file(file: Any) -> bytes:
     if not regular:
         raise UserError("an image cannot be read from a pipe or a device: read its bytes and give those")
     try:
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)  # it may have been written or read just now
         content = file.read()
     except (OSError, ValueError) as error:
         raise UserError(f"the open image file cannot be read ({_one_line(error)})") from None

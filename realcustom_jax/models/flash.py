@@ -151,7 +151,9 @@ def flash_attention(devices: Mesh, bind: bool = True) -> FlashAttention | None:
     device = devices.devices.flat[0]
     if device.platform == "tpu":
         return FlashAttention("splash", devices if bind else None)
-    if device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= _CUDNN_CAPABILITY:
+    capability = str(getattr(device, "compute_capability", ""))  # AMD's GPUs have names there
+    of_nvidia = device.platform == "gpu" and re.fullmatch(r"\d+\.\d+", capability)
+    if of_nvidia and float(capability) >= _CUDNN_CAPABILITY:
         return FlashAttention("cudnn")
     return None
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import read_json
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.layouts import (
     CLIP_VISION,
@@ -91,16 +92,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     Raises:
       UserError: if it is not there or is not JSON.
     """
-    path = folder / name
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
-    return values
+    return read_json(folder / name)
 
 
 def find_weights(folder: Path) -> Path:

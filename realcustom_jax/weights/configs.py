@@ -6,7 +6,6 @@ leaves defaults out of its files and has another form for each family; timm leav
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import AutoConfig
 
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import read_json
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig, from_mapping
 from realcustom_jax.models.vae import VAEConfig
@@ -267,5 +267,5 @@ def read_tower_folder(folder: Path, values: Mapping[str, Any], tensors: Tensors)
     if "architecture" in values:
         return read_timm(values, tensors)
     path = folder / "preprocessor_config.json"
-    preprocessor = json.loads(path.read_text()) if path.is_file() else None
+    preprocessor = read_json(path) if path.exists() else None
     return read_vision(values, str(folder), preprocessor)

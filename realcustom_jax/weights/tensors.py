@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.files import replacing
+from realcustom_jax.files import read_json, replacing
 from realcustom_jax.weights.keys import unflatten
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -100,7 +100,7 @@ def _open_safetensors(path: Path) -> Tensors:
             key: (tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
             for key, entry in header.items()
         }
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except KeyError as error:
         raise UserError(f"{path} holds tensors of the unknown kind {error}") from None
@@ -121,10 +121,12 @@ def _at_places(path: Path, places: Mapping[str, tuple[tuple[int, ...], np.dtype,
 
 
 def _open_shards(path: Path) -> Tensors:
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of shards: {error!r}") from None
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{path} is no index of shards: it has no weight_map of tensors")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or name != Path(name).name or Path(name).suffix == ".json":
+            raise UserError(f"{path}: weight_map names {name!r} for {key}, no weights file beside it")
     shards = {name: open_tensors(path.parent / name) for name in sorted(set(weight_map.values()))}
     shapes = {key: shape for shard in shards.values() for key, shape in shard.shapes.items()}
     if shapes.keys() != weight_map.keys():

@@ -122,7 +122,13 @@ def test_devices_without_a_kernel_have_none():
 
 @pytest.mark.parametrize(
     ("platform", "capability", "kernel"),
-    [("tpu", None, "splash"), ("gpu", "9.0", "cudnn"), ("gpu", "7.5", None), ("cpu", None, None)],
+    [
+        ("tpu", None, "splash"),
+        ("gpu", "9.0", "cudnn"),
+        ("gpu", "7.5", None),
+        ("gpu", "gfx90a", None),
+        ("cpu", None, None),
+    ],
 )
 def test_each_kind_of_device_has_its_kernel(platform, capability, kernel):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
