@@ -220,9 +220,10 @@ def load(
     }
     source = {"model": str(path), **names, **{name: value for name, value in given.items() if value}}
     pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=source)
+    # Before the model's parameters, which take minutes: a wrong path is told at once.
+    pair = None if matcher is None else load_pair(matcher)
     params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
-    pipe = pipe.replace(params=params)
-    return pipe if matcher is None else pipe.replace(matcher=load_pair(matcher))
+    return pipe.replace(params=params, matcher=pair)
 
 
 def dtype_of_param(common: Any, vae: Any, path: str) -> Any:

@@ -102,7 +102,7 @@ def images_of(pipe: Pipeline, latents: Array) -> np.ndarray:
     """
     down = pipe.models.vae_config.downscale
     pixels = latents.shape[1] * latents.shape[2] * down * down
-    devices = 1 if pipe.mesh is None else pipe.mesh.shape[pipe.mesh.axis_names[0]]
+    devices = 1 if pipe.mesh is None else pipe.mesh.size
     slice_ = devices * max(1, _DECODED_AT_ONCE // pixels)
     params = {"vae": pipe.params["vae"]}
     parts = [

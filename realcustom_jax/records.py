@@ -116,6 +116,17 @@ def _subject_of(values: Mapping[str, Any], attachments: list[bytes]) -> Subject:
     return Subject(**one, mask=mask, **{name: values[name] for name in _PLAIN})
 
 
+def with_files_read(subject: Subject) -> Subject:
+    """A subject with the contents of its files, which may change after they were sampled from."""
+    photos = tuple(_file_of(photo) or photo for photo in subject.photos)
+    mask = subject.mask
+    if mask is not None:
+        mask = _file_of(mask) or mask
+    if subject.images:
+        return dataclasses.replace(subject, images=photos, mask=mask)
+    return dataclasses.replace(subject, image=photos[0], mask=mask)
+
+
 def _file_of(image: Any) -> bytes | None:
     """The content of an image's file; None where it is none."""
     if not isinstance(image, (str, os.PathLike)):

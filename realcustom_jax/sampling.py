@@ -33,7 +33,7 @@ from realcustom_jax.programs import (
 )
 from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import warn_of_lost_parts, warn_of_unknown_words
-from realcustom_jax.records import Record
+from realcustom_jax.records import Record, with_files_read
 from realcustom_jax.requests import nested_subjects, requests_of
 from realcustom_jax.samples import Samples
 from realcustom_jax.sanity import (
@@ -99,6 +99,7 @@ def sample(
         report.stage("encoding prompts and reference images")
         nested = choose_words(pipe, prompts, nested)
         conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
+        nested = [[with_files_read(subject) for subject in own] for own in nested]
         watch = Watch(config.steps, report, preview, every, functools.partial(images_of, pipe))
         latents, masks = latents_and_masks(pipe, conditioning, keys, config, watch)
         check_finite(finite_rows(latents))

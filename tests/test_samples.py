@@ -103,6 +103,18 @@ def test_made_again_is_the_same(flat_pipe, subjects, tmp_path):
     np.testing.assert_array_equal(again.masks, first.masks)
 
 
+def test_a_record_has_the_photo_that_was_sampled_from(flat_pipe, tmp_path):
+    """Another picture in its file later, or none, changes nothing."""
+    photo = tmp_path / "cat.png"
+    Image.fromarray(CAT).save(photo)
+    out = rc.sample(flat_pipe, "a cat", [rc.Subject(photo, "cat")], 1, **FEW)
+    content = photo.read_bytes()
+    Image.fromarray(DOG).save(photo)
+    (path, *_) = out.save(tmp_path / "out")
+    (subject,) = read_record(path).subjects
+    assert subject.image == content
+
+
 def test_equal_seeds_get_files_of_their_own(flat_pipe, tmp_path):
     out = rc.sample(flat_pipe, ["a cat", "a dog"], seed=7, **FEW)
     assert [path.name for path in out.save(tmp_path)] == ["image_0_7.png", "image_1_7.png"]
