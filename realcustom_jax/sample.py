@@ -46,7 +46,10 @@ def main() -> None:
     make_folder(out, "--out")
     _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
-    options = {**_changes(request.options, defaults), **given}
+    recorded = _changes(request.options, defaults)
+    if "steps" in given:
+        recorded.pop("mask_steps", None)  # it was of other steps
+    options = {**recorded, **given}
     plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
     with Progress() as progress:
         progress.stage(f"loading {args.model}")

@@ -65,6 +65,7 @@ def request_programs(
       options: of sampling; None for the base's defaults.
     """
     models, schedule = find_models(config)
+    subjects = subjects if models.realcustom else 0  # a base alone takes none
     options = options or base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("rows",))
     vae = vae_compute_dtype(AUTO, models.dtype, models.vae_config, mesh)
@@ -82,13 +83,11 @@ def request_programs(
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=rows)
     conditioning = conditioning_shapes(models, options, subjects, struct)
     ids = tuple(struct(models.text_tokens, of=jnp.int32) for _ in models.text_configs)
-    size = models.image_configs[0].image_size
     # Prompt and negative prompt are encoded together; a black image beside the references, once.
-    jobs = {
-        "text encoders": (TEXT, sampling._encode_text, models, _times(ids, 2)),
-        "image towers": (IMAGE, sampling._encode_references, models, _views(models, struct, size)),
-        "contexts": (("unet",), sampling._begin, static, (conditioning, keys)),
-    }
+    jobs = {"text encoders": (TEXT, sampling._encode_text, models, _times(ids, 2))}
+    if subjects:
+        jobs["image towers"] = (IMAGE, sampling._encode_references, models, _views(models, struct))
+    jobs["contexts"] = (("unet",), sampling._begin, static, (conditioning, keys))
     contexts, run = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
         jax.eval_shape(
@@ -131,5 +130,6 @@ def _times(shapes: Any, factor: int) -> Any:
     )
 
 
-def _views(models: Models, struct: Any, size: int) -> jax.ShapeDtypeStruct:
+def _views(models: Models, struct: Any) -> jax.ShapeDtypeStruct:
+    size = models.image_configs[0].image_size
     return struct(5 if models.high_res else 1, size, size, 3, of=jnp.uint8)

@@ -65,3 +65,9 @@ def test_the_table_has_a_line_for_each_program(request_of_toybox):
     values["programs"] = programs_json(request_of_toybox, dict.fromkeys(NAMES, figures), topology)
     table = as_table(values)
     assert all(f"{name}: alone" in table for name in NAMES)
+
+
+def test_a_base_without_subjects_has_no_image_towers_to_run():
+    config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]("base")
+    found = request_programs(config, jax.devices()[:1])
+    assert list(found.programs) == [name for name in NAMES if name != "image towers"]
