@@ -18,7 +18,7 @@ from pathlib import Path
 from train_step import compile_step
 
 import realcustom_jax as rc
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.toybox import Identity, prompt, render_reference
 
 KEPT = Path(__file__).resolve().parents[1] / "launch" / "cpu.sh"

@@ -11,9 +11,9 @@ import collections
 import numpy as np
 
 import realcustom_jax as rc
-from realcustom_jax.cli import run_command
-from realcustom_jax.encoder_pair import OWN_TEMPLATE, own_pair
-from realcustom_jax.sampling import choose_words
+from realcustom_jax.common.cli import run_command
+from realcustom_jax.generate import choose_words
+from realcustom_jax.inputs.encoder_pair import OWN_TEMPLATE, own_pair
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt, random_identity, render_reference
 
 TEMPLATES = (OWN_TEMPLATE, "a {}", "a photo of a {}", "a photo of a {} on a plain background")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.aot.collectives import by_part, total
 from realcustom_jax.aot.topology import devices, parse_topology, set_environment
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 
 TOPOLOGY = "v5e:2x4"
 # Pixels of an image, inputs and outputs of a kernel: projections and feed-forwards of SDXL.

@@ -15,13 +15,13 @@ import itertools
 import numpy as np
 from toybox_flags import flags
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.guidance import SCOPES
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import Benchmark, Setting, make_requests
-from realcustom_jax.sampling import latent_size
+from realcustom_jax.generate import latent_size
 
 SHOWN = ("identity_top1", "word_top1", "background_top1", "leakage")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from small_runs import SMALL, last_step, reports
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 
 LOCAL = Path(__file__).resolve().parents[1] / "launch" / "local.sh"
 STEPS = 12

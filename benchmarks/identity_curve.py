@@ -9,7 +9,7 @@ judge need: what does it find of real scenes whose squares of so many pixels bec
 import numpy as np
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge

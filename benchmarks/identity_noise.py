@@ -18,7 +18,7 @@ from jax import Array
 from noised_scenes import conditioned, encode, noise_like, solver_rows
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, sample_step
 from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise
@@ -27,10 +27,10 @@ from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
+from realcustom_jax.generate import latent_size
 from realcustom_jax.models.family import Models
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.programs import decode
-from realcustom_jax.sampling import latent_size
 
 BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
 COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}

@@ -12,7 +12,7 @@ import numpy as np
 from noised_scenes import encode
 from toybox_flags import flags
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.judge_augment import blur
 from realcustom_jax.evaluation.tables import table

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from small_runs import SMALL, last_step, reports
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 
 STEPS = 40
 

@@ -21,7 +21,7 @@ from by_distance import by_distance
 from noised_scenes import conditioned
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
@@ -33,9 +33,9 @@ from realcustom_jax.evaluation.toybox import (
     make_requests,
     real_scene,
 )
+from realcustom_jax.generate import latent_size
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.programs import decode
-from realcustom_jax.sampling import latent_size
 from realcustom_jax.toybox import Scene
 
 RINGS = (2, 4, 6, 8, 12, 16, 24)  # outer ends, in pixels; one more ring has all beyond

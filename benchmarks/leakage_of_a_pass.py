@@ -26,19 +26,19 @@ from jax import Array
 from noised_scenes import encode, noise_like, solver_rows, text_alone
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, generate, guide
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import Request, make_requests, real_scene, reference
+from realcustom_jax.generate import latent_size, make_conditioning, request_keys
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.models.unet import resize_mask
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
-from realcustom_jax.subjects import Subject
 
 STEPS = (0, 4, 8)
 RINGS = (0, 1, 2, 4, 6)  # outer ends, in latents; 0 is where the subject acts; one more ring has all beyond

@@ -23,10 +23,10 @@ from real_weights import load_file, real_models, write_photos, write_tokenizer
 from small_runs import load_config
 
 from realcustom_jax import pipeline
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.data.image_text import Example, Split, open_split, write
-from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.inputs.tokenize import load_tokenizer
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from small_runs import reports
 
-from realcustom_jax.cli import run_command
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import run_command
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation.plots import curves
 
 

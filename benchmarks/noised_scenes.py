@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.sampler import Conditioning, Contexts
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
-from realcustom_jax.errors import UserError
 from realcustom_jax.evaluation.toybox import Request, Setting
+from realcustom_jax.generate import make_conditioning, request_keys
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.unet import Context
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.sampling import make_conditioning, request_keys
 
 
 def conditioned(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.pipeline import component_json, component_layout, index_json, split_added
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt

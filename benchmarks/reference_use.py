@@ -20,7 +20,7 @@ from jax import Array
 from noised_scenes import encode, noise_like, solver_rows, text_alone
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.data.cut_outs import shrink_mask
 from realcustom_jax.diffusion.sampler import Conditioning, Denoiser
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
@@ -37,10 +37,10 @@ from realcustom_jax.evaluation.toybox import (
     reference,
     references,
 )
+from realcustom_jax.generate import latent_size, make_conditioning, request_keys
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
-from realcustom_jax.subjects import Subject
 from realcustom_jax.toybox import Scene, random_identity, render_scene
 
 STEPS = (0, 4, 8, 12, 16, 20)

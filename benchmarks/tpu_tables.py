@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from realcustom_jax.chips import GIB
-from realcustom_jax.cli import run_command
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.chips import GIB
+from realcustom_jax.common.cli import run_command
+from realcustom_jax.common.errors import UserError
 
 SLICES = {
     "v5e:1x1": "one v5e",

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from small_runs import load_config
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.family import Models

@@ -16,13 +16,13 @@ import numpy as np
 import scipy.ndimage
 from toybox_flags import parse
 
-from realcustom_jax.cli import run_command
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.judge import SIZE, Judge
 from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import IDENTITIES, enlarge, identities, references
-from realcustom_jax.subjects import Subject
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, Identity, Scene, prompt, render_reference, render_scene
 
 APART = 5  # places between the two words of a request

@@ -21,7 +21,7 @@ Sampling from the result defaults to DDIM with 50 steps and weights of 7.5 (text
 
 import ml_collections
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
 # Slice → chips, images a chip: from 8 on the chips are as busy as with more.

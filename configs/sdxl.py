@@ -24,7 +24,7 @@ Sampling from the result defaults to DPM-Solver++ with 25 steps, 12 of them guid
 
 import ml_collections
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
 # Hidden states after SigLIP's blocks 7, 13, 19 and DINOv2's 4, 10, 16 (from 0), and the last but one of each.

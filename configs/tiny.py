@@ -7,7 +7,7 @@ shipped model came to be, and how long that took.
 
 import ml_collections
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
 STAGES = ("vae", "clip", "instance", "base", "customize")

@@ -11,14 +11,14 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from realcustom_jax.common.errors import UserError
     from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
     from realcustom_jax.diffusion.sampler_config import SamplerConfig
-    from realcustom_jax.errors import UserError
+    from realcustom_jax.generate import make_conditioning, sample
+    from realcustom_jax.inputs.subjects import Subject
     from realcustom_jax.options import SamplingOptions
+    from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
-    from realcustom_jax.samples import Samples
-    from realcustom_jax.sampling import make_conditioning, sample
-    from realcustom_jax.subjects import Subject
 
 _MODULES = {
     "diffusion.sampler": ("Conditioning", "Settings", "sample_latents"),

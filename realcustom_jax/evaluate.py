@@ -8,9 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from realcustom_jax import encoder_pair
-from realcustom_jax.cli import CommandParser, run_command
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder
+from realcustom_jax.common.hosts import connect
+from realcustom_jax.common.precision import AUTO
+from realcustom_jax.common.progress import Counter
 from realcustom_jax.evaluation import dreambench, plots
 from realcustom_jax.evaluation.dino import load_dino
 from realcustom_jax.evaluation.dreambench_data import read_tasks
@@ -29,13 +32,10 @@ from realcustom_jax.evaluation.toybox import (
     make_requests,
     means,
 )
-from realcustom_jax.files import make_folder
-from realcustom_jax.hosts import connect
+from realcustom_jax.inputs import encoder_pair
+from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.model_flags import add_precision_flags
 from realcustom_jax.option_flags import add_option_flags, given_options
-from realcustom_jax.precision import AUTO
-from realcustom_jax.progress import Counter
-from realcustom_jax.prompts import text_or_file
 
 STORY = """\
 Measures whether images show the given subject and obey the prompt.

@@ -3,11 +3,11 @@
 import argparse
 from typing import Any
 
+from realcustom_jax.common.precision import AUTO, COMPUTE_DTYPES
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline, find_parts, load, read_settings
-from realcustom_jax.precision import AUTO, COMPUTE_DTYPES
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

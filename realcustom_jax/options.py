@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.foreign_names import our_name
 from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
-from realcustom_jax.errors import UserError
-from realcustom_jax.foreign_names import our_name
 
 # What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
 SHARED = (

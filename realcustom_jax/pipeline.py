@@ -14,17 +14,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from transformers import PreTrainedTokenizerBase
 
-from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.memory import return_freed_memory
+from realcustom_jax.common.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.encoder_pair import load_pair
-from realcustom_jax.errors import UserError
-from realcustom_jax.matching import Matcher
-from realcustom_jax.memory import return_freed_memory
+from realcustom_jax.inputs.encoder_pair import load_pair
+from realcustom_jax.inputs.matching import Matcher
+from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions, shown
-from realcustom_jax.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
 from realcustom_jax.weights.components import (

@@ -17,16 +17,16 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from realcustom_jax.data.views import reference_views
+from realcustom_jax.common.precision import compiler_options
 from realcustom_jax.diffusion.sampler import Conditioning, Contexts, Denoiser, Run, advance, begin
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.inputs.sanity import check_finite, finite_rows
+from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.models.conditioning import encode_reference, encode_text
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.models.vae_tiles import decode_in_tiles
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.precision import compiler_options
-from realcustom_jax.sanity import check_finite, finite_rows
 
 # Pixels of the images that a device decodes at once.
 _DECODED_AT_ONCE = 1024 * 1024

@@ -19,21 +19,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from realcustom_jax.cli import CommandParser, run_command
-from realcustom_jax.data.target_words import find_phrase, phrases_of
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.data.user_masks import load_mask
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import exists, make_folder
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import exists, make_folder
+from realcustom_jax.common.precision import AUTO as AUTO_DTYPE
+from realcustom_jax.common.progress import Progress
+from realcustom_jax.generate import SEED, plan, sample
+from realcustom_jax.inputs.prompts import text_or_file, texts_of
+from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, Subject
+from realcustom_jax.inputs.target_words import find_phrase, phrases_of
+from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.user_masks import load_mask
 from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.options import SamplingOptions
-from realcustom_jax.precision import AUTO as AUTO_DTYPE
-from realcustom_jax.progress import Progress
-from realcustom_jax.prompts import text_or_file, texts_of
-from realcustom_jax.records import Record, read_record
-from realcustom_jax.sampling import SEED, plan, sample
-from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
+from realcustom_jax.outputs.records import Record, read_record
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from realcustom_jax.cli import cache_dir, parse_flags, run_command
-from realcustom_jax.errors import UserError
-from realcustom_jax.hosts import connect
+from realcustom_jax.common.cli import cache_dir, parse_flags, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.hosts import connect
 from realcustom_jax.training.profile import parse_window
 from realcustom_jax.training.run import train
 

@@ -42,8 +42,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from realcustom_jax.data.tokenize import load_tokenizer  # noqa: E402
 from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
+from realcustom_jax.inputs.tokenize import load_tokenizer  # noqa: E402
 from realcustom_jax.models.family import Models  # noqa: E402
 from realcustom_jax.models.init import init_params  # noqa: E402
 from realcustom_jax.models.unet import UNet  # noqa: E402

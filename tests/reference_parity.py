@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "golden"))
 
 import golden_files
 
-from realcustom_jax.data.views import resize_aligned, strided_split, to_bytes
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
 from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.inputs.views import resize_aligned, strided_split, to_bytes
 from realcustom_jax.models.conditioning import interleave_local
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.family import unet_shapes

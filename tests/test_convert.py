@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax import convert, pipeline
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.tensors import open_tensors
 
 

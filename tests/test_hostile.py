@@ -21,12 +21,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import realcustom_jax as rc
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.data.user_masks import load_mask
-from realcustom_jax.encoder_pair import load_pair
-from realcustom_jax.foreign_names import _OURS
+from realcustom_jax.common.foreign_names import _OURS
+from realcustom_jax.inputs.encoder_pair import load_pair
+from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.user_masks import load_mask
 from realcustom_jax.models.family import Models
-from realcustom_jax.records import KEY, read_record
+from realcustom_jax.outputs.records import KEY, read_record
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT = render_reference(Identity("cat", 9)).image

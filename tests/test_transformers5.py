@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import transformers
 
-from realcustom_jax.data.tokenize import load_tokenizer, tokenize
+from realcustom_jax.inputs.tokenize import load_tokenizer, tokenize
 
 WORK = Path(__file__).with_name("transformers_work.py")
 ROOT = WORK.parents[1]

@@ -13,8 +13,8 @@ import numpy as np
 import transformers
 
 import realcustom_jax as rc
-from realcustom_jax.data.target_words import target_token_mask
-from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer, tokenize
+from realcustom_jax.inputs.target_words import target_token_mask
+from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer, tokenize
 from realcustom_jax.pipeline import TOYBOX
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 

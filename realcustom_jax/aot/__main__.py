@@ -23,8 +23,8 @@ from realcustom_jax.aot.programs import Program, train_program
 from realcustom_jax.aot.report import as_json, as_table, programs_json
 from realcustom_jax.aot.request import LOOP, request_programs
 from realcustom_jax.aot.topology import Topology, devices, parse_topology, set_environment
-from realcustom_jax.cli import parse_flags, run_command
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import parse_flags, run_command
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.config import check_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")

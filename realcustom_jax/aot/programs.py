@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.sampler import (
     Conditioning,
     Denoiser,
@@ -21,14 +22,13 @@ from realcustom_jax.diffusion.sampler import (
 from realcustom_jax.diffusion.sampler_config import Phase
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable
-from realcustom_jax.errors import UserError
+from realcustom_jax.generate import latent_size, mask_grid
 from realcustom_jax.models.config import HIGH_RES, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
-from realcustom_jax.sampling import latent_size, mask_grid
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import check_stored, example_shapes
 from realcustom_jax.training.config import DTYPES

@@ -9,7 +9,7 @@ from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.request import Request
 from realcustom_jax.aot.topology import Topology
-from realcustom_jax.chips import GIB
+from realcustom_jax.common.chips import GIB
 
 UNKNOWN = "unknown"
 

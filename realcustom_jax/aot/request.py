@@ -19,12 +19,12 @@ from realcustom_jax.aot.programs import (
     per_chip_bytes,
     sample_program,
 )
+from realcustom_jax.common.precision import AUTO, vae_compute_dtype
+from realcustom_jax.generate import latent_size
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, dtype_of_param
-from realcustom_jax.precision import AUTO, vae_compute_dtype
-from realcustom_jax.sampling import latent_size
 from realcustom_jax.weights.keys import flatten, unflatten
 
 LOOP = "denoising loop"

@@ -9,8 +9,8 @@ from typing import Any
 
 from jax.experimental import topologies
 
-from realcustom_jax.chips import CHIPS, Chip
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.chips import CHIPS, Chip
+from realcustom_jax.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

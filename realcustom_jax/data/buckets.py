@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

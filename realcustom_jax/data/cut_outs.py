@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.data.transforms import center_crop_resize
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.transforms import center_crop_resize
 
 # Share of the reference that a subject covers, and of its side that it spans at most.
 AREA = 0.32

@@ -32,7 +32,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax import pipeline
-from realcustom_jax.cli import CommandParser, run_command
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import disk_errors, replacing
+from realcustom_jax.common.progress import Progress
 from realcustom_jax.data.buckets import bucket_shapes, nearest
 from realcustom_jax.data.encoded import (
     EncodedInfo,
@@ -43,15 +46,12 @@ from realcustom_jax.data.encoded import (
     write_info,
 )
 from realcustom_jax.data.image_text import Split, open_split, split_names
-from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import center_crop_resize
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import disk_errors, replacing
+from realcustom_jax.inputs.tokenize import tokenize
+from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.progress import Progress
 from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.lazy import place_params

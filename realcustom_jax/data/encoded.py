@@ -19,8 +19,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_tensors
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import Split
-from realcustom_jax.errors import UserError
 
 TEXT_FEATURES = ("text", "pooled")  # the second of SDXL's kind alone
 _INFO, _EMPTY = "encoded.json", "empty.safetensors"

@@ -24,9 +24,9 @@ from PIL import ExifTags, Image
 from tensorflow_datasets.core import example_serializer, naming, shuffle
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import check_local
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import check_local
+from realcustom_jax.inputs.transforms import load_image
 
 # What PIL calls the formats that a data set holds. MPO: the JPEG of phones, with a second picture behind the
 # first. WebP is smaller, and is not read by TFDS's TensorFlow decoder.

@@ -14,10 +14,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.workers import end_with_parent
 from realcustom_jax.data.buckets import Buckets
 from realcustom_jax.data.order import BucketOrder, Order, PlainOrder
-from realcustom_jax.errors import UserError
-from realcustom_jax.workers import end_with_parent
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.unet import resize_mask
 
 NORMALISATIONS = ("max_norm", "min_max_norm", "min_max_per_channel")

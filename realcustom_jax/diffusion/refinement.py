@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.masks import normalise
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import UNetConfig
 from realcustom_jax.models.unet import resize_mask
 

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.guidance import direct_guidance, paper_guidance
 from realcustom_jax.diffusion.masks import aggregate, influence_scope, with_user_masks
 from realcustom_jax.diffusion.refinement import refine, refinement_level
 from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.models.unet import Aux, Context, UNet, resize_mask
 

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
-from realcustom_jax.errors import UserError
 
 SCORINGS = ("fused", "text", "visual", "mean", "none")
 

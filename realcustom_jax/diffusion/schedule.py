@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jax import Array
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 _PREDICTIONS = ("epsilon", "v_prediction")
 

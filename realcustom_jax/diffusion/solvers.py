@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.errors import UserError
 
 
 class SolverTable(NamedTuple):

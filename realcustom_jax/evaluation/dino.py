@@ -8,9 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from realcustom_jax.data import preprocess
-from realcustom_jax.encoder_pair import ImageTower
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs import preprocess
+from realcustom_jax.inputs.encoder_pair import ImageTower
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.vit import ViT, ViTConfig
 from realcustom_jax.weights.components import find_weights, on_device, read_config, read_params

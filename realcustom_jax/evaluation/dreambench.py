@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json, write_whole
+from realcustom_jax.common.progress import Counter
 from realcustom_jax.evaluation.dreambench_data import Task
 from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.scores import Scorer
-from realcustom_jax.files import write_json, write_whole
-from realcustom_jax.progress import Counter
-from realcustom_jax.subjects import Subject
+from realcustom_jax.inputs.subjects import Subject
+from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.training.logs import params_sha256
 
 # What the command was given, known before a model is loaded; and the model's weights and options.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 PROMPTS = "prompts_and_classes.txt"
 # The classes that get the second list of prompts, with clothes in place of floating in milk.

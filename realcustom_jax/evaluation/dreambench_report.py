@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation.dreambench import read_result
 from realcustom_jax.evaluation.dreambench_data import LIVE, Task
 from realcustom_jax.evaluation.plots import scatter
 from realcustom_jax.evaluation.tables import table
-from realcustom_jax.files import write_text
 
 ALL = "all"
 

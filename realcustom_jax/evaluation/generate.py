@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from realcustom_jax import pipeline
+from realcustom_jax.generate import latent_size, make_conditioning, request_keys
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import images_of, latents_and_masks
-from realcustom_jax.sampling import latent_size, make_conditioning, request_keys
-from realcustom_jax.subjects import Subject
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.chunks import in_chunks
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.chunks import in_chunks
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.layers import GroupNorm

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from realcustom_jax.files import replacing
-from realcustom_jax.progress import counted
+from realcustom_jax.common.files import replacing
+from realcustom_jax.common.progress import counted
+from realcustom_jax.common.workers import end_with_parent
 from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,
@@ -17,7 +18,6 @@ from realcustom_jax.toybox import (
     render_reference,
     render_scene,
 )
-from realcustom_jax.workers import end_with_parent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_whole
 from realcustom_jax.evaluation.metrics import interval
-from realcustom_jax.files import write_whole
 
 Point = tuple[float, float]
 NEAR = 12  # pixels, about one and a half markers

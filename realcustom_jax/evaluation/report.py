@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from realcustom_jax.cli import CommandParser, run_command
-from realcustom_jax.encoder_pair import own_pair
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
@@ -16,7 +16,7 @@ from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
 from realcustom_jax.evaluation.tables import TITLES, table
 from realcustom_jax.evaluation.toybox import Benchmark, Results, make_requests
-from realcustom_jax.files import write_text
+from realcustom_jax.inputs.encoder_pair import own_pair
 
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and plots.

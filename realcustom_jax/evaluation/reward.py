@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 MODEL = "ImageReward-v1.0"
 

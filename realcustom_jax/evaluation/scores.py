@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.data.preprocess import segment
-from realcustom_jax.data.transforms import load_image
-from realcustom_jax.data.user_masks import load_mask
-from realcustom_jax.encoder_pair import EncoderPair, ImageTower
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.dreambench_data import Task
 from realcustom_jax.evaluation.reward import MODEL, image_reward
+from realcustom_jax.inputs.encoder_pair import EncoderPair, ImageTower
+from realcustom_jax.inputs.preprocess import segment
+from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.user_masks import load_mask
 
 SEGMENTED = "_segmented"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.data.preprocess import segment
-from realcustom_jax.encoder_pair import EncoderPair
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.judge import SIZE, Judge, Verdict
+from realcustom_jax.inputs.encoder_pair import EncoderPair
+from realcustom_jax.inputs.preprocess import segment
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.options import SamplingOptions
-from realcustom_jax.subjects import Subject
 from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from realcustom_jax.cli import CommandParser, run_command
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder, replacing
 from realcustom_jax.evaluation.judge import Judge, JudgeNet, judge_shapes
 from realcustom_jax.evaluation.judge_augment import soften
 from realcustom_jax.evaluation.judge_data import Pairs, load_or_draw
-from realcustom_jax.files import make_folder, replacing
 from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
 

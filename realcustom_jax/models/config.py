@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 T = TypeVar("T")
 _WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
 from realcustom_jax.models.config import HIGH_RES, RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.flash import FlashAttention

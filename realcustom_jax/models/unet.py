@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import LayerContext, VisualControl
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.models.flash import FlashAttention

@@ -1,6 +1,6 @@
 """The command `python -m realcustom_jax.toybox`."""
 
-from realcustom_jax.errors import exit_on_user_error
+from realcustom_jax.common.errors import exit_on_user_error
 
 STORY = """\
 Draws the toybox: a small world of real words (cat, robot, mushroom, …) in which every scene is made by code.
@@ -16,7 +16,7 @@ the validation split never appear in the training split. About a minute on a lap
 def main(arguments: list[str] | None = None) -> None:
     """Parses the command line and writes the data set."""
     # Here, and not above: every process that draws imports this file, and needs neither JAX nor TFDS.
-    from realcustom_jax.cli import CommandParser
+    from realcustom_jax.common.cli import CommandParser
 
     with exit_on_user_error():
         parser = CommandParser("toybox", STORY)

@@ -9,12 +9,12 @@ from multiprocessing.pool import Pool
 
 from PIL import Image
 
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.progress import counted
+from realcustom_jax.common.workers import end_with_parent
 from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.data.image_text import Example, write
-from realcustom_jax.errors import UserError
-from realcustom_jax.progress import counted
 from realcustom_jax.toybox import sample_scene
-from realcustom_jax.workers import end_with_parent
 
 SEEDS_PER_DATASET = 10**8  # half of them for each split
 # Of the drawings, captions and metadata. Raise it when a change of the toybox changes what a seed gives: data

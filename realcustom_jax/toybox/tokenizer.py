@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from realcustom_jax.data.tokenize import KNOWN_WORDS
+from realcustom_jax.inputs.tokenize import KNOWN_WORDS
 
 BEGIN, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 # How CLIP cuts a text into words: English endings, letters, single digits, other symbols.

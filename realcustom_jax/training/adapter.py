@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from realcustom_jax.cli import cache_dir
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.cli import cache_dir
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.pipeline import TOYBOX
 from realcustom_jax.training.batches import make_training_loader

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.buckets import Buckets, label_buckets, make_buckets
 from realcustom_jax.data.cut_outs import marked_words, marks
 from realcustom_jax.data.encode import text_fingerprint, training_shapes, vae_fingerprint
 from realcustom_jax.data.encoded import open_encoded
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader, Source, Transform, make_loader
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition

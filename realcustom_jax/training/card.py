@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from realcustom_jax.files import write_text
+from realcustom_jax.common.files import write_text
 from realcustom_jax.training.saved import Saved
 from realcustom_jax.weights.added import ADDED
 

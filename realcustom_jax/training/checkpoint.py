@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax import Array
 from jax.experimental import multihost_utils
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.keys import check_keys
 
 # Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.

@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.models.projector import FEATURES

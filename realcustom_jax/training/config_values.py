@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 _INTEGER, _NUMBER, _TEXT, LIST, _FLAG = (int,), (int, float), (str,), (tuple, list), (bool,)
 _NAMES = {

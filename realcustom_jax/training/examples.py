@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import cropped_mask, cut_out, marked_mask, marks, shrink_mask, vary_cut_out
-from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import augment_reference, center_crop_resize
-from realcustom_jax.data.views import reference_views
-from realcustom_jax.errors import UserError
+from realcustom_jax.inputs.tokenize import tokenize
+from realcustom_jax.inputs.transforms import augment_reference, center_crop_resize
+from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.training.curriculum import Curriculum
 
 

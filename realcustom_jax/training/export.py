@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.common.files import replacing_folder
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Batch, Loader
-from realcustom_jax.data.transforms import to_float
-from realcustom_jax.files import replacing_folder
+from realcustom_jax.inputs.transforms import to_float
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
 from realcustom_jax.training.start import open_start

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 
 def choose(finite: Array, new: Any, old: Any) -> Any:

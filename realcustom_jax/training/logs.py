@@ -10,7 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from realcustom_jax.files import replacing
+from realcustom_jax.common.files import replacing
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.weights.keys import flatten
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids, to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.scoring import InfluenceQuantity

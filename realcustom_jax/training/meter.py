@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from realcustom_jax.chips import chip_of
+from realcustom_jax.common.chips import chip_of
 
 
 class Meter:

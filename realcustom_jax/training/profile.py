@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 
 def parse_window(text: str) -> tuple[int, int]:

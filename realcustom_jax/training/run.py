@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Loader
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import make_folder
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition

@@ -9,14 +9,14 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from realcustom_jax.data.target_words import words_mask
-from realcustom_jax.data.transforms import center_crop_resize, load_image
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.sampler import sample_latents
-from realcustom_jax.errors import UserError
+from realcustom_jax.generate import image_size, latent_size, make_conditioning, request_keys
+from realcustom_jax.inputs.subjects import AUTO, Subject
+from realcustom_jax.inputs.target_words import words_mask
+from realcustom_jax.inputs.transforms import center_crop_resize, load_image
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import decode
-from realcustom_jax.sampling import image_size, latent_size, make_conditioning, request_keys
-from realcustom_jax.subjects import AUTO, Subject
 from realcustom_jax.toybox import WORDS, Identity, render_reference
 from realcustom_jax.training.partition import BATCH, merge
 

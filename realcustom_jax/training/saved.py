@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
 
 

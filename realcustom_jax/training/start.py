@@ -15,11 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder
 from realcustom_jax.data.image_text import Split, is_written, open_split
-from realcustom_jax.data.tokenize import load_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import make_folder
+from realcustom_jax.inputs.tokenize import load_tokenizer
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.init import init_params

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import read_json
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import read_json
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.layouts import (
     CLIP_VISION,

@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import read_json
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import read_json
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig, from_mapping
 from realcustom_jax.models.vae import VAEConfig

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig
 from realcustom_jax.models.family import IMAGE, TEXT
 from realcustom_jax.pipeline import Pipeline, component_json, split_added

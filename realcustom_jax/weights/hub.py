@@ -7,8 +7,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import exists
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import exists
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What loading reads. Weights are chosen by name: of a repository with several forms only one is downloaded.

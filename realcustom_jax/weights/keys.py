@@ -11,7 +11,7 @@ from typing import Any
 import flax
 import numpy as np
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 
 # `linear_1` is a name of its own in diffusers' time embeddings, not an entry of a list.
 _LIST_INDEX = re.compile(r"(?<!linear)_(\d+)$")

@@ -18,8 +18,8 @@ import msgpack
 import numpy as np
 import safetensors
 
-from realcustom_jax.errors import UserError
-from realcustom_jax.files import read_json, replacing
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import read_json, replacing
 from realcustom_jax.weights.keys import unflatten
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")

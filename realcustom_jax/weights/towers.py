@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.vit import ViT, ViTConfig
 from realcustom_jax.weights.components import LAYOUTS, find_weights, open_params, read_config

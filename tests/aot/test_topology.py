@@ -3,8 +3,8 @@
 import pytest
 
 from realcustom_jax.aot.topology import description_options, parse_topology, set_environment
-from realcustom_jax.chips import CHIPS, GIB, chip_of
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.chips import CHIPS, GIB, chip_of
+from realcustom_jax.common.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.buckets import Buckets, bucket_shapes, label_buckets, make_buckets
 from realcustom_jax.data.loader import make_loader
-from realcustom_jax.errors import UserError
 
 COUNTS = (17, 3, 9)  # of three buckets; with batches of 4 one is smaller than a batch
 SHAPES = ((48, 80), (64, 64), (80, 48))

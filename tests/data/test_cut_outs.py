@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import (
     AREA,
     EXTENT,
@@ -16,8 +17,7 @@ from realcustom_jax.data.cut_outs import (
     shrink_mask,
     vary_cut_out,
 )
-from realcustom_jax.data.transforms import center_crop_resize
-from realcustom_jax.errors import UserError
+from realcustom_jax.inputs.transforms import center_crop_resize
 
 
 def run_lengths(mask):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax import pipeline
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data import encode as command
 from realcustom_jax.data.buckets import make_buckets
 from realcustom_jax.data.encode import (
@@ -26,10 +27,9 @@ from realcustom_jax.data.encoded import EncodedSplit, encoded_folder, open_encod
 from realcustom_jax.data.image_text import Split, open_split
 from realcustom_jax.data.loader import make_loader
 from realcustom_jax.data.prepare import prepare
-from realcustom_jax.data.recipe import Recipe
-from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.data.transforms import center_crop_resize, to_float
-from realcustom_jax.errors import UserError
+from realcustom_jax.data.prepare.recipe import Recipe
+from realcustom_jax.inputs.tokenize import tokenize
+from realcustom_jax.inputs.transforms import center_crop_resize, to_float
 from realcustom_jax.models.conditioning import encode_text
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params

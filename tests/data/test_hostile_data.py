@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realcustom_jax.data import prepare as command
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.encoded import read_info
 from realcustom_jax.data.image_text import open_split
+from realcustom_jax.data.prepare import __main__ as command
 from realcustom_jax.data.prepare import prepare
-from realcustom_jax.data.recipe import Recipe
-from realcustom_jax.errors import UserError
+from realcustom_jax.data.prepare.recipe import Recipe
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
 PICTURE = common.encode(common.picture(0, 20, 16))

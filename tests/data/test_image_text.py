@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.common.errors import UserError, exit_on_user_error
 from realcustom_jax.data.image_text import Example, is_written, open_split, write
-from realcustom_jax.errors import UserError, exit_on_user_error
 
 
 def picture(seed: int, size: tuple[int, int] = (5, 7)) -> np.ndarray:

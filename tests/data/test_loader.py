@@ -6,8 +6,8 @@ import grain
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.loader import make_loader
-from realcustom_jax.errors import UserError
 
 
 class Numbers:

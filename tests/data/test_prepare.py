@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data import encode as encode_module
-from realcustom_jax.data import prepare as command
-from realcustom_jax.data import run_parts, shards
 from realcustom_jax.data.cut_outs import cropped_mask, cut_out, mark, marked_mask, marks
 from realcustom_jax.data.image_text import is_written, open_split
-from realcustom_jax.data.prepare import prepare
-from realcustom_jax.data.raw import Raw
-from realcustom_jax.data.recipe import Recipe, make
-from realcustom_jax.errors import UserError
+from realcustom_jax.data.prepare import __main__ as command
+from realcustom_jax.data.prepare import prepare, run_parts, shards
+from realcustom_jax.data.prepare.raw import Raw
+from realcustom_jax.data.prepare.recipe import Recipe, make
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
 encode, picture, sample, write_tar = common.encode, common.picture, common.sample, common.write_tar

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from realcustom_jax.data import sources
-from realcustom_jax.data.raw import Raw
-from realcustom_jax.data.sources import Names, expand_braces, find_parts, read_part
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.data.prepare import sources
+from realcustom_jax.data.prepare.raw import Raw
+from realcustom_jax.data.prepare.sources import Names, expand_braces, find_parts, read_part
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
 encode, picture, sample, write_tar = common.encode, common.picture, common.sample, common.write_tar

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.masks import NORMALISATIONS, normalise
 from realcustom_jax.diffusion.refinement import refine, refinement_level
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.config import UNetConfig
 
 RNG = np.random.default_rng(0)

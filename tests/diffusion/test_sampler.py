@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import timesteps
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.scoring import InfluenceQuantity
 from realcustom_jax.toybox import Identity, render_reference
 

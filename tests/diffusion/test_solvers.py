@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table, timesteps
-from realcustom_jax.errors import UserError
 
 SCHEDULE = ScheduleConfig()
 SOLVERS = ("ddim", "euler", "dpmpp_2m", "dpmpp_2s")

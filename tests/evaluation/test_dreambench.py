@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from realcustom_jax import evaluate
-from realcustom_jax.data.preprocess import segment
-from realcustom_jax.encoder_pair import own_pair
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation import dreambench, metrics
 from realcustom_jax.evaluation.dreambench_data import read_prompts, read_tasks
 from realcustom_jax.evaluation.dreambench_report import collect
 from realcustom_jax.evaluation.scores import Scorer
+from realcustom_jax.inputs.encoder_pair import own_pair
+from realcustom_jax.inputs.preprocess import segment
 
 OBJECTS = ("a {0} {1} in the snow", "a cube shaped {0} {1}")
 LIVE = ("a {0} {1} wearing a red hat",)

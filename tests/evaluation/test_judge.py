@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation.judge import SHIPPED, Judge, cut_out
 from realcustom_jax.evaluation.judge_augment import blur, soften
 from realcustom_jax.evaluation.judge_data import draw_pairs, load_or_draw

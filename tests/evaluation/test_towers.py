@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from realcustom_jax.data.preprocess import CLIP, DINO, segment  # noqa: E402
-from realcustom_jax.data.tokenize import save_tokenizer  # noqa: E402
-from realcustom_jax.encoder_pair import load_pair  # noqa: E402
-from realcustom_jax.errors import UserError  # noqa: E402
+from realcustom_jax.common.errors import UserError  # noqa: E402
 from realcustom_jax.evaluation import metrics  # noqa: E402
 from realcustom_jax.evaluation.dino import load_dino  # noqa: E402
+from realcustom_jax.inputs.encoder_pair import load_pair  # noqa: E402
+from realcustom_jax.inputs.preprocess import CLIP, DINO, segment  # noqa: E402
+from realcustom_jax.inputs.tokenize import save_tokenizer  # noqa: E402
 
 TOLERANCE = 1e-5
 SIDES = ((300, 451), (640, 333), (224, 224), (90, 121))  # high and wide, some smaller than what is cut out

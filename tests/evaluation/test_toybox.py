@@ -9,8 +9,7 @@ import pytest
 
 import realcustom_jax as rc
 from realcustom_jax import evaluate
-from realcustom_jax.cli import run_command
-from realcustom_jax.encoder_pair import own_pair
+from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import (
@@ -26,6 +25,7 @@ from realcustom_jax.evaluation.toybox import (
     reference,
     references,
 )
+from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, is_held_out, render_scene
 
 

@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch", reason="needs the extra 'parity'")
 import transformers  # noqa: E402
 
 import realcustom_jax as rc  # noqa: E402
-from realcustom_jax.data.tokenize import save_tokenizer, tokenize  # noqa: E402
-from realcustom_jax.encoder_pair import load_pair  # noqa: E402
-from realcustom_jax.errors import UserError  # noqa: E402
-from realcustom_jax.sampling import choose_words  # noqa: E402
+from realcustom_jax.common.errors import UserError  # noqa: E402
+from realcustom_jax.generate import choose_words  # noqa: E402
+from realcustom_jax.inputs.encoder_pair import load_pair  # noqa: E402
+from realcustom_jax.inputs.tokenize import save_tokenizer, tokenize  # noqa: E402
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.py"))))
 

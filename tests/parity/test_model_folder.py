@@ -17,8 +17,8 @@ import transformers  # noqa: E402
 
 import realcustom_jax as rc  # noqa: E402
 from realcustom_jax import pipeline  # noqa: E402
-from realcustom_jax.data.tokenize import tokenize  # noqa: E402
 from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
+from realcustom_jax.inputs.tokenize import tokenize  # noqa: E402
 from realcustom_jax.models.clip_text import CLIPText  # noqa: E402
 from realcustom_jax.models.family import unet_shapes  # noqa: E402
 from realcustom_jax.models.init import param_shapes  # noqa: E402

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import marked_mask, marked_words, marks
 from realcustom_jax.data.image_text import open_split
-from realcustom_jax.errors import UserError
 from realcustom_jax.toybox import is_held_out, sample_scene
 from realcustom_jax.toybox.dataset import write_dataset
 

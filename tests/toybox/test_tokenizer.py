@@ -9,8 +9,8 @@ import sys
 import pytest
 from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-from realcustom_jax.data.tokenize import load_tokenizer, tokenize
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.tokenize import load_tokenizer, tokenize
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 
 # "art" inside "cart", "a" inside everything: the merges of one word must not break another.

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import realcustom_jax as rc
 from realcustom_jax import export, pipeline
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training import partition, saved
 from realcustom_jax.training.adapter import Choice, export_checkpoint
 from realcustom_jax.training.checkpoint import Checkpoints

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.checkpoint import Checkpoints
 
 DEVICE = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
@@ -186,7 +186,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import jax.numpy as jnp
-from realcustom_jax.errors import exit_on_user_error
+from realcustom_jax.common.errors import exit_on_user_error
 from realcustom_jax.training.checkpoint import Checkpoints
 
 with exit_on_user_error():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.config import check_config, check_resume
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

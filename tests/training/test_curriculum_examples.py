@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import mark
-from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.errors import UserError
+from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample, MakeViews
 

@@ -10,9 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
-from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import example_shapes, make_training_loader

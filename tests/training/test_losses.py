@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.training.losses import make_loss, shift_timesteps

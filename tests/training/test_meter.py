@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training import meter
 from realcustom_jax.training.profile import Profile, parse_window
 

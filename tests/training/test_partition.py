@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from realcustom_jax.aot.collectives import by_part, total
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.conditioning import encode_text
 from realcustom_jax.training import partition
 from realcustom_jax.weights.keys import flatten

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.data.transforms import center_crop_resize
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.toybox import Identity, render_reference
 from realcustom_jax.training import partition

@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import write
-from realcustom_jax.errors import UserError
 from realcustom_jax.toybox.dataset import WORLD_VERSION, make_example
 from realcustom_jax.training import start
 from realcustom_jax.weights.added import ADDED

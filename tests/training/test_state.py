@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.finite import FiniteWatch
 from realcustom_jax.training.state import create_state, make_train_step
 

@@ -22,11 +22,11 @@ from tensorboardX.proto import event_pb2
 
 import realcustom_jax as rc
 from realcustom_jax import pipeline
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
 from realcustom_jax.data.prepare import prepare
-from realcustom_jax.data.recipe import Recipe
-from realcustom_jax.errors import UserError
+from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, run
 from realcustom_jax.training.start import starting_pipeline

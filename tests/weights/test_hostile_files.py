@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.tensors import open_tensors
 
 CONFIGS = [

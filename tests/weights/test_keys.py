@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.keys import check_keys, from_torch, to_torch, torch_key, torch_shape
 
 

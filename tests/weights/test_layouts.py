@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.init import init_params
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.weights.components import LAYOUTS, on_host, read_params, write_params

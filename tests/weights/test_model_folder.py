@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax import pipeline
-from realcustom_jax.data.tokenize import tokenize
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.weights.keys import flatten
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

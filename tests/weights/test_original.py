@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax import convert, pipeline
-from realcustom_jax.data.tokenize import save_tokenizer
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.tokenize import save_tokenizer
 from realcustom_jax.weights.exports import export_original
 from realcustom_jax.weights.keys import flatten
 

@@ -10,8 +10,8 @@ import pytest
 
 import realcustom_jax as rc
 from realcustom_jax import pipeline
-from realcustom_jax.data.views import reference_views
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.models.config import RealCustomConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.keys import unflatten
 from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
 

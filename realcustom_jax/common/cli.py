@@ -1,0 +1,171 @@
+"""What all commands share: the compilation cache, config flags, one clear sentence for a user's mistake."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from realcustom_jax.common.compile_cache import cache_dir, use_compilation_cache
+from realcustom_jax.common.errors import UserError, exit_on_user_error
+from realcustom_jax.common.foreign_names import our_name
+
+__all__ = ["CommandParser", "cache_dir", "parse_flags", "run_command", "tpu_is_absent"]
+
+
+def tpu_is_absent(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
+    """Whether JAX would look in vain for a TPU: its library is installed, for `aot`, but no such device is.
+
+    Looking prints errors and takes seconds. False where the user chose the platforms, or where JAX has a
+    GPU's plugin and must choose itself.
+    """
+    if environment.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
+        return False
+    found = any(devices.glob("accel*")) or any(devices.glob("vfio/*"))
+    gpu = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return not (found or gpu)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main: compiled programs are cached on disk, a user's mistake ends with status 2."""
+    if tpu_is_absent():
+        jax.config.update("jax_platforms", "cpu")
+    use_compilation_cache()
+    # Orbax's tasks report on their own what it also raises.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    with exit_on_user_error():
+        main()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Of the commands that are not trainings: the story as it is written, and one sentence for a mistake."""
+
+    def __init__(self, command: str, story: str, usage: str | None = None):
+        super().__init__(
+            prog=f"python -m realcustom_jax.{command}",
+            description=story,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            usage=usage,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """In place of argparse's usage text: one sentence, as for every other mistake.
+
+        Raises:
+          UserError: always.
+        """
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
+        ours = our_name(unknown) if unknown.startswith("--") else None
+        raise UserError(f"{ours or message}, see --help")
+
+
+def parse_flags(help_text: str) -> None:
+    """Parse absl and ml_collections flags from the command line.
+
+    Raises:
+      UserError: for an unknown flag or config key, a value or a config file that can't be read.
+      SystemExit: after printing the help, with status 0.
+    """
+    if {"--help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
+        print(help_text.strip())
+        print(flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir") or "__main__"))
+        raise SystemExit(0)
+    given = _config_file()
+    try:
+        rest = flags.FLAGS(sys.argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname, given)) from None
+    except flags.Error as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]) from None
+    except (AttributeError, KeyError):  # what ml_collections raises for a key that the config lacks
+        _check_overrides(given)
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the config or one of its values cannot be used: {error}") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options begin with --, see --help")
+
+
+def _config_file() -> ConfigDict | None:
+    """The config as its file has it, before flags change it; None when none is given.
+
+    ml_collections loads the file too, but hides some of its errors and lets others out as they are.
+
+    Raises:
+      UserError: when the file is missing, cannot be run, or makes no config.
+    """
+    argument = _config_argument()
+    if argument is None:
+        return None
+    path, *stage = argument.split(":", 1)
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = get_config(*stage) if get_config else None
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"the config file {path} has an error in line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # the file is the user's, and may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
+        ]
+        where = f"fails in line {lines[-1]}" if lines else "cannot be used"
+        raise UserError(f"the config file {path} {where}: {reason}") from None
+    if get_config is None:
+        raise UserError(f"the config file {path} has no function get_config")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} must return a ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def _config_argument() -> str | None:
+    for i, argument in enumerate(sys.argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else next(iter(sys.argv[i + 1 :]), None)
+    return None
+
+
+def _unknown_flag(name: str, config: ConfigDict | None) -> str:
+    if not name.startswith("config."):
+        return f"unknown option --{name}, see --help"
+    *sections, _ = name.split(".")[1:]
+    node = config
+    for i, section in enumerate(sections):
+        if node is None or section not in node:
+            sections = sections[:i]
+            break
+        node = node[section]
+    where = ".".join(["config", *sections])
+    known = f"; {where} has: {', '.join(sorted(node.keys()))}" if hasattr(node, "keys") else ""
+    return f"the config has no key '{name.removeprefix('config.')}'{known}"
+
+
+def _check_overrides(config: ConfigDict | None) -> None:
+    """Name the first --config.x.y that the config has no place for.
+
+    Raises:
+      UserError: with the keys that there are.
+    """
+    for argument in sys.argv[1:]:
+        match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
+        if not match:
+            continue
+        node = config
+        for key in match[1].split(".")[1:]:
+            if not hasattr(node, "keys") or key not in node:
+                raise UserError(_unknown_flag(match[1], config)) from None
+            node = node[key]

@@ -1,0 +1,143 @@
+"""Files that are there as a whole or not at all, so that what was cut off can go on."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from realcustom_jax.common.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; what is there at the end takes its place.
+
+    The name is unique: a cluster may try the same twice at once.
+    """
+    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield half
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, name: str) -> Iterator[Path]:
+    """A folder beside `path` to write to; at the end it takes the place of `path`, which is absent or empty.
+
+    What an interrupted run left there is removed first, so that it can be repeated.
+
+    Raises:
+      UserError: when it cannot be written; the sentence calls it `name`.
+    """
+    path = path.absolute()
+    half = path.with_name(f".{path.name}.incomplete")
+    try:
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir(parents=True)
+        yield half
+        if path.is_dir():
+            path.rmdir()
+        half.rename(path)
+    except OSError as error:
+        raise UserError(f"{name} {str(path)!r} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: when the file is missing or no regular file, or holds anything else.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if not path.is_file():  # opening a pipe would wait forever
+        raise UserError(f"{path} is no regular file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside the path, then move it there.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as half:
+            write(half)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
+    """A full disk, a folder without permission: one sentence. What is done stays, and can be gone on from."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(f"the data folder '{data_dir}' cannot be written: {error.strerror}") from None
+    except RuntimeError as error:  # ArrayRecord's
+        if "No space left" not in str(error):
+            raise
+        raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is such a file or folder; a name that no file could have is none."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def check_local(path: str | os.PathLike, name: str) -> None:
+    """Raises UserError when a path is the address of a bucket, which would become a folder called "gs:"."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise UserError(
+            f"the {name} {os.fspath(path)!r} is an address, not a folder: mount the bucket, as the scripts "
+            "in launch/ do with gcsfuse, and give the folder it is mounted at"
+        )
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make a folder that can be written to.
+
+    Raises:
+      UserError: when it can't; the sentence calls the folder `name` and says why.
+    """
+    check_local(path, name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise UserError(f"the {name} {str(path)!r} is a file, it must be a folder") from None
+    except OSError as error:
+        raise UserError(f"the {name} {str(path)!r} cannot be written to: {error.strerror}") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))

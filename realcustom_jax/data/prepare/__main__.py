@@ -1,0 +1,284 @@
+"""Make a data set of captioned pictures: `python -m realcustom_jax.data.prepare --source S --data-dir DIR`.
+
+A source is one of
+  shards      webdataset or img2dataset .tar files of KEY.jpg, KEY.txt, KEY.json
+  a folder    of images with NAME.txt beside NAME.jpg, or with a .jsonl of {"file_name": …, "text": …}
+  parquet     with a column of encoded images and one of captions
+given as a folder, a file or a pattern, such as --source 'laion/{00000..00099}.tar'; several are joined.
+
+Filters drop what is too small, too elongated, too ugly or badly described; broken images and missing
+captions are counted. What was dropped and why is told at the end and in DIR/report.json. Images are stored as
+they are, unless --resize shrinks them. The result is read by the train command: --config.data.path=DIR.
+
+A run that was cut off goes on when it is started again. With --beam it runs as an Apache Beam pipeline, whose
+options follow after --; DIR must be a folder that all workers see:
+  … --beam -- --runner=FlinkRunner --flink_master=HOST:8081
+With --encode MODEL the model's VAE then runs over all images, and with --encode-text its text encoders over
+all captions; realcustom_jax.data.encode tells what for.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from realcustom_jax.common.errors import UserError, exit_on_user_error
+from realcustom_jax.common.files import disk_errors
+from realcustom_jax.common.progress import Counter
+from realcustom_jax.data.image_text import is_written, new_folder
+from realcustom_jax.data.prepare.recipe import Recipe
+from realcustom_jax.data.prepare.report import Report
+from realcustom_jax.data.prepare.run_parts import run_beam, run_here
+from realcustom_jax.data.prepare.shards import begin, finish, write_part
+from realcustom_jax.data.prepare.sources import Names, check_sources, find_parts
+
+# A share says little about fewer.
+_ENOUGH = 1000
+
+
+def prepare(
+    sources: list[str],
+    data_dir: str | os.PathLike,
+    recipe: Recipe,
+    *,
+    workers: int = 0,
+    limit: int | None = None,
+    max_bad_share: float = 0.05,
+    beam_options: Sequence[str] | None = None,
+) -> Report:
+    """Reads sources, filters, and writes an image_text data set with the sizes of its images.
+
+    Args:
+      sources: see `sources.find_parts`.
+      data_dir: where to write; report.json goes there too.
+      recipe: what is kept and how it is written.
+      workers: processes; 0 works in this one.
+      limit: keep the first so many; None for all.
+      max_bad_share: of broken examples among those read, above which there is no data set.
+      beam_options: run as an Apache Beam pipeline with these options; None runs here.
+
+    Returns:
+      what became of the examples.
+
+    Raises:
+      UserError: `data_dir` holds a data set already, a source cannot be read, nothing is left, or too much is
+        broken; then the report is written all the same.
+    """
+    final = new_folder(data_dir)
+    check_sources(sources, recipe.names)
+    parts = find_parts(sources)
+    with disk_errors(data_dir):
+        work = final.with_name(f"{final.name}.incomplete")
+        done = begin(work, recipe)
+        if done:
+            print(f"going on in {work}: {done} parts are done", flush=True)
+        started, total, reports = time.time(), Report(), []
+        if beam_options is None:
+            results = run_here(parts, recipe, work, workers)
+        else:
+            results = run_beam(parts, recipe, work, beam_options)
+        with contextlib.closing(results), Counter(None, "preparing", "part") as counter:
+            for part, report in results:
+                if limit is not None and total.count + report.count > limit:
+                    report = write_part(len(reports), part, recipe, str(work), limit - total.count)
+                total.add(report)
+                reports.append(report)
+                counter.note(f"{total.count:,} images kept")
+                counter.update()
+                if total.count == limit or (total.read >= _ENOUGH and total.bad_share > max_bad_share):
+                    break
+        _write_report(Path(data_dir), total, sources, recipe, time.time() - started)
+        _check(total, recipe, max_bad_share)
+        finish(work, reports, final)
+    return total
+
+
+def _check(total: Report, recipe: Recipe, max_bad_share: float) -> None:
+    if total.bad_share > max_bad_share:
+        raise UserError(
+            f"{total.bad:,} of {total.read:,} examples are broken ({total.bad_share:.1%}), more than "
+            f"--max-bad-share {max_bad_share:g} allows; {total.worst()}"
+        )
+    if not total.count:
+        print(total.text())
+        raise UserError(f"none of the {total.read:,} examples that were read passed the filters")
+    for split, other in (("validation", "smaller"), ("train", "larger")):
+        wanted = split == "train" or recipe.validation
+        if wanted and not total.kept.get(split):
+            raise UserError(
+                f"--validation {recipe.validation:g} leaves none of the {total.count:,} examples for the "
+                f"split '{split}'; {other} shares of so few do"
+            )
+
+
+def _write_report(data_dir: Path, total: Report, sources: list[str], recipe: Recipe, seconds: float) -> None:
+    options = {key: None if value == math.inf else value for key, value in dataclasses.asdict(recipe).items()}
+    values = {"sources": sources, "recipe": options, **total.to_json(), "seconds": round(seconds, 1)}
+    (data_dir / "report.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the command line, writes the data set, and prints what became of the examples."""
+    with exit_on_user_error():
+        arguments = sys.argv[1:] if arguments is None else arguments
+        args, beam_options = _parse(arguments)
+        recipe = _recipe(args)
+        encoding = None
+        if args.encode:
+            from realcustom_jax.data.encode import encode_data_set, from_arguments
+
+            # Mistakes should not wait for hours of reading.
+            _check_unwritten(args)
+            encoding = from_arguments(args.encode, args)
+        total = prepare(
+            args.source,
+            args.data_dir,
+            recipe,
+            workers=args.workers,
+            limit=args.limit,
+            max_bad_share=args.max_bad_share,
+            beam_options=beam_options,
+        )
+        print(total.text())
+        print(f"wrote {args.data_dir}, see {Path(args.data_dir) / 'report.json'}", flush=True)
+        if encoding:
+            encode_data_set(args.data_dir, encoding)
+
+
+def _check_unwritten(args: argparse.Namespace) -> None:
+    """Raises UserError when the data set is there already; it may have been cut off while it was encoded."""
+    if is_written(args.data_dir):
+        raise UserError(
+            f"'{args.data_dir}' holds a data set already; python -m realcustom_jax.data.encode --data-dir "
+            f"{args.data_dir} --model {args.encode} goes on with storing its latents, with the same options"
+        )
+    new_folder(args.data_dir)
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
+    """The options, and those of Beam, which follow after `--`."""
+    beam_options: list[str] = []
+    if "--" in arguments:
+        end = arguments.index("--")
+        arguments, beam_options = arguments[:end], arguments[end + 1 :]
+    args = _parser().parse_args(arguments)
+    if beam_options and not args.beam:
+        raise UserError(f"options after -- are Beam's, such as {beam_options[0]}, and need --beam")
+    if not args.encode and (args.encode_text or args.buckets):
+        raise UserError(
+            "--encode-text and --buckets are of what is stored beside the images: add --encode MODEL"
+        )
+    if not args.data_dir:
+        raise UserError("--data-dir is empty, it needs a folder")
+    if args.aesthetic_key is not None and args.min_aesthetic is None:
+        raise UserError("--aesthetic-key names the score that --min-aesthetic asks for: add that")
+    if args.quality is not None and args.format == "png":
+        raise UserError("--quality is of jpeg and webp: png has none")
+    if args.beam and args.limit is not None:
+        raise UserError(
+            "--limit keeps the first examples in order, but --beam reads in none; use one of them"
+        )
+    return args, beam_options if args.beam else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    # These import JAX, which worker processes do not need.
+    from realcustom_jax.common.cli import CommandParser
+    from realcustom_jax.data.encode import add_arguments
+
+    parser = CommandParser("data.prepare", __doc__, "%(prog)s --source SOURCE --data-dir DIR [options]")
+    add = parser.add_argument
+    add("--source", action="append", required=True, metavar="SOURCE", help="may be given several times")
+    add("--data-dir", required=True, metavar="DIR", help="folder for the data set")
+    add(
+        "--workers",
+        type=_integer(0, 4096),
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes (%(default)s)",
+    )
+    add("--limit", type=_integer(1), metavar="N", help="keep the first N images")
+    add(
+        "--validation",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="of the split validation (%(default)s)",
+    )
+    add("--max-bad-share", type=_share, default=0.05, metavar="SHARE",
+        help="of broken examples, above which there is no data set (%(default)s)")  # fmt: skip
+    add("--beam", action="store_true", help="run on Apache Beam; its options follow after --")
+    group = parser.add_argument_group("filters").add_argument
+    group("--min-side", type=_integer(1), default=1, metavar="PIXELS", help="least short side (%(default)s)")
+    group("--max-aspect", type=_number(1), default=math.inf, metavar="RATIO", help="long side by short (any)")
+    group("--min-aesthetic", type=_number(), metavar="SCORE", help="least aesthetic score (any)")
+    group("--min-caption", type=_integer(1), default=1, metavar="N", help="least characters (%(default)s)")
+    group("--max-caption", type=_integer(1), default=math.inf, metavar="N", help="most characters (any)")
+    group = parser.add_argument_group("names of columns, and of fields in .json and .jsonl").add_argument
+    group("--image-key", metavar="NAME", help="image or its file name (image, jpg, file_name, …)")
+    group("--caption-key", metavar="NAME", help="caption (caption or text)")
+    group("--aesthetic-key", metavar="NAME", help="aesthetic score (aesthetic_score)")
+    group = parser.add_argument_group("images as they are written").add_argument
+    group("--resize", type=_integer(1), metavar="PIXELS", help="shrink so that the short side is PIXELS (no)")
+    group("--format", choices=("jpeg", "webp", "png"), default="jpeg",
+          help="of images that are shrunk or of another format (%(default)s)")  # fmt: skip
+    group("--quality", type=_integer(1, 100), metavar="N", help="of jpeg and webp (95)")
+    group = parser.add_argument_group("latents and text features, for training without encoders")
+    group.add_argument("--encode", metavar="MODEL", help="model folder, hub id, or toybox (none)")
+    add_arguments(group)
+    return parser
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    if args.min_caption > args.max_caption:
+        raise UserError(f"--min-caption {args.min_caption} is above --max-caption {args.max_caption}")
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"names"}
+    optional = ("aesthetic_key", "quality")  # the recipe has their defaults
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name in fields and not (name in optional and value is None)
+    }
+    return Recipe(Names(args.image_key, args.caption_key), **given)
+
+
+def _integer(least: int, most: float = math.inf) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            upper = "" if most == math.inf else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be at least {least}{upper}, not {value}")
+        return value
+
+    parse.__name__ = "whole number"  # what argparse says of a text that is none
+    return parse
+
+
+def _number(least: float = -math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value < math.inf:  # not for NaN either
+            raise argparse.ArgumentTypeError(
+                f"must be a number{'' if least < 0 else f' from {least} on'}, not {text}"
+            )
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

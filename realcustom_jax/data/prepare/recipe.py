@@ -1,0 +1,146 @@
+"""How a raw example becomes one of the data set, or why it does not."""
+
+import dataclasses
+import hashlib
+import io
+import math
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from realcustom_jax.data.image_text import FORMATS, Example, image_size
+from realcustom_jax.data.prepare.raw import Raw
+from realcustom_jax.data.prepare.sources import Names
+from realcustom_jax.inputs.transforms import load_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What is kept, and how it is written.
+
+    Attributes:
+      names: of columns and fields in the source.
+      min_side: of the image's short side, in pixels.
+      max_aspect: of the long side, in short sides.
+      min_aesthetic: of the score that is called `aesthetic_key`; None asks for none.
+      aesthetic_key: its name in the metadata.
+      min_caption, max_caption: of the caption's length, in characters.
+      resize: short side in pixels that larger images are shrunk to; None leaves all as they are.
+      format: what is encoded anew is encoded as: jpeg, webp or png.
+      quality: of JPEG and WebP.
+      validation: share of the examples that go into the split "validation", chosen by their keys.
+    """
+
+    names: Names = dataclasses.field(default_factory=Names)
+    min_side: int = 1
+    max_aspect: float = math.inf
+    min_aesthetic: float | None = None
+    aesthetic_key: str = "aesthetic_score"
+    min_caption: int = 1
+    max_caption: float = math.inf
+    resize: int | None = None
+    format: str = "jpeg"
+    quality: int = 95
+    validation: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An example as it is written, its size in pixels as it is seen, and its split."""
+
+    example: Example
+    width: int
+    height: int
+    split: str
+
+
+def make(raw: Raw, recipe: Recipe) -> Made | str:
+    """The example, or the reason (of `report.BAD` or `report.FILTERED`) why there is none.
+
+    Cheap questions come first: only what passes all others is decoded, to the last pixel.
+    """
+    if raw.problem:
+        return raw.problem
+    if not (_is_unicode(raw.key) and _is_unicode(raw.caption or "")):
+        return "unreadable_text"
+    if raw.image is None:
+        return "no_image"
+    caption = (raw.caption or "").strip()
+    if not caption:
+        return "no_caption"
+    reason = _judge_text(caption, raw, recipe)
+    if reason:
+        return reason
+    try:
+        with Image.open(io.BytesIO(raw.image)) as image:
+            width, height = image_size(image)
+            reason = _judge_size(width, height, recipe)
+            if reason:
+                return reason
+            image.load()  # finds what is torn
+            data, (width, height) = _encode(image, raw.image, (width, height), recipe)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return "truncated" if "truncated" in str(error).lower() else "undecodable"
+    split = "validation" if _draw(raw.key) < recipe.validation else "train"
+    return Made(Example(raw.key, data, caption, dict(raw.metadata)), width, height, split)
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so for names of files in other encodings, and for JSON's lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _judge_text(caption: str, raw: Raw, recipe: Recipe) -> str | None:
+    if len(caption) < recipe.min_caption:
+        return "short_caption"
+    if len(caption) > recipe.max_caption:
+        return "long_caption"
+    if recipe.min_aesthetic is not None:
+        score = _number(raw.metadata.get(recipe.aesthetic_key))
+        if score is None:
+            return "no_score"
+        if score < recipe.min_aesthetic:
+            return "low_score"
+    return None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)  # some tables hold numbers as texts
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(number) else number
+
+
+def _judge_size(width: int, height: int, recipe: Recipe) -> str | None:
+    short, long = sorted((width, height))
+    if short < max(recipe.min_side, 1):
+        return "too_small"
+    return "too_elongated" if long > recipe.max_aspect * short else None
+
+
+def _encode(
+    image: Image.Image, data: bytes, size: tuple[int, int], recipe: Recipe
+) -> tuple[bytes, tuple[int, int]]:
+    """The bytes to store and their image's size: the given ones wherever they will do."""
+    short = min(size)
+    shrink = recipe.resize is not None and short > recipe.resize
+    if not shrink and image.format in FORMATS:
+        return data, size
+    picture = Image.fromarray(load_image(image, "the image"))  # upright, RGB
+    if shrink:
+        size = tuple(max(1, round(side * recipe.resize / short)) for side in size)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    options = {} if recipe.format == "png" else {"quality": recipe.quality}
+    picture.save(stream, recipe.format, **options)
+    return stream.getvalue(), size
+
+
+def _draw(key: str) -> float:
+    """A number in [0, 1), of the key alone: a larger data set moves no example to another split."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest()) / 2**48

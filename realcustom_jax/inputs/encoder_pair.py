@@ -1,0 +1,148 @@
+"""Image and text encoders that were trained as a pair (CLIP): what compares images with texts."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from transformers import PreTrainedTokenizerBase
+
+from realcustom_jax.common.chunks import in_chunks
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs import preprocess
+from realcustom_jax.inputs.matching import vocabulary
+from realcustom_jax.inputs.nouns import NOUNS
+from realcustom_jax.inputs.tokenize import load_tokenizer, tokenize
+from realcustom_jax.inputs.transforms import center_crop_resize, to_float
+from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
+from realcustom_jax.models.family import Models
+from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.vit import ViT
+from realcustom_jax.weights.components import find_weights, on_device, read_config, read_params
+from realcustom_jax.weights.configs import read_text
+from realcustom_jax.weights.hub import find_folder
+from realcustom_jax.weights.layouts import CLIP_TEXT, FLAX_TEXT
+from realcustom_jax.weights.tensors import open_tensors
+from realcustom_jax.weights.towers import load_tower
+
+# The toybox's captions know no bare words, so its sentence says what a reference photo is;
+# `benchmarks/auto_words.py` compares it with others. CLIP's is the one of its paper.
+OWN_TEMPLATE = "a {} on a plain background"
+CLIP_TEMPLATE = "a photo of a {}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTower:
+    """An image tower and how images get into it.
+
+    Attributes:
+      module, params: the network.
+      prepare: uint8 (H, W, 3) → float32 (S, S, 3) in [-1, 1].
+    """
+
+    module: ViT
+    params: Any
+    prepare: Callable[[np.ndarray], np.ndarray]
+
+    def directions(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors (n, C) of the pooled class token; images are uint8 (H, W, 3), of any sizes."""
+        encode = functools.partial(_pooled, self.module, self.params)
+        (found,) = in_chunks(lambda rows: [encode(np.stack([self.prepare(x) for x in rows]))], images)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTower:
+    """A text tower and its tokenizer."""
+
+    module: CLIPText
+    params: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    def directions(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (n, C) of the pooled end token. Texts beyond the tower's length lose their end."""
+        encode = functools.partial(_pooled, self.module, self.params)
+        (found,) = in_chunks(lambda rows: [encode(tokenize(self.tokenizer, rows))], texts)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderPair:
+    """An image and a text tower with a space in common; a `matching.Matcher`.
+
+    Attributes:
+      image, text: the towers.
+      logit_scale: factor on the cosine similarity (CLIP's: 100).
+      template: the sentence around a phrase.
+    """
+
+    image: ImageTower
+    text: TextTower
+    logit_scale: float
+    template: str
+
+    def logits(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
+        """As in `matching.Matcher`: (images, phrases)."""
+        texts = self.text.directions([self.template.format(phrase) for phrase in phrases])
+        return self.logit_scale * self.image.directions(images) @ texts.T
+
+    def vocabulary(self) -> list[str]:
+        """The nouns that the tokenizer knows."""
+        return vocabulary([len(self.text.tokenizer.tokenize(noun)) == 1 for noun in NOUNS])
+
+
+def own_pair(
+    models: Models, params: Any, tokenizers: Sequence[PreTrainedTokenizerBase], template: str = OWN_TEMPLATE
+) -> EncoderPair | None:
+    """A model's own encoders, where its config says that they are a pair; images are cropped and resized."""
+    towers = models.image_configs
+    if not (towers and towers[0].text_paired):
+        return None
+
+    def prepare(image: np.ndarray) -> np.ndarray:
+        return to_float(center_crop_resize(image, towers[0].image_size))
+
+    image = ImageTower(models.image_encoders["image_encoder"], params["image_encoder"], prepare)
+    text = TextTower(models.text_encoders["text_encoder"], params["text_encoder"], tokenizers[0])
+    return EncoderPair(image, text, towers[0].logit_scale, template)
+
+
+def load_pair(name: str | Path, template: str = CLIP_TEMPLATE) -> EncoderPair:
+    """A whole CLIP of transformers, such as openai/clip-vit-base-patch32: a folder or hub id.
+
+    Raises:
+      UserError: when it is no CLIP, or its weights do not fit.
+    """
+    folder = find_folder(name)
+    values = read_config(folder)
+    if values.get("model_type") != "clip":
+        raise UserError(f"{folder} is of type {values.get('model_type')!r}, not a whole CLIP model")
+    text = CLIPText(_text_config(values, str(folder)))
+    shapes = param_shapes(text, jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), np.int32))
+    tensors = open_tensors(find_weights(folder))
+    place = on_device(jnp.float32)
+    text_tower = TextTower(
+        text, read_params(tensors, (CLIP_TEXT, FLAX_TEXT), shapes, place), load_tokenizer(folder)
+    )
+    config, params = load_tower(folder, place)
+    prepare = dataclasses.replace(preprocess.CLIP, short_side=config.image_size, crop=config.image_size)
+    scale = float(np.exp(np.float64(tensors.read("logit_scale"))))
+    return EncoderPair(ImageTower(ViT(config), params, prepare), text_tower, scale, template)
+
+
+def _text_config(values: dict[str, Any], source: str) -> CLIPTextConfig:
+    inner = {**values.get("text_config", {}), "architectures": ["CLIPTextModelWithProjection"]}
+    if "projection_dim" in values:
+        inner["projection_dim"] = values["projection_dim"]
+    return read_text(inner, source)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pooled(module: Any, params: Any, rows: Array) -> Array:
+    pooled = module.apply({"params": params}, rows).pooled.astype(jnp.float32)
+    return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)

@@ -1,0 +1,149 @@
+"""What reproduces an image, and how a PNG file carries it.
+
+The settings are JSON in a text chunk, which any image viewer shows; reference images and masks follow in
+chunks of our own, which other programs skip.
+"""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.subjects import Subject
+from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.user_masks import load_mask
+from realcustom_jax.options import SamplingOptions
+
+KEY = "realcustom_jax"
+_CHUNK = b"rcIm"  # ancillary and private, as the capitals say
+
+# Fields of a subject that are plain values.
+_PLAIN = ("words", "mask_mode", "strength", "plurals", "match_case")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One request: everything that its image depends on, except the model's weights.
+
+    Attributes:
+      prompt, negative_prompt, seed: of the request.
+      subjects: with the words that were chosen for "auto".
+      options: all sampling options, with numbers of this request alone.
+      model: what was loaded, see `Pipeline.source`; empty if that is not known.
+    """
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    subjects: tuple[Subject, ...]
+    options: Mapping[str, Any]
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def png_info(self) -> PngInfo:
+        """The chunks of a PNG file; `read_record` is the inverse."""
+        attachments: list[bytes] = []
+
+        def attach(content: bytes) -> int:
+            attachments.append(content)
+            return len(attachments) - 1
+
+        values = dataclasses.asdict(dataclasses.replace(self, subjects=()))
+        values["subjects"] = [_subject_values(subject, attach) for subject in self.subjects]
+        info = PngInfo()
+        info.add_text(KEY, json.dumps(values))
+        for content in attachments:
+            info.add(_CHUNK, content)
+        return info
+
+
+def read_record(path: str | Path) -> Record:
+    """The record of an image that `Samples.save` wrote.
+
+    Raises:
+      UserError: when it is no such file.
+    """
+    load_image(path)  # which tells what is wrong with a file that is no image
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(KEY)
+            chunks = [chunk[1] for chunk in getattr(image, "private_chunks", []) if chunk[0] == _CHUNK]
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"'{path}' cannot be read ({error})") from None
+    if text is None:
+        raise UserError(f"'{path}' does not say how it was made: only PNG files of ours do")
+    try:
+        values = json.loads(text)
+        values["subjects"] = tuple(_subject_of(one, chunks) for one in values["subjects"])
+        SamplingOptions(**values["options"])
+        record = Record(**values)
+        kinds = {"prompt": str, "negative_prompt": str, "seed": int, "model": dict}
+        for name, kind in kinds.items():
+            if type(getattr(record, name)) is not kind:
+                raise TypeError(f"{name} is of type {type(getattr(record, name)).__name__}")
+        for name, value in record.model.items():
+            if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
+                raise TypeError(f"model: {name} is no text")
+        return record
+    except UserError as error:
+        raise UserError(f"'{path}' says how it was made, but not correctly: {error}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"'{path}' says how it was made, but not correctly ({reason})") from None
+
+
+def _subject_values(subject: Subject, attach: Callable[[bytes], int]) -> dict[str, Any]:
+    """A subject as JSON, with the numbers of the attachments that are its images."""
+    plain = {name: getattr(subject, name) for name in _PLAIN}
+    images = [attach(_file_of(photo) or _png_of(photo)) for photo in subject.photos]
+    mask = None if subject.mask is None else attach(_file_of(subject.mask) or _npy_of(subject.mask))
+    return {**plain, "images": images, "mask": mask}
+
+
+def _subject_of(values: Mapping[str, Any], attachments: list[bytes]) -> Subject:
+    images = [attachments[number] for number in values["images"]]
+    mask = None if values["mask"] is None else attachments[values["mask"]]
+    if mask is not None and mask.startswith(np.lib.format.MAGIC_PREFIX):
+        mask = np.load(io.BytesIO(mask), allow_pickle=False)
+    one = {"image": images[0]} if len(images) == 1 else {"images": images}
+    return Subject(**one, mask=mask, **{name: values[name] for name in _PLAIN})
+
+
+def with_files_read(subject: Subject) -> Subject:
+    """A subject with the contents of its files, which may change after they were sampled from."""
+    photos = tuple(_file_of(photo) or photo for photo in subject.photos)
+    mask = subject.mask
+    if mask is not None:
+        mask = _file_of(mask) or mask
+    if subject.images:
+        return dataclasses.replace(subject, images=photos, mask=mask)
+    return dataclasses.replace(subject, image=photos[0], mask=mask)
+
+
+def _file_of(image: Any) -> bytes | None:
+    """The content of an image's file; None where it is none."""
+    if not isinstance(image, (str, os.PathLike)):
+        return image if isinstance(image, bytes) else None
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise UserError(f"the image '{image}' cannot be read again ({error.strerror})") from None
+
+
+def _png_of(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(load_image(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _npy_of(mask: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, load_mask(mask), allow_pickle=False)
+    return buffer.getvalue()

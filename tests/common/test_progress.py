@@ -1,0 +1,117 @@
+"""What long work says, on a terminal and in a log, by a clock that the test turns."""
+
+import io
+
+import pytest
+
+from realcustom_jax.common import progress
+from realcustom_jax.common.progress import Counter, Progress, counted, duration, pace
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Seconds that pass by hand; timers never ring."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        self.timers = []
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress.threading, "Timer", self._timer)
+
+    def _timer(self, seconds, write, arguments):
+        self.timers.append((seconds, write, arguments))
+        return self
+
+    def start(self):
+        pass
+
+    def cancel(self):
+        pass
+
+    def ring(self):
+        _, write, arguments = self.timers[-1]
+        write(*arguments)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def test_a_log_gets_plain_lines_and_not_too_many(clock):
+    log = io.StringIO()
+    with Progress(stream=log) as report:
+        report.stage("compiling")
+        clock.ring()
+        report.stage("sampling")
+        for step in range(1, 41):
+            clock.now += 1.5
+            report.step(step, 40, "sampling", "step")
+    lines = log.getvalue().splitlines()
+    assert lines[:2] == ["compiling", "sampling: step 2 of 40, 1.5 s a step, 57 s left"]
+    assert lines[-1] == "sampling: step 37 of 40, 1.5 s a step, 4 s left"  # each 10.5 s
+    assert len(lines) == 2 + 35 // 7 and "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+
+
+def test_a_terminal_gets_one_line(clock):
+    terminal = Terminal()
+    with Progress(stream=terminal) as report:
+        report.stage("sampling")
+        for step in range(1, 5):
+            clock.now += 3
+            report.step(step, 4, "sampling", "step")
+    text = terminal.getvalue()
+    assert "\n" not in text and text.count("step 4 of 4") == 1 and text.endswith("\r\x1b[2K")
+
+
+def test_what_is_quick_says_nothing(clock):
+    log = io.StringIO()
+    with Progress(stream=log) as report:
+        report.stage("sampling")
+        for step in range(1, 20):
+            clock.now += 0.05
+            report.step(step, 20, "sampling", "step")
+    with Progress(shown=False, stream=log) as report:
+        report.stage("sampling")
+        clock.now += 100
+        report.step(1, 2, "sampling", "step")
+    assert log.getvalue() == "" and len(clock.timers) == 1
+
+
+def test_the_pace_is_of_this_stage(clock):
+    """Steps that were done before it began do not count."""
+    log = io.StringIO()
+    with Progress(stream=log) as report:
+        report.stage("sampling", done=5)
+        clock.now += 20
+        report.step(7, 9, "sampling", "step")
+    assert log.getvalue() == "sampling: step 7 of 9, 10 s a step, 20 s left\n"
+
+
+def test_a_counter_counts(clock, capsys):
+    log = io.StringIO()
+    with Counter(None, "preparing", "part", stream=log) as counter:
+        counter.note("5 kept")
+        clock.now += 12
+        counter.update(3)
+    assert log.getvalue() == "preparing (5 kept): part 3, 4 s a part\n"
+    assert list(counted("abc", 3, "drawing", "word")) == ["a", "b", "c"]
+
+
+def test_slow_paces_are_seconds_each():
+    assert (pace(2.345, "image"), pace(1, "step")) == ("2.35 s an image", "1 s a step")
+    assert (pace(0.25, "image"), pace(0.002, "step")) == ("4 images a second", "500 steps a second")
+    assert [duration(x) for x in (3, 99, 600, 9000)] == ["3 s", "99 s", "10 min", "2.5 h"]
+
+
+def test_a_stage_that_takes_long_is_named_without_a_step():
+    """With the real timer."""
+    log = io.StringIO()
+    with Progress(patience=0.02, stream=log) as report:
+        report.stage("compiling")
+        progress.time.sleep(0.3)
+    assert log.getvalue() == "compiling\n"

@@ -1,0 +1,227 @@
+"""What `sample` gives: showing it, saving it, looking on, and making it again from a file."""
+
+import io
+import json
+import runpy
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from PIL import Image, PngImagePlugin
+
+import realcustom_jax as rc
+from realcustom_jax.outputs.records import KEY, read_record
+from realcustom_jax.toybox import Identity, render_reference
+
+CAT, DOG = (render_reference(Identity(word, 9)).image for word in ("cat", "dog"))
+FEW = {"steps": 3, "gamma_scope": 0.5}
+PROMPT = "a cat and a dog"
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """A photo in a file with a soft mask, and two photos in memory."""
+    path = tmp_path_factory.mktemp("photos") / "cat.jpg"
+    Image.fromarray(CAT).save(path)
+    mask = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    cat = rc.Subject(path, "cat", mask=mask, mask_mode="intersect", strength=0.5, match_case=True)
+    return [cat, rc.Subject(images=[DOG, Image.fromarray(DOG[::-1])], words=("dogs", "dog"), plurals=True)]
+
+
+@pytest.fixture(scope="module")
+def made(flat_pipe, subjects):
+    options = {**FEW, "text_weight": [2.0, 3.0], "mask_layers": (0,)}
+    return rc.sample(flat_pipe, PROMPT, subjects, [5, 6], negative_prompt="a house", **options)
+
+
+def test_one_prompt_with_seeds_is_an_image_each(flat_pipe):
+    out = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], [1, 2, 3, 4], **FEW)
+    assert out.images.shape == (4, 16, 16, 3) and [r.seed for r in out.records] == [1, 2, 3, 4]
+    assert len({image.tobytes() for image in out.images}) == 4
+    single = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 3, **FEW)
+    assert np.abs(single.images[0].astype(int) - out.images[2]).max() <= 1
+
+
+def test_none_is_the_default(flat_pipe):
+    given = rc.sample(flat_pipe, "a cat", seed=0, negative_prompt="", **FEW)
+    none = rc.sample(flat_pipe, "a cat", seed=None, negative_prompt=None, **FEW)
+    np.testing.assert_array_equal(none.images, given.images)
+
+
+def test_samples_can_be_indexed(made):
+    assert len(made) == 2 and [len(one) for one in made] == [1, 1]
+    last = made[-1]
+    np.testing.assert_array_equal(last.images, made.images[1:])
+    np.testing.assert_array_equal(last.masks, made.masks[1:])
+    assert last.words == made.words[1:] and last.records == made.records[1:]
+    np.testing.assert_array_equal(made[::-1].images, made.images[::-1])
+    np.testing.assert_array_equal(made[np.int64(0)].images, made.images[:1])
+    with pytest.raises(IndexError):
+        made[2]
+
+
+def test_pictures_and_texts_are_of_one_screen(made, flat_pipe, subjects):
+    assert [np.asarray(image).tolist() for image in made.pil()] == made.images.tolist()
+    sheet = np.asarray(Image.open(io.BytesIO(made._repr_png_())))
+    np.testing.assert_array_equal(sheet, np.concatenate(list(made.images), axis=1))
+    page = made._repr_html_()
+    assert page.count("<img ") == 2 and "a cat and a dog" in page and "seed 6" in page
+    text = repr(made)
+    assert "2 images of 16x16" in text and "masks of 2 subjects at 3 steps" in text and "seed 5" in text
+    for shown in (made, flat_pipe, rc.load("toybox"), *subjects):
+        assert len(repr(shown)) < 1500 and repr(shown).count("\n") < 20
+    assert "cat.jpg" in repr(subjects[0]) and "strength=0.5" in repr(subjects[0])
+    assert "images=2 photos" in repr(subjects[1])
+
+
+def test_files_say_what_makes_them_again(made, subjects, tmp_path):
+    """Read back, the record gives equal pixels, masks and options, also after the photo's file is gone."""
+    paths = made.save(tmp_path / "out", masks=True)
+    assert [path.name for path in paths] == ["image_5.png", "image_6.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), made.images[1])
+    assert Image.open(tmp_path / "out" / "image_5_mask_1.png").size == (3 * 8, 8)
+    record = read_record(paths[1])
+    assert (record.prompt, record.negative_prompt, record.seed) == (PROMPT, "a house", 6)
+    options = rc.SamplingOptions(**record.options)
+    assert options.text_weight == 3.0 and options.mask_layers == (0,) and options.steps == 3
+    cat, dog = record.subjects
+    assert cat.photos[0] == subjects[0].image.read_bytes() and len(dog.photos) == 2
+    np.testing.assert_array_equal(cat.mask, subjects[0].mask)
+    assert (cat.words, cat.mask_mode, cat.strength, cat.match_case) == ("cat", "intersect", 0.5, True)
+    assert list(dog.words) == ["dogs", "dog"] and dog.plurals and dog.mask is None
+
+
+def test_made_again_is_the_same(flat_pipe, subjects, tmp_path):
+    """To the bit, through the file."""
+    first = rc.sample(flat_pipe, PROMPT, subjects, 5, **FEW)
+    record = read_record(first.save(tmp_path)[0])
+    options = {name: record.options[name] for name in ("steps", "gamma_scope")}
+    again = rc.sample(flat_pipe, record.prompt, record.subjects, record.seed, **options)
+    np.testing.assert_array_equal(again.images, first.images)
+    np.testing.assert_array_equal(again.masks, first.masks)
+
+
+def test_a_record_has_the_photo_that_was_sampled_from(flat_pipe, tmp_path):
+    """Another picture in its file later, or none, changes nothing."""
+    photo = tmp_path / "cat.png"
+    Image.fromarray(CAT).save(photo)
+    out = rc.sample(flat_pipe, "a cat", [rc.Subject(photo, "cat")], 1, **FEW)
+    content = photo.read_bytes()
+    Image.fromarray(DOG).save(photo)
+    (path, *_) = out.save(tmp_path / "out")
+    (subject,) = read_record(path).subjects
+    assert subject.image == content
+
+
+def test_equal_seeds_get_files_of_their_own(flat_pipe, tmp_path):
+    out = rc.sample(flat_pipe, ["a cat", "a dog"], seed=7, **FEW)
+    assert [path.name for path in out.save(tmp_path)] == ["image_0_7.png", "image_1_7.png"]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", "5", '{"subjects": [{}]}', "[" * 5000])
+def test_a_file_that_says_nothing_is_one_sentence(tmp_path, text):
+    info = PngImagePlugin.PngInfo()
+    if text is not None:
+        info.add_text(KEY, text)
+    Image.fromarray(CAT).save(tmp_path / "x.png", pnginfo=info)
+    with pytest.raises(rc.UserError, match="how it was made"):
+        read_record(tmp_path / "x.png")
+
+
+def test_the_settings_are_text_that_viewers_show(made):
+    buffer = io.BytesIO()
+    Image.fromarray(CAT).save(buffer, "PNG", pnginfo=made.records[0].png_info())
+    values = json.loads(Image.open(buffer).text[KEY])
+    assert values["prompt"] == PROMPT and values["subjects"][0]["words"] == "cat" and values["seed"] == 5
+
+
+def test_looking_on_changes_nothing_and_compiles_nothing(flat_pipe, capfd):
+    """Previews at every n steps and at the end; the same bits, from programs that are there."""
+    subject = [rc.Subject(CAT, "cat")]
+    plain = rc.sample(flat_pipe, "a cat", subject, steps=7, progress=False)
+    traces, seen = [], []
+
+    def count(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            traces.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        shown = rc.sample(
+            flat_pipe, "a cat", subject, steps=7, preview=lambda *a: seen.append(a), every=3, progress=False
+        )
+        rc.sample(flat_pipe, "a cat", subject, steps=7, progress=True)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert traces == []
+    np.testing.assert_array_equal(shown.images, plain.images)
+    np.testing.assert_array_equal(shown.masks, plain.masks)
+    assert [step for step, _ in seen] == [3, 6, 7]
+    np.testing.assert_array_equal(seen[-1][1], plain.images)
+    assert not np.array_equal(seen[0][1], plain.images)
+    default = []
+    rc.sample(flat_pipe, "a cat", subject, steps=7, preview=lambda step, images: default.append(step))
+    assert default == [5, 7]
+
+
+def test_looking_on_over_several_devices(flat_pipe):
+    """3 requests on 2 devices: previews are of the requests alone, and the result is the same."""
+    pipe = flat_pipe.on_mesh(Mesh(np.asarray(jax.devices()[:2]), ("data",)))
+    request, seen = ("a cat", [rc.Subject(CAT, "cat")], [1, 2, 3]), []
+    plain = rc.sample(pipe, *request, steps=3, progress=False)
+    shown = rc.sample(pipe, *request, steps=3, preview=lambda *a: seen.append(a), every=1)
+    np.testing.assert_array_equal(shown.images, plain.images)
+    assert [(step, len(images)) for step, images in seen] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_array_equal(seen[-1][1], plain.images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"every": 2}, "every needs a preview"),
+        ({"preview": 5}, "preview must be a function"),
+        ({"preview": print, "every": 0}, "every must be 1 or more"),
+    ],
+)
+def test_a_preview_that_cannot_be_is_one_sentence(flat_pipe, arguments, sentence):
+    with pytest.raises(rc.UserError, match=sentence):
+        rc.sample(flat_pipe, "a cat", **arguments)
+
+
+def test_the_command_makes_an_image_again(flat_pipe, tmp_path, monkeypatch, capsys):
+    """From the file alone; a flag beside it changes what the file says."""
+    rc.save(flat_pipe, tmp_path / "model")
+    photo, model = tmp_path / "cat.png", str(tmp_path / "model")
+    Image.fromarray(CAT).save(photo)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sample", *map(str, arguments)])
+        runpy.run_module("realcustom_jax.sample", run_name="__main__")
+
+    request = ["--model", model, "--prompt", "a cat", "--subject", f"cat={photo},{photo}", "--steps", 3]
+    run(*request, "--seed", 5, "--gamma-scope", 0.5, "--out", tmp_path / "one")
+    photo.unlink()
+    first = tmp_path / "one" / "image_5.png"
+    run("--from", first, "--out", tmp_path / "two")
+    assert (tmp_path / "two" / "image_5.png").read_bytes() == first.read_bytes()
+    run(
+        "--from",
+        first,
+        "--seed",
+        6,
+        "--prompt",
+        "a cat on the beach",
+        "--strength",
+        "1=0.5",
+        "--out",
+        tmp_path / "three",
+    )
+    other = read_record(tmp_path / "three" / "image_6.png")
+    assert (other.prompt, other.seed, other.options["steps"]) == ("a cat on the beach", 6, 3)
+    assert (
+        len(other.subjects[0].photos) == 2
+        and other.subjects[0].strength == 0.5
+        and other.model["model"] == model
+    )
