@@ -19,12 +19,12 @@ from PIL import Image
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, TEXT, Models
-from realcustom_jax.pipeline import component_json, component_layout, index_json, split_added
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.bases import TOKENIZERS
 from realcustom_jax.weights.components import weights_name, write_json, write_params
-from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.folder import component_json, component_layout, index_json
+from realcustom_jax.weights.keys import flatten, split_added, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS
 from realcustom_jax.weights.lazy import LazyArray
 

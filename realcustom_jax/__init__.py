@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "diffusion.sampler": ("Conditioning", "Settings", "sample_latents"),
     "diffusion.sampler_config": ("SamplerConfig",),
-    "errors": ("UserError",),
+    "common.errors": ("UserError",),
     "options": ("SamplingOptions",),
     "pipeline": ("Pipeline", "load", "save"),
-    "samples": ("Samples",),
-    "sampling": ("make_conditioning", "sample"),
-    "subjects": ("Subject",),
+    "outputs.samples": ("Samples",),
+    "generate": ("make_conditioning", "sample"),
+    "inputs.subjects": ("Subject",),
 }
 
 __all__ = [

@@ -7,7 +7,8 @@ from realcustom_jax.common.precision import AUTO, COMPUTE_DTYPES
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplingOptions
-from realcustom_jax.pipeline import Pipeline, find_parts, load, read_settings
+from realcustom_jax.pipeline import Pipeline, load, read_settings
+from realcustom_jax.weights.parts import find_parts
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

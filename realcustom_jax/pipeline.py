@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,38 +20,23 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.encoder_pair import load_pair
 from realcustom_jax.inputs.matching import Matcher
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
-from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
+from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.flash import flash_attention
-from realcustom_jax.models.unet import UNet
 from realcustom_jax.options import SDXL, SamplingOptions, shown
-from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
+from realcustom_jax.weights.bases import TOKENIZERS
 from realcustom_jax.weights.components import (
     LAYOUTS,
-    check_dtype,
     on_device,
     on_host,
     open_params,
     read_config,
-    weights_name,
     write_json,
-    write_params,
 )
-from realcustom_jax.weights.configs import text_to_json, vision_to_json
-from realcustom_jax.weights.hub import find_folder
-from realcustom_jax.weights.keys import flatten, torch_key, unflatten
-from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
+from realcustom_jax.weights.folder import write_folder
+from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
-from realcustom_jax.weights.official import Added, open_added
-from realcustom_jax.weights.original import default_tokenizers, is_original, original_base
-from realcustom_jax.weights.tensors import open_tensors
-from realcustom_jax.weights.towers import open_tower, read_tower
-
-_LOG = logging.getLogger(__name__)
-
-TOYBOX = Path(__file__).parent / "toybox" / "model"
-
-COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
+from realcustom_jax.weights.parts import Parts, find_parts, models_of
+from realcustom_jax.weights.towers import open_tower
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -205,8 +189,8 @@ def load(
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)
     parts = find_parts(path, realcustom, image_encoders, tokenizers, revision, unet)
-    models = _read_models(parts, compute)
-    vae = vae_compute_dtype(vae_dtype, compute, models.vae_config, mesh)
+    models = models_of(parts, compute)
+    vae = vae_compute_dtype(vae_dtype, compute, models.vae_config.force_upcast, mesh)
     models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
     dtypes = functools.partial(dtype_of_param, common, vae or common)
@@ -244,91 +228,13 @@ def open_model(
 ) -> Pipeline:
     """As `load`, but the parameters are `LazyArray`s: each is read from its file when it is used."""
     parts = find_parts(path, realcustom, image_encoders, tokenizers, unet=unet)
-    return open_pipeline(parts, _read_models(parts, dtype))
+    return open_pipeline(parts, models_of(parts, dtype))
 
 
 def load_on_host(path: str | Path, dtype: Any = jnp.float32, **parts: Any) -> Pipeline:
     """As `open_model`, with numpy float32 parameters."""
     pipe = open_model(path, dtype=dtype, **parts)
     return pipe.replace(params=place_params(pipe.params, on_host(jnp.float32)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """Where a model's parts are.
-
-    Attributes:
-      base: the text-to-image model.
-      towers: folders of none, one or two image towers.
-      added: what RealCustom adds, or None.
-      defaults: the folder of `sampling.json`, or None.
-    """
-
-    base: Base
-    towers: tuple[Path, ...]
-    added: Added | None
-    defaults: Path | None
-
-
-def find_parts(
-    path: str | Path,
-    realcustom: str | Path | None = None,
-    image_encoders: Sequence[str | Path] = (),
-    tokenizers: Sequence[str | Path] = (),
-    revision: str | None = None,
-    unet: str | Path | None = None,
-) -> Parts:
-    """The parts of a model, their configs read; see `load`.
-
-    Raises:
-      UserError: for a path that is not there, a config that is missing or none of ours, or more image towers
-        than two.
-    """
-    if isinstance(image_encoders, (str, Path)) or not isinstance(image_encoders, Sequence):
-        raise UserError("image_encoders must be a list of one or two folders, also of one")
-    if len(image_encoders) > len(IMAGE):
-        raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
-    towers = tuple(find_folder(one) for one in image_encoders)
-    folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
-    if folder.is_file():
-        base, own = _one_file(folder, tokenizers), {}
-    else:
-        if tokenizers:
-            raise UserError(
-                f"{str(folder)!r} has its own tokenizers; others go only with a one-file checkpoint"
-            )
-        optional = {
-            name for name in (*IMAGE, TEXT[1], TOKENIZERS[1], "realcustom") if not (folder / name).is_dir()
-        }
-        names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
-        own = {name: folder / name for name in names}
-        base = folder_base(own)
-    added_path = Path(realcustom) if realcustom else own.get("realcustom")
-    base_keys = functools.cache(lambda: set(map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))))
-    added = open_added(added_path, base_keys) if added_path else None
-    if unet:
-        base = with_unet(base, find_folder(unet, ("", "unet")))
-    elif added and added.base:
-        _LOG.warning("%s also holds a base UNet, which is used instead of the one of %s", added_path, folder)
-        base = with_tensors(base, added.base)
-    towers = towers or tuple(own[name] for name in IMAGE if name in own)
-    return Parts(base, towers, added, added_path if added_path and added_path.is_dir() else None)
-
-
-def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
-    tensors = open_tensors(path)
-    if not is_original(tensors):
-        raise UserError(
-            f"{str(path)!r} is neither a model folder nor an original checkpoint of SD1.5 or SDXL"
-        )
-    names = tokenizers or default_tokenizers(tensors)
-    return original_base(tensors, [find_folder(name, ()) for name in names])
-
-
-def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline:
-    """As `load`, with parameters put where `place` says; paths begin with their component."""
-    pipe = open_pipeline(parts, _read_models(parts, dtype))
-    return pipe.replace(params=place_params(pipe.params, place))
 
 
 def open_pipeline(parts: Parts, models: Models) -> Pipeline:
@@ -358,21 +264,13 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
     Raises:
       UserError: when a config is missing, is none of ours, or contradicts another.
     """
-    return _read_models(find_parts(path), dtype)
+    return models_of(find_parts(path), dtype)
 
 
 def read_settings(parts: Parts) -> tuple[Models, ScheduleConfig, SamplingOptions]:
     """What a model says before its parameters are read: shapes, noise schedule, default options."""
-    models = _read_models(parts, jnp.float32)
+    models = models_of(parts, jnp.float32)
     return models, parts.base.schedule, _load_defaults(parts, models)
-
-
-def _read_models(parts: Parts, dtype: Any) -> Models:
-    towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]
-    # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
-    towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
-    base, added = parts.base, parts.added
-    return Models(base.unet, base.vae, base.texts, tuple(towers), added.config if added else None, dtype)
 
 
 def base_defaults(models: Models) -> SamplingOptions:
@@ -391,18 +289,6 @@ def _load_defaults(parts: Parts, models: Models) -> SamplingOptions:
         raise UserError(f"{path}: {error}") from None
 
 
-def split_added(unet: Any) -> tuple[Any, Any]:
-    """A UNet's parameters (or shapes) as those of the base model and those that RealCustom adds."""
-    flat = flatten(unet)
-    added = {path: value for path, value in flat.items() if re.search(ADDED, path)}
-    return unflatten({path: value for path, value in flat.items() if path not in added}), unflatten(added)
-
-
-def join_added(base: Any, added: Any) -> Any:
-    """The inverse of `split_added`."""
-    return unflatten({**flatten(base), **flatten(added)})
-
-
 # ---------------------------------------------------------------- saving
 
 
@@ -412,74 +298,11 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     Raises:
       UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`.
     """
-    check_dtype(weights_dtype)
     folder = Path(path)
-    models = pipe.models
-    base, added = split_added(pipe.params["unet"])
-    for name, config in models.configs.items():
-        params = base if name == "unet" else pipe.params[name]
-        write_json(folder / name / "config.json", component_json(name, config))
-        write_params(
-            folder / name / weights_name(name), component_layout(name, config), params, weights_dtype
-        )
-    if models.realcustom:
-        _save_realcustom(folder / "realcustom", pipe, added, weights_dtype)
-    # diffusers would clip z_0 to [-1, 1], which is right for pixels and wrong for latents.
-    scheduler = {"_class_name": _SCHEDULER, "clip_sample": False, "set_alpha_to_one": True}
-    write_json(
-        folder / "scheduler" / "scheduler_config.json", {**dataclasses.asdict(pipe.schedule), **scheduler}
-    )
-    write_json(folder / "model_index.json", index_json(models))
+    write_folder(folder, pipe, weights_dtype)
+    if pipe.models.realcustom:
+        base = dataclasses.asdict(base_defaults(pipe.models))
+        changes = {k: v for k, v in dataclasses.asdict(pipe.defaults).items() if v != base[k]}
+        write_json(folder / "realcustom" / "sampling.json", changes)
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)
-
-
-_SCHEDULER = "DDIMScheduler"
-
-
-def component_layout(name: str, config: Any) -> Layout:
-    """How the folder of a component names its tensors: as the library that reads it does."""
-    return DINOV2 if name in IMAGE and not config.pre_norm and config.class_token else DIFFUSERS
-
-
-def component_json(name: str, config: Any) -> dict[str, Any]:
-    """`config.json` of a component, as diffusers or transformers reads it."""
-    if name in TEXT:
-        return text_to_json(config)
-    if name in IMAGE:
-        return vision_to_json(config)
-    values = dataclasses.asdict(config)
-    if name == "unet":
-        if values["self_attention"] is True:
-            del values["self_attention"]  # diffusers' only form, for which it has no field
-        return {**values, "_class_name": "UNet2DConditionModel"}
-    levels = len(config.block_out_channels)
-    return {
-        **values,
-        "_class_name": "AutoencoderKL",
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-
-
-def _save_realcustom(folder: Path, pipe: Pipeline, added: Any, dtype: str) -> None:
-    write_json(folder / "config.json", dataclasses.asdict(pipe.models.realcustom))
-    write_params(folder / weights_name("realcustom"), DIFFUSERS, added, dtype)
-    base = dataclasses.asdict(base_defaults(pipe.models))
-    changes = {k: v for k, v in dataclasses.asdict(pipe.defaults).items() if v != base[k]}
-    write_json(folder / "sampling.json", changes)
-
-
-def index_json(models: Models) -> dict[str, Any]:
-    """`model_index.json`: (library, class) of each part."""
-    parts: dict[str, Any] = {}
-    for name, config in models.configs.items():
-        values = component_json(name, config)
-        library = "diffusers" if name in ("unet", "vae") else "transformers"
-        parts[name] = (library, values.get("_class_name") or values["architectures"][0])
-    for name, _ in zip(TOKENIZERS, models.text_configs, strict=False):
-        parts[name] = ("transformers", "CLIPTokenizer")
-    parts |= {"scheduler": ("diffusers", _SCHEDULER), "feature_extractor": (None, None)}
-    if len(models.text_configs) > 1:
-        return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False, **parts}
-    return {"_class_name": "StableDiffusionPipeline", "safety_checker": (None, None), **parts}

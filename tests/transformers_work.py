@@ -15,8 +15,8 @@ import transformers
 import realcustom_jax as rc
 from realcustom_jax.inputs.target_words import target_token_mask
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer, tokenize
-from realcustom_jax.pipeline import TOYBOX
 from realcustom_jax.toybox.tokenizer import train_tokenizer
+from realcustom_jax.weights.parts import TOYBOX
 
 PROMPTS = [
     "a cat on the beach",

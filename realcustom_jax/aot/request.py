@@ -68,7 +68,7 @@ def request_programs(
     subjects = subjects if models.realcustom else 0  # a base alone takes none
     options = options or base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("rows",))
-    vae = vae_compute_dtype(AUTO, models.dtype, models.vae_config, mesh)
+    vae = vae_compute_dtype(AUTO, models.dtype, models.vae_config.force_upcast, mesh)
     flash = flash_attention(mesh, bind=False)
     models = dataclasses.replace(models, remat="none", scan=False, flash=flash, vae_dtype=vae)
     params = _params(models, mesh)

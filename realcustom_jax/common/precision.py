@@ -7,7 +7,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.models.vae import VAEConfig
 
 AUTO = "auto"
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
@@ -31,13 +30,13 @@ def resolve_dtype(dtype: Any, mesh: Mesh, name: str = "dtype") -> Any:
     return np.dtype(found)
 
 
-def vae_compute_dtype(dtype: Any, compute: Any, config: VAEConfig, mesh: Mesh) -> Any:
-    """Of the VAE, None for the model's own.
+def vae_compute_dtype(dtype: Any, compute: Any, force_upcast: bool, mesh: Mesh) -> Any:
+    """The VAE's compute dtype, None for the model's own.
 
-    "auto" is float32, unless the VAE's config says that the model's precision is enough.
+    "auto" is float32 where the VAE's config says `force_upcast`, else the model's precision.
     """
     if isinstance(dtype, str) and dtype == AUTO:
-        dtype = jnp.float32 if config.force_upcast else compute
+        dtype = jnp.float32 if force_upcast else compute
     dtype = resolve_dtype(dtype, mesh, "vae_dtype")
     return None if dtype == jnp.dtype(compute) else dtype
 

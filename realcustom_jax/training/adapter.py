@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from realcustom_jax.common.cli import cache_dir
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
-from realcustom_jax.pipeline import TOYBOX
 from realcustom_jax.training.batches import make_training_loader
 from realcustom_jax.training.card import PUBLISHED_FILE, write_card
 from realcustom_jax.training.config import check_config
@@ -18,6 +17,7 @@ from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import read_config, weights_name, write_json
 from realcustom_jax.weights.exports import write_added, write_published
 from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.parts import TOYBOX
 
 FORMS = ("realcustom", "published", "diffusers")
 

@@ -1,4 +1,4 @@
-"""A pipeline's weights in the forms that others read, beside the model folder that `pipeline.save` writes."""
+"""A model's weights in the forms that others read, beside the model folder that `folder.py` writes."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ from typing import Any
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig
 from realcustom_jax.models.family import IMAGE, TEXT
-from realcustom_jax.pipeline import Pipeline, component_json, split_added
 from realcustom_jax.weights.components import check_dtype, to_tensors, weights_name, write_json, write_params
 from realcustom_jax.weights.configs import timm_heads
-from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.folder import Model, component_json
+from realcustom_jax.weights.keys import flatten, split_added, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, FLAX, TIMM
 from realcustom_jax.weights.official import CONFIG_KEY
 from realcustom_jax.weights.original import original_base, original_layouts
@@ -21,26 +21,26 @@ from realcustom_jax.weights.tensors import Tensors, write_tensors
 from realcustom_jax.weights.towers import without_class_position
 
 
-def export_unet(pipe: Pipeline, path: Path, dtype: str) -> None:
+def export_unet(model: Model, path: Path, dtype: str) -> None:
     """One file with the whole UNet and all that RealCustom adds, as the published checkpoint is.
 
     Args:
-      pipe: the model.
+      model: the model.
       path: ends in .safetensors, or in .pth for PyTorch's own format.
       dtype: one of `WEIGHT_DTYPES`.
     """
     check_dtype(dtype)
-    write_params(path, DIFFUSERS, pipe.params["unet"], dtype, sys.maxsize)
+    write_params(path, DIFFUSERS, model.params["unet"], dtype, sys.maxsize)
 
 
-def export_added(pipe: Pipeline, path: Path, dtype: str) -> None:
+def export_added(model: Model, path: Path, dtype: str) -> None:
     """As `export_unet`, with only what RealCustom adds.
 
     Raises:
       UserError: for a model without.
     """
     check_dtype(dtype)
-    _, added = split_added(pipe.params["unet"])
+    _, added = split_added(model.params["unet"])
     if not flatten(added):
         raise UserError("this model has nothing that RealCustom adds")
     write_params(path, DIFFUSERS, added, dtype, sys.maxsize)
@@ -69,11 +69,11 @@ def write_published(path: Path, config: RealCustomConfig, params: Mapping[str, A
     write_tensors(path, tensors, sys.maxsize, metadata)
 
 
-def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:
+def export_original(model: Model, path: Path, dtype: str) -> None:
     """The base model as an original one-file checkpoint of SD1.5 or SDXL.
 
     Args:
-      pipe: the model; its image towers and what RealCustom adds are left out.
+      model: the model; its image towers and what RealCustom adds are left out.
       path: as in `export_unet`.
       dtype: one of `WEIGHT_DTYPES`.
 
@@ -81,20 +81,20 @@ def export_original(pipe: Pipeline, path: Path, dtype: str) -> None:
       UserError: when such a file, which has no config, would be read as another model.
     """
     check_dtype(dtype)
-    base, _ = split_added(pipe.params["unet"])
+    base, _ = split_added(model.params["unet"])
     tensors = {}
-    for name, (prefix, layout) in original_layouts(len(pipe.models.text_configs)).items():
-        params = base if name == "unet" else pipe.params[name]
+    for name, (prefix, layout) in original_layouts(len(model.models.text_configs)).items():
+        params = base if name == "unet" else model.params[name]
         tensors |= to_tensors(layout, params, dtype, prefix)
     shapes = Tensors(str(path), {key: value.shape for key, value in tensors.items()}, tensors.__getitem__)
-    read = original_base(shapes, [Path()] * len(pipe.models.text_configs))
+    read = original_base(shapes, [Path()] * len(model.models.text_configs))
     told = dict(zip(TEXT, read.texts, strict=False)) | {"unet": read.unet, "vae": read.vae}
     for name, config in told.items():
-        ours = pipe.models.configs[name]
+        ours = model.models.configs[name]
         if name in TEXT and ours.eos_token_id == 2:  # what old files say, and mean the last one by
             ours = dataclasses.replace(ours, eos_token_id=ours.vocab_size - 1)
         _check_told(name, ours, config)
-    _check_told("scheduler", pipe.schedule, read.schedule)
+    _check_told("scheduler", model.schedule, read.schedule)
     write_tensors(path, tensors, sys.maxsize)
 
 
@@ -119,27 +119,27 @@ def _check_told(name: str, ours: Any, told: Any) -> None:
             )
 
 
-def export_flax(pipe: Pipeline, folder: Path, dtype: str) -> None:
+def export_flax(model: Model, folder: Path, dtype: str) -> None:
     """Every component as diffusers' and transformers' Flax models read it: `config.json` and `.msgpack`."""
     check_dtype(dtype)
-    base, _ = split_added(pipe.params["unet"])
-    for name, config in pipe.models.configs.items():
+    base, _ = split_added(model.params["unet"])
+    for name, config in model.models.configs.items():
         stem = "diffusion_flax_model" if name in ("unet", "vae") else "flax_model"
-        params = base if name == "unet" else pipe.params[name]
+        params = base if name == "unet" else model.params[name]
         write_json(folder / name / "config.json", component_json(name, config))
         write_params(folder / name / f"{stem}.msgpack", FLAX, params, dtype)
 
 
-def export_timm(pipe: Pipeline, folder: Path, dtype: str) -> None:
+def export_timm(model: Model, folder: Path, dtype: str) -> None:
     """The SigLIP and DINOv2 towers as timm's folders.
 
     Raises:
       UserError: for a CLIP tower, one whose number of heads timm's files cannot tell, or without towers.
     """
     check_dtype(dtype)
-    if not pipe.models.image_configs:
+    if not model.models.image_configs:
         raise UserError("this model has no image tower")
-    for name, config in zip(IMAGE, pipe.models.image_configs, strict=False):
+    for name, config in zip(IMAGE, model.models.image_configs, strict=False):
         if config.pre_norm:
             raise UserError(f"{name} is a CLIP tower; only SigLIP and DINOv2 are exported to timm's layout")
         kind = "dinov2" if config.class_token else "siglip"
@@ -160,5 +160,5 @@ def export_timm(pipe: Pipeline, folder: Path, dtype: str) -> None:
             },
         }
         write_json(folder / name / "config.json", values)
-        params = without_class_position(config, pipe.params[name])
+        params = without_class_position(config, model.params[name])
         write_params(folder / name / "model.safetensors", TIMM, params, dtype)

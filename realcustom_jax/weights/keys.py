@@ -12,6 +12,7 @@ import flax
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.weights.added import ADDED
 
 # `linear_1` is a name of its own in diffusers' time embeddings, not an entry of a list.
 _LIST_INDEX = re.compile(r"(?<!linear)_(\d+)$")
@@ -102,3 +103,15 @@ def _some(keys: Iterable[str], limit: int = 20) -> str:
     keys = list(keys)
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
     return ", ".join(keys[:limit]) + more
+
+
+def split_added(unet: Any) -> tuple[Any, Any]:
+    """A UNet's parameters (or shapes) as those of the base model and those that RealCustom adds."""
+    flat = flatten(unet)
+    added = {path: value for path, value in flat.items() if re.search(ADDED, path)}
+    return unflatten({path: value for path, value in flat.items() if path not in added}), unflatten(added)
+
+
+def join_added(base: Any, added: Any) -> Any:
+    """The inverse of `split_added`."""
+    return unflatten({**flatten(base), **flatten(added)})

@@ -27,7 +27,12 @@ from realcustom_jax.models.vae import VAE  # noqa: E402
 from realcustom_jax.models.vit import ViT  # noqa: E402
 from realcustom_jax.weights.components import load_params, on_host, read_config, write_json, write_params  # noqa: E402  # noqa: E402
 from realcustom_jax.weights.configs import read_text, read_unet, read_vae, vision_to_json  # noqa: E402
-from realcustom_jax.weights.keys import flatten, to_torch, torch_key  # noqa: E402
+from realcustom_jax.weights.keys import (  # noqa: E402
+    flatten,
+    split_added,
+    to_torch,
+    torch_key,
+)
 from realcustom_jax.weights.layouts import CLIP_VISION, DINOV2  # noqa: E402
 from realcustom_jax.weights.towers import load_tower  # noqa: E402
 
@@ -67,7 +72,7 @@ def test_they_read_our_folder(micro_pipe, saved, part):
         fields = {name for name in read_config(saved / part) if not name.startswith("_")}
         assert fields <= inspect.signature(CLASSES[part]).parameters.keys()
     params = micro_pipe.params[part]
-    assert_same_state(pipeline.split_added(params)[0] if part == "unet" else params, module)
+    assert_same_state(split_added(params)[0] if part == "unet" else params, module)
 
 
 @pytest.mark.parametrize("name", ["AutoTokenizer", "CLIPTokenizer", "CLIPTokenizerFast"])

@@ -19,8 +19,8 @@ from realcustom_jax.models.family import unet_shapes  # noqa: E402
 from realcustom_jax.models.init import param_shapes  # noqa: E402
 from realcustom_jax.models.unet import UNet  # noqa: E402
 from realcustom_jax.models.vae import VAE, VAEConfig  # noqa: E402
-from realcustom_jax.pipeline import component_json  # noqa: E402
 from realcustom_jax.weights.components import to_tensors  # noqa: E402
+from realcustom_jax.weights.folder import component_json  # noqa: E402
 from realcustom_jax.weights.keys import flatten  # noqa: E402
 from realcustom_jax.weights.layouts import DIFFUSERS  # noqa: E402
 from realcustom_jax.weights.original import original_base, original_layouts  # noqa: E402

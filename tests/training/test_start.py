@@ -16,7 +16,7 @@ from realcustom_jax.data.image_text import write
 from realcustom_jax.toybox.dataset import WORLD_VERSION, make_example
 from realcustom_jax.training import start
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.keys import flatten, split_added
 
 DATA = ConfigDict({"path": "toybox", "split": "train", "toybox_examples": 3})
 
@@ -69,7 +69,7 @@ def base(micro_pipe, tmp_path_factory) -> str:
     """The same without realcustom/."""
     path = tmp_path_factory.mktemp("models") / "base"
     models = dataclasses.replace(micro_pipe.models, realcustom=None)
-    unet, _ = pipeline.split_added(micro_pipe.params["unet"])
+    unet, _ = split_added(micro_pipe.params["unet"])
     pipeline.save(micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": unet}), path)
     return str(path)
 

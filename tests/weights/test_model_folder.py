@@ -12,7 +12,7 @@ import safetensors.numpy
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.tokenize import tokenize
-from realcustom_jax.weights.keys import flatten
+from realcustom_jax.weights.keys import flatten, split_added
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -121,7 +121,7 @@ def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_p
 
 
 def test_a_base_without_realcustom_is_a_folder_too(micro_pipe, tmp_path):
-    base, _ = pipeline.split_added(micro_pipe.params["unet"])
+    base, _ = split_added(micro_pipe.params["unet"])
     models = dataclasses.replace(micro_pipe.models, realcustom=None)
     pipeline.save(
         micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": base}), tmp_path / "base"

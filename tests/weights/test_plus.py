@@ -20,7 +20,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox import Identity, render_reference
 from realcustom_jax.weights.components import to_tensors
 from realcustom_jax.weights.exports import export_added, export_flax, export_timm, export_unet
-from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.keys import flatten, join_added, split_added, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS
 from realcustom_jax.weights.original_layout import ORIGINAL_UNET
 from realcustom_jax.weights.tensors import write_tensors
@@ -119,7 +119,7 @@ def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export, ca
     base = tmp_path / "base"
     bare = dataclasses.replace(plus.models, realcustom=None, image_configs=())
     params = {name: value for name, value in plus.params.items() if not name.startswith("image")}
-    params["unet"], _ = pipeline.split_added(plus.params["unet"])
+    params["unet"], _ = split_added(plus.params["unet"])
     pipeline.save(plus.replace(models=bare, params=params), base)
     towers = [saved / "image_encoder", saved / "image_encoder_2"]
     loaded = rc.load(base, realcustom=tmp_path / "plus.safetensors", image_encoders=towers)
@@ -127,12 +127,12 @@ def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export, ca
     expected = dataclasses.replace(plus.models.realcustom, projector_head_dim=64, scoring_dim=256)
     assert loaded.models == dataclasses.replace(plus.models, realcustom=expected)
     whole = export is export_unet
-    wanted = other if whole else pipeline.join_added(params["unet"], pipeline.split_added(other)[1])
+    wanted = other if whole else join_added(params["unet"], split_added(other)[1])
     jax.tree.map(np.testing.assert_array_equal, loaded.params["unet"], wanted)
     assert ("also holds a base UNet" in caplog.text) == whole
     # A UNet that is asked for wins.
     given = rc.load(base, realcustom=tmp_path / "plus.safetensors", image_encoders=towers, unet=base / "unet")
-    ours, _ = pipeline.split_added(given.params["unet"])
+    ours, _ = split_added(given.params["unet"])
     jax.tree.map(np.testing.assert_array_equal, ours, params["unet"])
 
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_with_a_part_of_a_base_is_refused(plus, saved, tmp_path):
 @pytest.mark.parametrize("form", ["folder", "diffusers", "original"])
 def test_another_base_unet_comes_from_a_folder_or_a_file(plus, saved, tmp_path, form):
     other = jax.tree.map(lambda x: x + np.float32(1.0), plus.params["unet"])
-    base, _ = pipeline.split_added(other)
+    base, _ = split_added(other)
     if form == "folder":
         pipeline.save(plus.replace(params={**plus.params, "unet": other}), tmp_path / "other")
         unet = tmp_path / "other"
@@ -156,9 +156,9 @@ def test_another_base_unet_comes_from_a_folder_or_a_file(plus, saved, tmp_path, 
         layout, prefix = (DIFFUSERS, "") if form == "diffusers" else (ORIGINAL_UNET, "model.diffusion_model.")
         write_tensors(unet, to_tensors(layout, base, "float32", prefix))
     loaded = rc.load(saved, unet=unet)
-    ours, added = pipeline.split_added(loaded.params["unet"])
+    ours, added = split_added(loaded.params["unet"])
     jax.tree.map(np.testing.assert_array_equal, ours, base)
-    _, kept = pipeline.split_added(plus.params["unet"])
+    _, kept = split_added(plus.params["unet"])
     jax.tree.map(np.testing.assert_array_equal, added, kept)
 
 

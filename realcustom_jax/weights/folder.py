@@ -1,0 +1,95 @@
+"""Writing a model folder: each component as diffusers or transformers reads it, and `model_index.json`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.family import IMAGE, TEXT, Models
+from realcustom_jax.weights.bases import TOKENIZERS
+from realcustom_jax.weights.components import check_dtype, weights_name, write_json, write_params
+from realcustom_jax.weights.configs import text_to_json, vision_to_json
+from realcustom_jax.weights.keys import split_added
+from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
+
+_SCHEDULER = "DDIMScheduler"
+
+
+class Model(Protocol):
+    """What is written of a model, such as a `Pipeline`.
+
+    Attributes:
+      models, schedule: its modules and noise schedule.
+      params: {component: its parameters}: arrays of any kind, or lazy ones.
+    """
+
+    @property
+    def models(self) -> Models: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+
+def write_folder(folder: Path, model: Model, dtype: str) -> None:
+    """Write all components of a model folder, but for tokenizers and sampling options.
+
+    Raises:
+      UserError: for a `dtype` that is not one of `WEIGHT_DTYPES`.
+    """
+    check_dtype(dtype)
+    base, added = split_added(model.params["unet"])
+    for name, config in model.models.configs.items():
+        own = base if name == "unet" else model.params[name]
+        write_json(folder / name / "config.json", component_json(name, config))
+        write_params(folder / name / weights_name(name), component_layout(name, config), own, dtype)
+    if model.models.realcustom:
+        write_json(folder / "realcustom" / "config.json", dataclasses.asdict(model.models.realcustom))
+        write_params(folder / "realcustom" / weights_name("realcustom"), DIFFUSERS, added, dtype)
+    # diffusers would clip z_0 to [-1, 1], which is right for pixels and wrong for latents.
+    scheduler = {"_class_name": _SCHEDULER, "clip_sample": False, "set_alpha_to_one": True}
+    write_json(
+        folder / "scheduler" / "scheduler_config.json", {**dataclasses.asdict(model.schedule), **scheduler}
+    )
+    write_json(folder / "model_index.json", index_json(model.models))
+
+
+def component_layout(name: str, config: Any) -> Layout:
+    """How the folder of a component names its tensors: as the library that reads it does."""
+    return DINOV2 if name in IMAGE and not config.pre_norm and config.class_token else DIFFUSERS
+
+
+def component_json(name: str, config: Any) -> dict[str, Any]:
+    """`config.json` of a component, as diffusers or transformers reads it."""
+    if name in TEXT:
+        return text_to_json(config)
+    if name in IMAGE:
+        return vision_to_json(config)
+    values = dataclasses.asdict(config)
+    if name == "unet":
+        if values["self_attention"] is True:
+            del values["self_attention"]  # diffusers' only form, for which it has no field
+        return {**values, "_class_name": "UNet2DConditionModel"}
+    levels = len(config.block_out_channels)
+    return {
+        **values,
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def index_json(models: Models) -> dict[str, Any]:
+    """`model_index.json`: (library, class) of each part."""
+    parts: dict[str, Any] = {}
+    for name, config in models.configs.items():
+        values = component_json(name, config)
+        library = "diffusers" if name in ("unet", "vae") else "transformers"
+        parts[name] = (library, values.get("_class_name") or values["architectures"][0])
+    for name, _ in zip(TOKENIZERS, models.text_configs, strict=False):
+        parts[name] = ("transformers", "CLIPTokenizer")
+    parts |= {"scheduler": ("diffusers", _SCHEDULER), "feature_extractor": (None, None)}
+    if len(models.text_configs) > 1:
+        return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False, **parts}
+    return {"_class_name": "StableDiffusionPipeline", "safety_checker": (None, None), **parts}
