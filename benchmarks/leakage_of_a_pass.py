@@ -37,7 +37,7 @@ from realcustom_jax.generate import latent_size, make_conditioning, request_keys
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.layers import GroupNorm
-from realcustom_jax.models.unet import resize_mask
+from realcustom_jax.models.resize import resize_mask
 from realcustom_jax.pipeline import Pipeline, load
 
 STEPS = (0, 4, 8)

@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 from realcustom_jax.aot.collectives import Counts, by_part
 from realcustom_jax.aot.programs import Program
 from realcustom_jax.aot.topology import Topology
-from realcustom_jax.models.flash import kernel_cost
+from realcustom_jax.common.kernel_cost import kernel_cost
 
 
 @dataclasses.dataclass(frozen=True)

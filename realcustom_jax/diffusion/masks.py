@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.models.unet import resize_mask
+from realcustom_jax.models.resize import resize_mask
 
 NORMALISATIONS = ("max_norm", "min_max_norm", "min_max_per_channel")
 KINDS = ("soft", "binary", "threshold")

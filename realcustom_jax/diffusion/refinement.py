@@ -7,7 +7,7 @@ from jax import Array
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.masks import normalise
 from realcustom_jax.models.config import UNetConfig
-from realcustom_jax.models.unet import resize_mask
+from realcustom_jax.models.resize import resize_mask
 
 REFINEMENTS = ("none", "self_attention")
 

@@ -25,8 +25,9 @@ from realcustom_jax.diffusion.refinement import refine, refinement_level
 from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
+from realcustom_jax.models.resize import resize_mask
 from realcustom_jax.models.scoring import InfluenceQuantity
-from realcustom_jax.models.unet import Aux, Context, UNet, resize_mask
+from realcustom_jax.models.unet import Aux, Context, UNet
 
 
 @flax.struct.dataclass

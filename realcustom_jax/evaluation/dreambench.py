@@ -19,7 +19,7 @@ from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.scores import Scorer
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.inputs.transforms import load_image
-from realcustom_jax.training.logs import params_sha256
+from realcustom_jax.weights.digest import params_sha256
 
 # What the command was given, known before a model is loaded; and the model's weights and options.
 SETTINGS, MODEL = "settings.json", "model.json"

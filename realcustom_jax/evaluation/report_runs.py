@@ -14,7 +14,7 @@ from realcustom_jax.common.files import write_json, write_whole
 from realcustom_jax.common.progress import Counter
 from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting, real_scene, reference
-from realcustom_jax.training.logs import params_sha256
+from realcustom_jax.weights.digest import params_sha256
 
 
 @dataclass(frozen=True)

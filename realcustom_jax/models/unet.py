@@ -28,6 +28,7 @@ from realcustom_jax.models.layers import (
 )
 from realcustom_jax.models.projector import make_projector
 from realcustom_jax.models.remat import call
+from realcustom_jax.models.resize import resize_mask
 from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
 
@@ -358,10 +359,3 @@ class UNet(nn.Module):
         scores = self.scoring(visual, repeat(context.text), flatten(inside), quantity, present)
         bias = keep_top_tokens(scores, quantity.gamma_num, present)
         return scores.reshape(b, r, n), 1.0 + scores.reshape(b, r, n), bias.reshape(b, r, n)
-
-
-def resize_mask(mask: Array, height: int, width: int) -> Array:
-    """Bilinear, half-pixel centres, no antialiasing (PyTorch's `F.interpolate`): (…, h', w') → (…, h, w)."""
-    if mask.shape[-2:] == (1, 1):
-        return jnp.broadcast_to(mask, (*mask.shape[:-2], height, width))
-    return jax.image.resize(mask, (*mask.shape[:-2], height, width), "bilinear", antialias=False)

@@ -1,6 +1,5 @@
-"""What a run tells: a progress bar, `metrics.jsonl`, TensorBoard scalars, and the hash of the result."""
+"""What a run reports: a progress bar, `metrics.jsonl` and TensorBoard scalars."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from tqdm import tqdm
 
 from realcustom_jax.common.files import replacing
 from realcustom_jax.training.meter import Meter
-from realcustom_jax.weights.keys import flatten
 
 
 class Logger:
@@ -79,13 +77,3 @@ def _drop_after(path: Path, step: int) -> None:
             kept.append(f"{line}\n")
     with replacing(path) as half:
         half.write_text("".join(kept))
-
-
-def params_sha256(params: Any) -> str:
-    """SHA-256 over the names, shapes and bytes of all parameters, in the order of their names."""
-    digest = hashlib.sha256()
-    for path, value in sorted(flatten(params).items()):
-        value = np.ascontiguousarray(value)
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()

@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from realcustom_jax.common.kernel_cost import kernel_cost
 from realcustom_jax.common.precision import compiler_options
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.flash import kernel_cost
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import split_params
 from realcustom_jax.training.losses import Batch, Metrics, make_loss

@@ -29,7 +29,7 @@ from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import DTYPES, check_config, check_resume
 from realcustom_jax.training.export import export
 from realcustom_jax.training.finite import FiniteWatch, all_finite
-from realcustom_jax.training.logs import Logger, params_sha256
+from realcustom_jax.training.logs import Logger
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.plan import Plan, make_plan
 from realcustom_jax.training.preemption import Preemption
@@ -37,6 +37,7 @@ from realcustom_jax.training.profile import Profile
 from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import check_start, open_data, starting_pipeline
 from realcustom_jax.training.state import TrainState
+from realcustom_jax.weights.digest import params_sha256
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
 

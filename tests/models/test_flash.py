@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from realcustom_jax.common.kernel_cost import kernel_cost
 from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities, pixel_attention
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, _spec, flash_attention, kernel_cost
+from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, _spec, flash_attention
 from realcustom_jax.models.vae import VAE
 
 

@@ -12,8 +12,9 @@ import pytest
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.init import param_shapes
+from realcustom_jax.models.resize import resize_mask
 from realcustom_jax.models.scoring import InfluenceQuantity
-from realcustom_jax.models.unet import UNet, resize_mask
+from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
 PROJECTOR = "encoder_hidden_states_vision_projection"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from realcustom_jax.training.logs import Logger, params_sha256
+from realcustom_jax.training.logs import Logger
 from realcustom_jax.training.meter import Meter
+from realcustom_jax.weights.digest import params_sha256
 
 
 def run(workdir: Path, first: int, last: int, loss: float) -> None:
