@@ -19,8 +19,10 @@ from noised_scenes import conditioned, encode, noise_like, solver_rows
 from toybox_flags import parse
 
 from realcustom_jax.common.cli import run_command
-from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, sample_step
-from realcustom_jax.diffusion.sampler_config import Phase, SamplerConfig
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.denoiser import Denoiser
+from realcustom_jax.diffusion.phases import Phase, phases
+from realcustom_jax.diffusion.sampler import SamplerState, sample_step
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise
 from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.evaluation import plots
@@ -29,6 +31,7 @@ from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
 from realcustom_jax.generate import latent_size
 from realcustom_jax.models.family import Models
+from realcustom_jax.options import SamplerConfig
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.programs import decode
 
@@ -89,19 +92,19 @@ def _sample_on(
     """`sample_latents` and the VAE, but up to step `begin` the latents are those of the noised scenes."""
     clean = encode(models, params, scenes)
     noise = noise_like(clean, keys)
-    denoiser = Denoiser(models.unet, schedule, config)
-    contexts = denoiser.encode(params["unet"], conditioning)
+    static = {"unet": models.unet, "schedule": schedule, "config": config}
+    denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
     rows = (jnp.arange(config.steps), solver_rows(config, schedule))
 
-    def step(phase: Phase, state: SamplerState, row: tuple) -> tuple[SamplerState, Array]:
+    def step(phase: Phase, state: SamplerState, row: tuple) -> tuple[SamplerState, None]:
         index, solver = row
         given = add_noise(clean, noise, solver.alpha, solver.sigma)
         state = state.replace(x=jnp.where(index <= begin, given, state.x))
-        return sample_step(denoiser, params["unet"], conditioning, contexts, keys, phase, state, row)
+        return sample_step(denoiser, phase, state, index, solver), None
 
     masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width))
     state = SamplerState(noise, jnp.zeros_like(noise), jnp.zeros_like(noise), masks)
-    for phase in config.phases:
+    for phase in phases(config):
         part = jax.tree.map(lambda x, p=phase: x[p.start : p.stop], rows)
         state, _ = jax.lax.scan(functools.partial(step, phase), state, part)
     latents = jnp.where(begin < config.steps, state.z0, clean)

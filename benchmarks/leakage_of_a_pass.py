@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from by_distance import by_distance
 from jax import Array
-from noised_scenes import encode, noise_like, solver_rows, text_alone
+from noised_scenes import encode, noise_like, solver_rows
 from toybox_flags import parse
 
 from realcustom_jax.common.cli import run_command
-from realcustom_jax.diffusion.sampler import Conditioning, Denoiser, SamplerState, generate, guide
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.denoiser import Denoiser
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
@@ -38,6 +38,7 @@ from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.models.resize import resize_mask
+from realcustom_jax.options import SamplerConfig
 from realcustom_jax.pipeline import Pipeline, load
 
 STEPS = (0, 4, 8)
@@ -126,26 +127,24 @@ def _changes(
     config: SamplerConfig,
 ) -> tuple[Array, Array]:
     clean = encode(models, params, scenes)
-    unet, denoiser = params["unet"], Denoiser(models.unet, schedule, config)
-    contexts = denoiser.encode(unet, conditioning)
-    text_only, table = text_alone(contexts, config), solver_rows(config, schedule)
-    nothing = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width))
+    static = {"unet": models.unet, "schedule": schedule, "config": config}
+    denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
+    contexts, conditioning = jax.tree.map(_twice, (denoiser.contexts, conditioning))
+    of_both = dataclasses.replace(denoiser, contexts=contexts, conditioning=conditioning)
+    table = solver_rows(config, schedule)
 
     def at(step: Array) -> tuple[Array, Array]:
         row = jax.tree.map(lambda column: column[step], table)
         x = add_noise(clean, noise_like(clean, keys), row.alpha, row.sigma)
-        state = SamplerState(x, clean, x, nothing)
-        _, masks = guide(denoiser, unet, text_only, row, conditioning, state, guided=True)
-        context, quantity, twice = jax.tree.map(
-            _twice, (contexts.subject, denoiser.quantity(conditioning, row.alpha), x)
-        )
+        masks = denoiser.new_masks(denoiser.text_only(x, row.t, empty=False, maps=True)[2])
+        twice = _twice(x)
 
         def change(kind: Kind) -> Array:
             # The first half of the batch is text only.
             scopes = jnp.concatenate([jnp.zeros_like(masks), kind.scope(masks)])
             cuts = Cuts(kind)
             with nn.intercept_methods(cuts):
-                pair = generate(denoiser, unet, context, row, quantity, scopes, twice)
+                _, pair = of_both.generate(twice, row.t, row.alpha, scopes, negative=False)
             cuts.check()
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, pair, twice, row.alpha, row.sigma)
             return jnp.abs(jnp.subtract(*jnp.split(z0, 2))).mean(axis=-1)

@@ -8,18 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from realcustom_jax.common.errors import UserError
-from realcustom_jax.diffusion.sampler import Conditioning, Contexts
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.evaluation.toybox import Request, Setting
 from realcustom_jax.generate import make_conditioning, request_keys
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.unet import Context
 from realcustom_jax.models.vae import VAE
-from realcustom_jax.options import SamplingOptions
+from realcustom_jax.options import SamplerConfig, SamplingOptions
 from realcustom_jax.pipeline import Pipeline
 
 
@@ -47,14 +44,3 @@ def solver_rows(config: SamplerConfig, schedule: ScheduleConfig) -> SolverTable:
     """The solver's table as arrays of the device, so that a traced step can take its row."""
     table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
     return jax.tree.map(jnp.asarray, table)
-
-
-def text_alone(contexts: Contexts, config: SamplerConfig) -> Context:
-    """T of `paper` guidance, which stacks the empty prompt before it.
-
-    Raises:
-      UserError: for a model with other guidance.
-    """
-    if config.guidance != "paper":
-        raise UserError(f"this script is for guidance 'paper', not {config.guidance!r}")
-    return jax.tree.map(lambda x: x[len(x) // 2 :], contexts.text_only)

@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from noised_scenes import encode, noise_like, solver_rows, text_alone
+from noised_scenes import encode, noise_like, solver_rows
 from toybox_flags import parse
 
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.data.cut_outs import shrink_mask
-from realcustom_jax.diffusion.sampler import Conditioning, Denoiser
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.denoiser import Denoiser
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
-from realcustom_jax.diffusion.solvers import make_table
+from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import (
@@ -40,6 +40,7 @@ from realcustom_jax.evaluation.toybox import (
 from realcustom_jax.generate import latent_size, make_conditioning, request_keys
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
+from realcustom_jax.options import SamplerConfig
 from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.toybox import Scene, random_identity, render_scene
 
@@ -115,13 +116,10 @@ def _errors(
     config: SamplerConfig,
 ) -> Array:
     clean = encode(models, params, scenes)
-    denoiser = Denoiser(models.unet, schedule, config)
-    contexts = denoiser.encode(params["unet"], conditioning)
-    subjects = conditioning.flags.shape[1] > 0
-    context = contexts.subject if subjects else text_alone(contexts, config)
-    conditioning = conditioning.replace(
-        settings=conditioning.settings.replace(gamma_num=jnp.ones_like(conditioning.settings.gamma_num))
-    )
+    gamma_num = jnp.ones_like(conditioning.settings.gamma_num)
+    conditioning = conditioning.replace(settings=conditioning.settings.replace(gamma_num=gamma_num))
+    static = {"unet": models.unet, "schedule": schedule, "config": config}
+    denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
     table = solver_rows(config, schedule)
 
     def at(step: Array) -> Array:
@@ -129,15 +127,21 @@ def _errors(
 
         def once(number: Array) -> Array:
             x = add_noise(clean, noise_like(clean, keys, number), row.alpha, row.sigma)
-            quantity = denoiser.quantity(conditioning, row.alpha) if subjects else None
-            t = jnp.full(len(x), row.t)
-            prediction, _ = denoiser(params["unet"], x, t, context, quantity=quantity)
+            prediction = _everywhere(denoiser, x, row)
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, prediction, x, row.alpha, row.sigma)
             return _within(jnp.square(z0 - clean).mean(axis=-1), inside)
 
         return jax.lax.map(once, jnp.arange(NOISES)).mean(axis=0)
 
     return jax.lax.map(at, steps)
+
+
+def _everywhere(denoiser: Denoiser, x: Array, row: SolverTable) -> Array:
+    """ε_TI with the subject acting everywhere, or ε_T of requests without one."""
+    if not denoiser.has_subjects:
+        return denoiser.text_only(x, row.t, empty=False, maps=False)[1]
+    masks = jnp.ones((*denoiser.conditioning.flags.shape, 1, 1))
+    return denoiser.generate(x, row.t, row.alpha, masks, negative=False)[1]
 
 
 def variance(pipe: Pipeline, request: Request, own: bool) -> float:

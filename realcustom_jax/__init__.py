@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from realcustom_jax.common.errors import UserError
-    from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
-    from realcustom_jax.diffusion.sampler_config import SamplerConfig
+    from realcustom_jax.diffusion.conditioning import Conditioning, Settings
+    from realcustom_jax.diffusion.sampler import sample_latents
     from realcustom_jax.generate import make_conditioning, sample
     from realcustom_jax.inputs.subjects import Subject
-    from realcustom_jax.options import SamplingOptions
+    from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
 
 _MODULES = {
-    "diffusion.sampler": ("Conditioning", "Settings", "sample_latents"),
-    "diffusion.sampler_config": ("SamplerConfig",),
+    "diffusion.conditioning": ("Conditioning", "Settings"),
+    "diffusion.sampler": ("sample_latents",),
     "common.errors": ("UserError",),
-    "options": ("SamplingOptions",),
+    "options": ("SamplerConfig", "SamplingOptions"),
     "pipeline": ("Pipeline", "load", "save"),
     "outputs.samples": ("Samples",),
     "generate": ("make_conditioning", "sample"),

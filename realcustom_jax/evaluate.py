@@ -35,7 +35,7 @@ from realcustom_jax.evaluation.toybox import (
 from realcustom_jax.inputs import encoder_pair
 from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.model_flags import add_precision_flags
-from realcustom_jax.option_flags import add_option_flags, given_options
+from realcustom_jax.options import add_option_flags, given_options
 
 STORY = """\
 Measures whether images show the given subject and obey the prompt.

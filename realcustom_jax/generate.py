@@ -13,8 +13,8 @@ from jax import Array
 from realcustom_jax.common.compile_cache import use_compilation_cache
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.progress import Progress
-from realcustom_jax.diffusion.sampler import Conditioning, Settings
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.common.rules import Rule, shown
+from realcustom_jax.diffusion.conditioning import Conditioning, Settings
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.inputs.encoder_pair import own_pair
@@ -34,8 +34,7 @@ from realcustom_jax.inputs.target_words import phrases_of
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
-from realcustom_jax.option_help import documented
-from realcustom_jax.options import Rule, SamplingOptions, shown
+from realcustom_jax.options import SamplerConfig, SamplingOptions, documented
 from realcustom_jax.outputs.records import Record, with_files_read
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview

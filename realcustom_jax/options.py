@@ -1,130 +1,30 @@
-"""The sampling options of a model, with defaults by base; what `sample` takes as keywords.
+"""Every sampling option once: meaning, type, range, default, and whether it shapes the compiled program.
 
-Meaning, type and range of an option stand once, beside its field: the checks, the errors and the flags of the
-command all come from there.
+The checks, the errors, the flags of the commands and the help of `sample` all come from the fields here:
+
+- `ProgramOptions` are static: another value compiles another program;
+- `SamplingOptions` adds those that do not: numbers of a request, and sizes in pixels. `sample` takes these
+  as keywords;
+- `SamplerConfig` is what the sampler is compiled for: `ProgramOptions` with the sizes of latents and masks.
 """
 
+import argparse
 import dataclasses
 import math
-import operator
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.foreign_names import our_name
+from realcustom_jax.common.rules import Rule
+from realcustom_jax.diffusion.denoiser import SCORINGS
 from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
-from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
-
-# What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
-SHARED = (
-    "steps",
-    "mask_steps",
-    "solver",
-    "spacing",
-    "eta",
-    "guidance",
-    "guidance_scope",
-    "guidance_start",
-    "guidance_stop",
-    "mask_normalisation",
-    "mask_kind",
-    "mask_overlap",
-    "mask_layers",
-    "mask_refine",
-    "scoring",
-)
-SOLVERS = ("ddim", "euler", "dpmpp_2m", "dpmpp_2s")
-SPACINGS = ("trailing", "leading", "linspace")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What an option means and may be.
-
-    Attributes:
-      help: one phrase.
-      kind: float, int, or str for one of `choices`.
-      low, high: of a number; the bounds are allowed.
-      choices: of a str.
-      many: a number for all requests or a sequence of one each (float), or a sequence (int).
-      none: what None stands for; without it None is not allowed.
-    """
-
-    help: str
-    kind: type = float
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    many: bool = False
-    none: str | None = None
-
-    def check(self, name: str, value: Any) -> Any:
-        """The value in plain Python types, sequences as tuples.
-
-        Raises:
-          UserError: when it is none of what the option may be.
-        """
-        if value is None and self.none:
-            return None
-        if self.kind is str:
-            if not isinstance(value, str) or value not in self.choices:
-                raise UserError(f"{name} {shown(value)} is unknown; known: {', '.join(self.choices)}")
-            return value
-        if self.kind is float:
-            return self._floats(name, value)
-        if not self.many:
-            return self._within(name, _whole(name, value))
-        if not is_list(value) or len(value) == 0:
-            raise UserError(f"{name} must be a list of one or more whole numbers, not {shown(value)}")
-        return tuple(self._within(name, _whole(name, one)) for one in value)
-
-    def _floats(self, name: str, value: Any) -> float | tuple[float, ...]:
-        wanted = "one number or a list of one each request" if self.many else "a number"
-        if is_list(value) and not self.many:
-            raise UserError(f"{name} must be {wanted}, not {shown(value)}")
-        numbers = list(value) if is_list(value) else [value]
-        for number in numbers:
-            array = np.asarray(number)
-            if array.ndim or array.dtype.kind not in "iuf":  # neither text, None nor a bool
-                raise UserError(f"{name} must be {wanted}, not {shown(number)}")
-            with np.errstate(over="ignore"):
-                if not np.isfinite(array.astype(np.float32)):
-                    raise UserError(f"{name} must be finite in float32, not {number}")
-            self._within(name, number)
-        return tuple(map(float, numbers)) if is_list(value) else float(value)
-
-    def _within(self, name: str, value: Any) -> Any:
-        if not self.low <= value <= self.high:
-            wanted = f"from {self.low} to {self.high}" if self.high < math.inf else f"{self.low} or more"
-            raise UserError(f"{name} must be {wanted}, not {value}")
-        return value
-
-
-def _whole(name: str, value: Any) -> int:
-    """An int from any integer type, numpy's and JAX's too, but neither from a bool, a float nor text."""
-    try:
-        if not isinstance(value, (bool, np.bool_)):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UserError(f"{name} must be a whole number, not {shown(value)}")
-
-
-def is_list(value: Any) -> bool:
-    """Whether it holds values one by one: a list, tuple, range or array, but not text."""
-    if isinstance(value, Sequence):
-        return not isinstance(value, (str, bytes))
-    return getattr(value, "ndim", 0) > 0
-
-
-def shown(value: Any) -> str:
-    """A value in an error: on one line, and short, whatever it is."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
+from realcustom_jax.diffusion.solvers import SOLVERS, SPACINGS
 
 
 def _option(default: Any, help: str, kind: type = float, **rest: Any) -> Any:
@@ -135,35 +35,14 @@ def _choice(default: str, help: str, choices: tuple[str, ...]) -> Any:
     return _option(default, help, str, choices=choices)
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """Options of `sample`. The defaults are the paper's, for SD1.5; `realcustom/sampling.json` changes them.
-
-    Numbers from `text_weight` to `gamma_num` may be one for all requests or a sequence of one each; changing
-    them never compiles again. The others shape the compiled program. `rules()` tells what each means and may
-    be; values are checked when the object is made, and kept as plain Python numbers and tuples.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramOptions:
+    """Options that shape the compiled program; another value is another trace.
 
     Raises:
       UserError: for a value of a wrong type or out of its range.
     """
 
-    text_weight: float | tuple[float, ...] = _option(
-        7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
-    )
-    image_weight: float | tuple[float, ...] = _option(
-        12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
-    )
-    rescale: float | tuple[float, ...] = _option(
-        0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True
-    )
-    gamma_scope: float | tuple[float, ...] = _option(
-        0.25, "share of the image where a subject may act", low=0, high=1, many=True
-    )
-    gamma_num: float | tuple[float, ...] = _option(
-        0.8, "share of the visual tokens that act", low=0, high=1, many=True
-    )
-    height: int | None = _option(None, "of the image in pixels", int, none="the model's own")
-    width: int | None = _option(None, "of the image in pixels", int, none="the model's own")
     steps: int = _option(50, "denoising steps", int, low=1)
     mask_steps: int | None = _option(
         None, "steps that make new masks, later ones reuse the last", int, low=1, none="all"
@@ -193,8 +72,86 @@ class SamplingOptions:
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """{option: what it means and may be}."""
-        return {field.name: field.metadata["rule"] for field in dataclasses.fields(cls)}
+        """{option: what it means and may be}, the static ones last."""
+        options = [field for field in dataclasses.fields(cls) if "rule" in field.metadata]
+        options.sort(key=lambda field: field.name in ProgramOptions.__dataclass_fields__)
+        return {field.name: field.metadata["rule"] for field in options}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig(ProgramOptions):
+    """What the sampler is compiled for; hashable, so that `jax.jit` can take it as static.
+
+    Attributes:
+      height, width: of the latents.
+      mask_height, mask_width: of the mask grid; default the latents' by `mask_downscale`.
+
+    Raises:
+      UserError: for an option that does not go with another.
+    """
+
+    height: int
+    width: int
+    mask_height: int | None = None
+    mask_width: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, size in (("mask_height", self.height), ("mask_width", self.width)):
+            if size % self.mask_downscale:
+                raise UserError(
+                    f"mask_downscale {self.mask_downscale} does not divide latents of "
+                    f"{self.height}x{self.width}"
+                )
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size // self.mask_downscale)
+        if self.guidance_scope == "mask" and self.guidance != "paper":
+            raise UserError(
+                "guidance_scope 'mask' needs guidance 'paper', with its text-only pass at each step"
+            )
+        if self.guidance_start > self.guidance_stop:
+            raise UserError(
+                f"guidance_start {self.guidance_start} and guidance_stop {self.guidance_stop} must be shares "
+                "of the steps, from 0 to 1, the start not after the stop"
+            )
+        if self.mask_steps is not None and self.mask_steps > self.steps:
+            raise UserError(f"mask_steps must be from 1 to {self.steps} (steps), not {self.mask_steps}")
+
+    @property
+    def guided_steps(self) -> int:
+        """Steps that make new masks."""
+        return self.steps if self.mask_steps is None else self.mask_steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions(ProgramOptions):
+    """Options of `sample`. The defaults are the paper's, for SD1.5; `realcustom/sampling.json` changes them.
+
+    Numbers from `text_weight` to `gamma_num` may be one for all requests or a sequence of one each; changing
+    them never compiles again. `rules()` tells what each option means and may be; values are checked when the
+    object is made, and kept as plain Python numbers and tuples.
+
+    Raises:
+      UserError: for a value of a wrong type or out of its range.
+    """
+
+    text_weight: float | tuple[float, ...] = _option(
+        7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
+    )
+    image_weight: float | tuple[float, ...] = _option(
+        12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
+    )
+    rescale: float | tuple[float, ...] = _option(
+        0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True
+    )
+    gamma_scope: float | tuple[float, ...] = _option(
+        0.25, "share of the image where a subject may act", low=0, high=1, many=True
+    )
+    gamma_num: float | tuple[float, ...] = _option(
+        0.8, "share of the visual tokens that act", low=0, high=1, many=True
+    )
+    height: int | None = _option(None, "of the image in pixels", int, none="the model's own")
+    width: int | None = _option(None, "of the image in pixels", int, none="the model's own")
 
     def changed(self, changes: Mapping[str, Any]) -> "SamplingOptions":
         """With other values; JSON's lists will do for tuples.
@@ -220,13 +177,8 @@ class SamplingOptions:
           UserError: when the mask grid does not fit the latents, `mask_steps` the steps, or an option of the
             guidance another.
         """
-        down = self.mask_downscale
-        if height % down or width % down:
-            raise UserError(f"mask_downscale {down} does not divide latents of {height}x{width}")
-        values = {name: getattr(self, name) for name in SHARED}
-        return SamplerConfig(
-            height=height, width=width, mask_height=height // down, mask_width=width // down, **values
-        )
+        static = {name: getattr(self, name) for name in ProgramOptions.rules()}
+        return SamplerConfig(height=height, width=width, **static)
 
     @classmethod
     def scalars(cls) -> tuple[str, ...]:
@@ -261,3 +213,59 @@ SDXL = SamplingOptions(
     mask_downscale=2,
     mask_normalisation="min_max_per_channel",
 )
+
+
+# ---------------------------------------------------------------- help and flags
+
+
+def describe(name: str) -> str:
+    """An option's meaning, what it may be, and the defaults of both bases: "… : 0 to 1 (0.25)"."""
+    rule = SamplingOptions.rules()[name]
+    allowed = ", ".join(rule.choices)
+    if rule.low > -math.inf:
+        allowed = f"{rule.low} to {rule.high}" if rule.high < math.inf else f"{rule.low} or more"
+    defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
+    shown = ", SDXL ".join(dict.fromkeys(rule.none if d is None else str(d) for d in defaults))
+    return f"{rule.help}{': ' if allowed else ''}{allowed} ({shown})"
+
+
+def documented(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with `{options}` in its docstring filled in."""
+    lines = (
+        textwrap.fill(f"{name}: {describe(name)}", 108, initial_indent=" " * 8, subsequent_indent=" " * 10)
+        for name in SamplingOptions.rules()
+    )
+    if function.__doc__:  # none with python -OO
+        function.__doc__ = function.__doc__.replace("{options}", "\n".join(lines).lstrip())
+    return function
+
+
+def add_option_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a group with all of them; those that are not given are None."""
+    group = parser.add_argument_group(
+        "sampling options", "Defaults are the model's own; in brackets SD1.5's, and SDXL's where it differs."
+    )
+    for name, rule in SamplingOptions.rules().items():
+        group.add_argument(
+            _flag(name),
+            type=rule.kind,
+            # A number each request is for the Python call; here all images share their options.
+            nargs="+" if rule.many and rule.kind is int else None,
+            metavar={int: "N", float: "NUMBER", str: "NAME"}[rule.kind],
+            help=describe(name),
+        )
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given, each checked by itself; `sample` checks them together.
+
+    Raises:
+      UserError: for a value that an option can't have; the sentence names the flag.
+    """
+    given = {name: getattr(args, name) for name in SamplingOptions.rules()}
+    given = {name: value for name, value in given.items() if value is not None}
+    return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

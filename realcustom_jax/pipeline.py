@@ -16,13 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.memory import return_freed_memory
 from realcustom_jax.common.precision import resolve_dtype, vae_compute_dtype
+from realcustom_jax.common.rules import shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.encoder_pair import load_pair
 from realcustom_jax.inputs.matching import Matcher
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.flash import flash_attention
-from realcustom_jax.options import SDXL, SamplingOptions, shown
+from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.weights.bases import TOKENIZERS
 from realcustom_jax.weights.components import (
     LAYOUTS,

@@ -18,14 +18,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realcustom_jax.common.precision import compiler_options
-from realcustom_jax.diffusion.sampler import Conditioning, Contexts, Denoiser, Run, advance, begin
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
+from realcustom_jax.diffusion.sampler import Run, advance, begin
 from realcustom_jax.inputs.sanity import check_finite, finite_rows
 from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.models.conditioning import encode_reference, encode_text
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.models.vae_tiles import decode_in_tiles
+from realcustom_jax.options import SamplerConfig
 from realcustom_jax.pipeline import Pipeline
 
 # Pixels of the images that a device decodes at once.
@@ -142,14 +144,15 @@ def _encode_references(models: Models, params: Any, views: Array) -> tuple[Array
 
 def _begin(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tuple[Contexts, Run]:
     (models, schedule, config), (conditioning, keys) = static, rows
-    return begin(Denoiser(models.unet, schedule, config), params["unet"], conditioning, keys)
+    static = {"unet": models.unet, "schedule": schedule, "config": config}
+    denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
+    return denoiser.contexts, begin(denoiser)
 
 
 def _advance(static: Any, params: Any, rows: tuple[Conditioning, Array, Contexts, Run, Array]) -> Run:
     (models, schedule, config), (conditioning, keys, contexts, run, span) = static, rows
-    denoiser = Denoiser(models.unet, schedule, config)
-    first = (span[0, 0], span[0, 1])  # every row's is the same
-    return advance(denoiser, params["unet"], conditioning, contexts, keys, run, first)
+    denoiser = Denoiser(models.unet, schedule, config, params["unet"], conditioning, contexts, keys)
+    return advance(denoiser, run, (span[0, 0], span[0, 1]))  # every row's span is the same
 
 
 def _decode(models: Models, params: Any, latents: Array) -> tuple[Array, Array]:

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "golden"))
 
 import golden_files
 
+from realcustom_jax.diffusion.conditioning import Conditioning, Settings
 from realcustom_jax.diffusion.masks import aggregate, influence_scope
-from realcustom_jax.diffusion.sampler import Conditioning, Settings, sample_latents
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
+from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.views import resize_aligned, strided_split, to_bytes
 from realcustom_jax.models.conditioning import interleave_local
@@ -29,6 +29,7 @@ from realcustom_jax.models.family import unet_shapes
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import ViT, ViTConfig
+from realcustom_jax.options import SamplerConfig
 from realcustom_jax.weights.components import on_host, read_params
 from realcustom_jax.weights.layouts import DIFFUSERS, TIMM
 from realcustom_jax.weights.tensors import Tensors
@@ -135,7 +136,7 @@ def loop_rows(file, name: str, unet: UNet, params: dict, words: jax.Array) -> It
         flags=jnp.ones((batch, 1)),
         strengths=jnp.ones((batch, 1)),
         user_masks=jnp.ones((batch, 1, *file[f"{name}_masks"].shape[-2:])),
-        instead=jnp.zeros((batch, 1)),
+        replace_guided=jnp.zeros((batch, 1)),
         settings=Settings(**{key: jnp.full((batch,), value) for key, value in numbers.items()}),
         pooled=jnp.asarray(file["in_pool"]),
         negative_pooled=jnp.asarray(file["in_npool"]),

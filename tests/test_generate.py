@@ -253,7 +253,7 @@ def test_wishes_reach_the_conditioning(micro_pipe):
     np.testing.assert_allclose(made.user_masks[0, 0], expected, atol=1e-7)
     np.testing.assert_allclose(made.user_masks[2, 0], expected, atol=1e-7)
     assert (np.asarray(made.user_masks)[[0, 1, 1, 2], [1, 0, 1, 1]] == 1).all()
-    np.testing.assert_array_equal(made.instead, [[1, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(made.replace_guided, [[1, 0], [0, 0], [0, 0]])
     np.testing.assert_array_equal(made.strengths, [[1, 2], [1, 1], [0.5, 1]])
     np.testing.assert_array_equal(made.flags, [[1, 1], [0, 0], [1, 0]])
     assert [np.flatnonzero(w).tolist() for w in made.words[0]] == [[5], [2]]

@@ -1,6 +1,7 @@
 """`SamplingOptions`: a wrong value is one sentence, numbers of any library will do, JSON keeps them all."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.diffusion.solvers import _SOLVERS, timesteps
-from realcustom_jax.options import SDXL, SHARED, SOLVERS, SPACINGS
+from realcustom_jax.diffusion.phases import phases
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.diffusion.solvers import SOLVERS, SPACINGS, make_table
+from realcustom_jax.options import SDXL, ProgramOptions
 
 WRONG = [
     ({"text_weight": None}, "text_weight must be one number or a list of one each request, not None"),
@@ -115,8 +118,8 @@ def test_fewer_steps_take_the_default_mask_steps_along():
 def test_phases_are_cut_where_passes_begin_and_end():
     """Of 25 steps: guidance from 0.16 to 0.56 (steps 4 … 13) and masks of 10."""
     options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
-    phases = options.sampler_config(8, 8).phases
-    found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in phases]
+    found = phases(options.sampler_config(8, 8))
+    found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in found]
     assert found == [
         (0, 4, True, False),
         (4, 10, True, True),
@@ -131,16 +134,16 @@ def test_phases_are_cut_where_passes_begin_and_end():
 def test_shares_of_any_number_of_steps_are_rounded(steps, weighted):
     """0.16 and 0.56 of 4 steps are 0.64 and 2.24, so 1 and 2: one step."""
     options = rc.SamplingOptions(steps=steps, guidance_start=0.16, guidance_stop=0.56)
-    phases = options.sampler_config(8, 8).phases
-    assert [i for phase in phases if phase.weighted for i in range(phase.start, phase.stop)] == list(weighted)
-    assert [i for phase in phases for i in range(phase.start, phase.stop)] == list(range(steps))
+    found = phases(options.sampler_config(8, 8))
+    assert [i for phase in found if phase.weighted for i in range(phase.start, phase.stop)] == list(weighted)
+    assert [i for phase in found for i in range(phase.start, phase.stop)] == list(range(steps))
 
 
-@pytest.mark.parametrize(("start", "stop", "phases"), [(0.0, 1.0, [True]), (0.5, 0.5, [False])])
-def test_guidance_acts_in_all_steps_or_none(start, stop, phases):
+@pytest.mark.parametrize(("start", "stop", "weighted"), [(0.0, 1.0, [True]), (0.5, 0.5, [False])])
+def test_guidance_acts_in_all_steps_or_none(start, stop, weighted):
     """And nothing is compiled twice."""
     config = rc.SamplingOptions(steps=4, guidance_start=start, guidance_stop=stop).sampler_config(8, 8)
-    assert [phase.weighted for phase in config.phases] == phases
+    assert [phase.weighted for phase in phases(config)] == weighted
 
 
 def test_guidance_does_not_stop_before_it_starts():
@@ -193,22 +196,20 @@ def test_json_gives_back_the_same_options(base):
     assert base.changed(json.loads(written)) == base.changed(CHANGES)
 
 
-def test_options_and_sampler_config_share_what_they_say():
-    """Every static field is either handed on, with the same default, or a size that is worked out."""
-    static = {field.name: field.default for field in dataclasses.fields(rc.SamplerConfig)}
-    defaults = dataclasses.asdict(rc.SamplingOptions())
-    assert static.keys() - set(SHARED) == {"height", "width", "mask_height", "mask_width"}
-    assert {name: defaults[name] for name in SHARED} == {name: static[name] for name in SHARED}
+def test_the_sampler_is_compiled_for_the_static_options_alone():
+    """Every other option is a traced number, or a size that the latents and the mask grid follow from."""
+    static = ProgramOptions.rules().keys()
     traced = {field.name for field in dataclasses.fields(rc.Settings)}
-    assert defaults.keys() - set(SHARED) - traced == {"height", "width", "mask_downscale"}
+    assert rc.SamplingOptions.rules().keys() - static - traced == {"height", "width"}
+    assert set(rc.SamplingOptions.scalars()) == traced
     for allowed in ({"guidance": "paper"}, {"guidance_scope": "image"}):  # not both changed at once
         changes = CHANGES | allowed
         config = rc.SamplingOptions().changed(changes).sampler_config(8, 12)
-        assert {name: getattr(config, name) for name in SHARED} == {name: changes[name] for name in SHARED}
+        assert {name: getattr(config, name) for name in static} == {name: changes[name] for name in static}
     assert (config.height, config.width, config.mask_height, config.mask_width) == (8, 12, 4, 6)
 
 
-def test_solvers_and_spacings_are_those_that_there_are():
-    assert tuple(_SOLVERS) == SOLVERS
-    for spacing in SPACINGS:
-        assert timesteps(spacing, 4, 1000).shape == (4,)
+def test_every_solver_and_spacing_works():
+    schedule = ScheduleConfig()
+    for solver, spacing in itertools.product(SOLVERS, SPACINGS):
+        assert make_table(solver, 4, schedule, spacing).t.shape == (4,)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.diffusion.sampler import (
-    Conditioning,
-    Denoiser,
-    SamplerState,
-    Settings,
-    sample_latents,
-    sample_step,
-)
-from realcustom_jax.diffusion.sampler_config import Phase
+from realcustom_jax.diffusion.conditioning import Conditioning, Settings
+from realcustom_jax.diffusion.denoiser import Contexts, Denoiser, encode_contexts
+from realcustom_jax.diffusion.phases import Phase, phases
+from realcustom_jax.diffusion.sampler import SamplerState, sample_latents, sample_step
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable
 from realcustom_jax.generate import latent_size, mask_grid
@@ -27,7 +23,8 @@ from realcustom_jax.models.config import HIGH_RES, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.projector import FEATURES
-from realcustom_jax.options import SamplingOptions
+from realcustom_jax.models.unet import UNet
+from realcustom_jax.options import SamplerConfig, SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import check_stored, example_shapes
@@ -146,50 +143,48 @@ def sample_program(
 
     conditioning, keys = conditioning_shapes(models, options, subjects, struct), struct(2, of=jnp.uint32)
     sampler = options.sampler_config(*latent_size(models, None, None))
-    denoiser = Denoiser(models.unet, schedule, sampler)
+    static = {"unet": models.unet, "schedule": schedule, "config": sampler}
+
+    def bound(params: Any, conditioning: Conditioning, keys: Any, contexts: Contexts) -> Denoiser:
+        keys = jax.random.wrap_key_data(keys)
+        return Denoiser(models.unet, schedule, sampler, params, conditioning, contexts, keys)
+
     run = jax.jit(
         lambda params, conditioning, keys: sample_latents(
-            params,
-            conditioning,
-            jax.random.wrap_key_data(keys),
-            unet=models.unet,
-            schedule=schedule,
-            config=sampler,
+            params, conditioning, jax.random.wrap_key_data(keys), **static
         )
     )
     held = {"parameters": per_chip_bytes(params), "requests": per_chip_bytes(conditioning)}
-    parts = _sampler_parts(denoiser, params, conditioning, keys, struct)
+    parts = _sampler_parts(bound, models.unet, sampler, (params, conditioning, keys), struct)
     return Program(run.lower(params, conditioning, keys), count, held, loops=True, parts=parts)
 
 
 def _sampler_parts(
-    denoiser: Denoiser, params: Any, conditioning: Conditioning, keys: Any, struct: Any
+    bound: Callable[..., Denoiser], unet: UNet, config: SamplerConfig, arguments: Any, struct: Any
 ) -> tuple[tuple[Any, int], ...]:
     """What is computed once, and a step of each phase, each as often as it runs."""
-    config = denoiser.config
-    encode = jax.jit(denoiser.encode)
+    params, conditioning, keys = arguments
+    encode = jax.jit(lambda params, c: encode_contexts(unet, params, c, config.guidance))
     contexts = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=keys.sharding),
         jax.eval_shape(encode, params, conditioning),
     )
-    latents = struct(config.height, config.width, denoiser.unet.config.in_channels)
+    latents = struct(config.height, config.width, unet.config.in_channels)
     slots = conditioning.flags.shape[1]
     state = SamplerState(*[latents] * 3, struct(slots, config.mask_height, config.mask_width))
     everywhere = NamedSharding(keys.sharding.mesh, PartitionSpec())
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
-    row = (
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
-        SolverTable(*[scalar] * len(SolverTable._fields)),
-    )
+    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    row = SolverTable(*[scalar] * len(SolverTable._fields))
 
-    def step(phase: Phase, params: Any, conditioning: Any, contexts: Any, keys: Any, *rest: Any) -> Any:
-        keys = jax.random.wrap_key_data(keys)
-        return sample_step(denoiser, params, conditioning, contexts, keys, phase, *rest)
+    def step(phase: Phase, bindings: Any, *rest: Any) -> Any:
+        return sample_step(bound(*bindings), phase, *rest)
 
-    arguments = (params, conditioning, contexts, keys, state, row)
     parts = [(encode.lower(params, conditioning), 1)]
-    for phase in config.phases:
-        parts.append((jax.jit(step, static_argnums=0).lower(phase, *arguments), phase.stop - phase.start))
+    bindings = (params, conditioning, keys, contexts)
+    for phase in phases(config):
+        lowered = jax.jit(step, static_argnums=0).lower(phase, bindings, state, index, row)
+        parts.append((lowered, phase.stop - phase.start))
     return tuple(parts)
 
 

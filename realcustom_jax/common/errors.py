@@ -5,6 +5,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+_PACKAGE = __name__.partition(".")[0]
+
 
 class UserError(ValueError):
     """A user's mistake. Its text is one clear sentence that names the input at fault."""
@@ -13,7 +15,7 @@ class UserError(ValueError):
 def warn(sentence: str) -> None:
     """A Python warning that points at the caller's line outside this package."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(__package__):
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(sentence, UserWarning, stacklevel=level)
 

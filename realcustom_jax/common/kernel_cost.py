@@ -1,4 +1,4 @@
-"""Operations of the attention kernel (`models/flash.py`) in a compiled TPU program, which the compiler omits."""
+"""Operations of the attention kernel in a compiled TPU program, which the compiler does not count."""
 
 import math
 import re

@@ -87,22 +87,22 @@ def influence_scope(
     return masks
 
 
-def with_user_masks(masks: Array, user_masks: Array, instead: Array, overlap: str) -> Array:
+def with_user_masks(masks: Array, user_masks: Array, replace_guided: Array, overlap: str) -> Array:
     """Guided masks and those that users drew, as the scopes that act.
 
     Args:
       masks: (B, R, h, w) from `influence_scope`; those of subjects with a mask instead are not looked at.
       user_masks: (B, R, h, w) in [0, 1]; 1 everywhere where a subject has none.
-      instead: (B, R) 1 where the user's mask stands for the guided one; elsewhere the two are multiplied.
+      replace_guided: (B, R) 1 where the user's mask replaces the guided one; else they are multiplied.
       overlap: "strongest" takes the pixels of a mask that stands instead from all others but those of its
         kind, which act as the user said, also where two of them overlap; "shared" takes none.
 
     Returns:
       (B, R, h, w).
     """
-    instead = instead[..., None, None] > 0
+    replaced = replace_guided[..., None, None] > 0
     guided = masks * user_masks
     if overlap == "strongest":
-        taken = (instead & (user_masks > 0)).any(axis=1, keepdims=True)
+        taken = (replaced & (user_masks > 0)).any(axis=1, keepdims=True)
         guided = jnp.where(taken, 0.0, guided)
-    return jnp.where(instead, user_masks, guided)
+    return jnp.where(replaced, user_masks, guided)

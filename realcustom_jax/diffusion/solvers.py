@@ -38,6 +38,9 @@ class SolverTable(NamedTuple):
     save: np.ndarray
 
 
+SPACINGS = ("trailing", "leading", "linspace")
+
+
 def timesteps(spacing: str, steps: int, total: int, offset: int = 0) -> np.ndarray:
     """Decreasing timesteps (steps,) int64 in 0 … total − 1, spaced as the papers and diffusers call it.
 
@@ -64,7 +67,7 @@ def timesteps(spacing: str, steps: int, total: int, offset: int = 0) -> np.ndarr
         return t
     if spacing == "linspace":
         return np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
-    raise UserError(f"timestep spacing {spacing!r} is unknown; known: trailing, leading, linspace")
+    raise UserError(f"timestep spacing {spacing!r} is unknown; known: {', '.join(SPACINGS)}")
 
 
 def make_table(
@@ -166,3 +169,4 @@ _SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], None]]
     "dpmpp_2m": _dpmpp_2m,
     "dpmpp_2s": _dpmpp_2s,
 }
+SOLVERS = tuple(_SOLVERS)

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError, warn
 from realcustom_jax.common.files import exists
+from realcustom_jax.common.rules import is_list
 from realcustom_jax.inputs.tokenize import KNOWN_WORDS
-from realcustom_jax.options import is_list
 
 
 def texts_of(name: str, value: Any) -> list[str]:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import is_list
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.subjects import Subject
-from realcustom_jax.options import is_list
 
 
 def requests_of(

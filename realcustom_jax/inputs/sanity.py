@@ -11,10 +11,9 @@ import numpy as np
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
-from realcustom_jax.options import SamplingOptions
+from realcustom_jax.options import SamplerConfig, SamplingOptions
 
 # (option, what it needs: option and value)
 _NEEDS = (

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from PIL import Image
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import Rule, is_list, shown
 from realcustom_jax.inputs.matching import Matcher, candidates, choose_words
 from realcustom_jax.inputs.target_words import phrases_of, without_number
 from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
-from realcustom_jax.options import Rule, is_list, shown
 
 AUTO = "auto"
 MASK_MODES = ("instead", "intersect")

@@ -10,7 +10,7 @@ from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.progress import Progress
-from realcustom_jax.options import Rule
+from realcustom_jax.common.rules import Rule
 
 # (step, images): the number of steps done, from 1, and the images as they look then, uint8 (B, H, W, 3).
 Preview = Callable[[int, np.ndarray], Any]

@@ -108,7 +108,7 @@ class Loop:
             spread = np.einsum("ij,rj->ri", aux.self_attention[0], np.reshape(maps[0], (maps.shape[1], -1)))
             spread = spread - spread.min(-1, keepdims=True)
             maps = jnp.asarray(spread / (spread.max(-1, keepdims=True) + 1e-6)).reshape(maps.shape)
-        instead = np.asarray(c.instead[0]) > 0
+        instead = np.asarray(c.replace_guided[0]) > 0
         maps = jnp.where(instead[None, :, None, None], 0.0, maps * c.flags[..., None, None])
         scopes = influence_scope(maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap)
         masks = np.array(scopes) * np.asarray(c.user_masks)

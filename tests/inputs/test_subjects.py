@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.diffusion.sampler import Denoiser, begin, sample_latents
+from realcustom_jax.diffusion.denoiser import encode_contexts
+from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.inputs.prompts import lost_part, text_or_file
 from realcustom_jax.models.scoring import keep_top_tokens
 from realcustom_jax.toybox import Identity, render_reference
@@ -70,8 +71,7 @@ def test_the_negative_pass_sees_one_black_photo(flat_pipe):
     """However many the subject has, and whatever its neighbours have."""
     two = rc.Subject(images=[CAT, OTHER], words="cat")
     made, config = conditioning(flat_pipe, [two], guidance="direct")
-    denoiser = Denoiser(flat_pipe.models.unet, flat_pipe.schedule, config)
-    contexts, _ = begin(denoiser, flat_pipe.params["unet"], made, jnp.stack([jax.random.key(0)]))
+    contexts = encode_contexts(flat_pipe.models.unet, flat_pipe.params["unet"], made, config.guidance)
     tokens = contexts.subject.present.shape[-1] // 2
     negative, subject = np.asarray(contexts.subject.present)[:, 0]
     assert negative[:tokens].all() and not negative[tokens:].any() and subject.all()

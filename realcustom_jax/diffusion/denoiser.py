@@ -1,0 +1,210 @@
+"""The UNet's passes for a batch of requests: text-only with word maps, generation with masks."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.masks import aggregate, influence_scope, with_user_masks
+from realcustom_jax.diffusion.refinement import refine, refinement_level
+from realcustom_jax.diffusion.schedule import ScheduleConfig
+from realcustom_jax.models.resize import resize_mask
+from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.unet import Aux, Context, UNet
+
+if TYPE_CHECKING:
+    from realcustom_jax.options import SamplerConfig
+
+# {scoring: weights of the text score and of the visual score at √ᾱ_t}; "fused" is eq. 8.
+_SCORE_WEIGHTS = {
+    "fused": lambda alpha: (1.0 - alpha, alpha),
+    "text": lambda alpha: (1.0, 0.0),
+    "visual": lambda alpha: (0.0, 1.0),
+    "mean": lambda alpha: (0.5, 0.5),
+}
+SCORINGS = (*_SCORE_WEIGHTS, "none")
+
+
+@flax.struct.dataclass
+class Contexts:
+    """What `encode_context` made of the conditioning, for the passes of a step.
+
+    Attributes:
+      text_only: [∅, T] stacked (2B) for `paper` guidance, T (B) for `direct`.
+      subject: TI (B) for `paper`, [neg, TI] stacked (2B) for `direct`.
+    """
+
+    text_only: Context
+    subject: Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """The passes of a step, with everything bound that stays the same over the loop.
+
+    Attributes:
+      unet, schedule, config: static.
+      params: the UNet's parameters.
+      conditioning: the requests.
+      contexts: what `encode_contexts` made of them.
+      keys: (B,) random keys, one a request; used by solvers with noise.
+    """
+
+    unet: UNet
+    schedule: ScheduleConfig
+    config: "SamplerConfig"
+    params: Any
+    conditioning: Conditioning
+    contexts: Contexts
+    keys: Array
+
+    @classmethod
+    def encode(
+        cls,
+        params: Any,
+        conditioning: Conditioning,
+        keys: Array,
+        *,
+        unet: UNet,
+        schedule: ScheduleConfig,
+        config: "SamplerConfig",
+    ) -> "Denoiser":
+        """With the contexts of a batch encoded; arguments as in `sample_latents`."""
+        contexts = encode_contexts(unet, params, conditioning, config.guidance)
+        return cls(unet, schedule, config, params, conditioning, contexts, keys)
+
+    @property
+    def has_subjects(self) -> bool:
+        return self.conditioning.flags.shape[1] > 0
+
+    def text_only(self, x: Array, t: Array, *, empty: bool, maps: bool) -> tuple[Array | None, Array, Aux]:
+        """The guidance branch: ε_∅ and ε_T (B, h, w, C), and the word maps of the T pass.
+
+        Args:
+          x: (B, h, w, C) latents.
+          t: timestep ().
+          empty: whether to run the ∅ pass too, in one batch with T; else ε_∅ is None.
+          maps: whether to collect word maps and, for refinement, self-attention.
+        """
+        words, context = self.conditioning.words, self.contexts.text_only
+        if empty:
+            x, words = twice(x), twice(words)  # [∅, T], (2B, …)
+        elif self.config.guidance == "paper":
+            context = second_half(context)
+        level = self._refinement_level if maps else None
+        e, aux = self._apply(x, t, context, words=words if maps else None, self_attention_level=level)
+        if not empty:
+            return None, e, aux
+        e_empty, e_text = jnp.split(e, 2)
+        return e_empty, e_text, jax.tree.map(second_half, aux) if maps else aux
+
+    def generate(
+        self, x: Array, t: Array, alpha: Array, masks: Array, *, negative: bool
+    ) -> tuple[Array | None, Array]:
+        """The generation branch: ε_neg and ε_TI (B, h, w, C).
+
+        Args:
+          x: (B, h, w, C) latents.
+          t: timestep ().
+          alpha: √ᾱ_t ().
+          masks: (B, R, h', w') influence scopes M̂.
+          negative: whether to run the negative pass too, in one batch with TI; else ε_neg is None.
+        """
+        context, selection = self.contexts.subject, self.token_selection(alpha)
+        if negative:
+            selection, masks, x = jax.tree.map(twice, (selection, masks, x))  # [neg, TI], (2B, …)
+        elif self.config.guidance == "direct":
+            context = second_half(context)
+        e, _ = self._apply(x, t, context, masks=masks if self.has_subjects else None, quantity=selection)
+        return tuple(jnp.split(e, 2)) if negative else (None, e)
+
+    def _apply(self, x: Array, t: Array, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
+        return self.unet.apply({"params": self.params}, x, jnp.broadcast_to(t, (len(x),)), *args, **kwargs)
+
+    def token_selection(self, alpha: Array) -> InfluenceQuantity | None:
+        """How visual tokens are scored and selected at √ᾱ_t = alpha (); None for all tokens as they are."""
+        if self.config.scoring == "none" or not self.has_subjects:
+            return None
+        gamma = self.conditioning.settings.gamma_num
+        text, visual = _SCORE_WEIGHTS[self.config.scoring](alpha)
+        return InfluenceQuantity(gamma, jnp.full_like(gamma, text), jnp.full_like(gamma, visual))
+
+    def new_masks(self, aux: Aux) -> Array:
+        """Influence scopes M̂ (B, R, h', w') from the guidance branch (eq. 11); 0 for subjects not present."""
+        c, config = self.conditioning, self.config
+        layers = range(len(aux.word_maps)) if config.mask_layers is None else config.mask_layers
+        if max(layers) >= len(aux.word_maps):
+            raise UserError(
+                f"mask_layers {tuple(layers)}: this UNet has {len(aux.word_maps)} cross-attentions, from 0"
+            )
+        chosen = [aux.word_maps[layer] for layer in layers]
+        maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
+        if (level := self._refinement_level) is not None:
+            latents = (config.height, config.width)
+            maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
+        # A subject whose own mask replaces the guided one does not compete for pixels by its word map.
+        guided = c.present * (1.0 - c.replace_guided)
+        masks = influence_scope(
+            maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap, present=guided
+        )
+        return with_user_masks(masks, c.user_masks, c.present * c.replace_guided, config.mask_overlap)
+
+    def subject_region(self, masks: Array) -> Array:
+        """Where ω_i multiplies ε_TI − ε_T: bool (B, h, w, 1), or of whole images (B, 1, 1, 1).
+
+        Nowhere in an image in which no subject acts: there the difference is rounding.
+        """
+        if self.config.guidance_scope == "image":
+            return masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
+        height, width = self.config.height, self.config.width
+        return resize_mask(masks.max(axis=1, keepdims=True), height, width)[:, 0, :, :, None] > 0
+
+    @property
+    def _refinement_level(self) -> int | None:
+        """The UNet level whose self-attention refines the masks; None without refinement."""
+        c = self.config
+        if c.mask_refine == "none":
+            return None
+        return refinement_level(self.unet.config, (c.height, c.width), (c.mask_height, c.mask_width))
+
+
+def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidance: str) -> Contexts:
+    """All contexts of a batch, once, before the loop.
+
+    Args:
+      unet, params: the UNet and its parameters.
+      conditioning: the requests.
+      guidance: "paper" or "direct".
+    """
+    c = conditioning
+    encode = functools.partial(unet.apply, {"params": params}, method=UNet.encode_context)
+    has_subjects = c.flags.shape[1] > 0
+    features, negative_features = (c.features, c.negative_features) if has_subjects else (None, None)
+    shared = (c.present, c.strengths)
+    # The negative pass sees one black photo, however many the subject has.
+    one = None if c.photos is None else c.photos.at[..., 1:].set(0.0)
+    subject = encode(c.text, features, *shared, c.pooled, c.time_ids, c.photos)
+    negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids, one)
+    if guidance == "paper":
+        return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
+    return Contexts(subject.text_only(), _stack(negative, subject))
+
+
+def _stack(first: Context, second: Context) -> Context:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def second_half(tree: Any) -> Any:
+    """The second of two stacked batches: (2B, …) → (B, …) in every leaf."""
+    return jax.tree.map(lambda x: x[len(x) // 2 :], tree)
+
+
+def twice(x: Array) -> Array:
+    """(B, …) → (2B, …)."""
+    return jnp.concatenate([x, x])
