@@ -31,6 +31,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import make_training_loader
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.plan import make_plan
 
 EXAMPLES = 1024
@@ -96,7 +97,7 @@ def real_size(args: argparse.Namespace) -> None:
 
 def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> tuple[float, float]:
     """Images a second, and a second of processor time, from the record to the batch, after the first few."""
-    loader = make_training_loader(config, pipe, data, encoders={})
+    loader = make_training_loader(read_config(config), pipe, data, encoders={})
     for _ in range(2 * config.data.prefetch):  # what was made ahead does not count
         next(loader)
     count, start, cpu = 0, time.perf_counter(), time.process_time()
@@ -109,10 +110,10 @@ def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float)
 
 def step_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> float:
     """Images a second of the step alone, on the same batch again and again."""
-    loader = make_training_loader(config, pipe, data, encoders={})
+    loader = make_training_loader(read_config(config), pipe, data, encoders={})
     batch = next(loader)
     loader.close()
-    plan = make_plan(config, pipe.models, pipe.schedule, pipe.params, partition.make_mesh())
+    plan = make_plan(read_config(config), pipe.models, pipe.schedule, pipe.params, partition.make_mesh())
     trainable, frozen = partition.split_trainable(pipe.params, config.trainable, config.frozen)
     state, frozen, step = plan.create(trainable), jax.device_put(frozen), plan.step
     state, metrics = step(state, frozen, batch)  # compiles

@@ -20,6 +20,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.config import from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.losses import make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.partition import split_trainable
@@ -62,8 +63,8 @@ def main() -> None:
 
 def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[], None], float, int]:
     """A closure that runs one step, XLA's count of its operations, and the UNet's parameters."""
-    config = load_config("base")
-    configs = config.model.to_dict()
+    config = read_config(load_config("base"))
+    configs = {part: dict(fields) for part, fields in config.model.items()}
     configs["unet"] |= changes
     configs["text_encoder"] |= {"vocab_size": 1000, "eos_token_id": 999}
     models = Models.from_configs(configs)

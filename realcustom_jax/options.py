@@ -10,7 +10,6 @@ The checks, the errors, the flags of the commands and the help of `sample` all c
 
 import argparse
 import dataclasses
-import math
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,20 +18,12 @@ import numpy as np
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.foreign_names import our_name
-from realcustom_jax.common.rules import Rule
+from realcustom_jax.common.rules import Rule, choice, option, rules_of
 from realcustom_jax.diffusion.denoiser import SCORINGS
 from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.solvers import SOLVERS, SPACINGS
-
-
-def _option(default: Any, help: str, kind: type = float, **rest: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": Rule(help, kind, **rest)})
-
-
-def _choice(default: str, help: str, choices: tuple[str, ...]) -> Any:
-    return _option(default, help, str, choices=choices)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,28 +34,28 @@ class ProgramOptions:
       UserError: for a value of a wrong type or out of its range.
     """
 
-    steps: int = _option(50, "denoising steps", int, low=1)
-    mask_steps: int | None = _option(
+    steps: int = option(50, "denoising steps", int, low=1)
+    mask_steps: int | None = option(
         None, "steps that make new masks, later ones reuse the last", int, low=1, none="all"
     )
-    solver: str = _choice("ddim", "of the denoising process", SOLVERS)
-    spacing: str = _choice("trailing", "of the timesteps", SPACINGS)
-    eta: float = _option(0.0, "η of ddim, from no noise to DDPM's", low=0, high=1)
-    guidance: str = _choice("paper", "eq. 13 of the paper, or RealCustom++'s", MODES)
-    guidance_scope: str = _choice("image", "where ω_i of paper guidance acts, the image or the masks", SCOPES)
-    guidance_start: float = _option(
+    solver: str = choice("ddim", "of the denoising process", SOLVERS)
+    spacing: str = choice("trailing", "of the timesteps", SPACINGS)
+    eta: float = option(0.0, "η of ddim, from no noise to DDPM's", low=0, high=1)
+    guidance: str = choice("paper", "eq. 13 of the paper, or RealCustom++'s", MODES)
+    guidance_scope: str = choice("image", "where ω_i of paper guidance acts, the image or the masks", SCOPES)
+    guidance_start: float = option(
         0.0, "share of the steps after which the guidance weights act", low=0, high=1
     )
-    guidance_stop: float = _option(1.0, "share of the steps after which they act no more", low=0, high=1)
-    mask_downscale: int = _option(1, "latent pixels per mask pixel along one side", int, low=1)
-    mask_normalisation: str = _choice("max_norm", "of the word maps", NORMALISATIONS)
-    mask_kind: str = _choice("soft", "how a mask is cut out of the word map", KINDS)
-    mask_overlap: str = _choice("strongest", "whose a pixel is that several subjects claim", OVERLAPS)
-    mask_layers: tuple[int, ...] | None = _option(
+    guidance_stop: float = option(1.0, "share of the steps after which they act no more", low=0, high=1)
+    mask_downscale: int = option(1, "latent pixels per mask pixel along one side", int, low=1)
+    mask_normalisation: str = choice("max_norm", "of the word maps", NORMALISATIONS)
+    mask_kind: str = choice("soft", "how a mask is cut out of the word map", KINDS)
+    mask_overlap: str = choice("strongest", "whose a pixel is that several subjects claim", OVERLAPS)
+    mask_layers: tuple[int, ...] | None = option(
         None, "cross-attentions that give word maps, in running order", int, low=0, many=True, none="all"
     )
-    mask_refine: str = _choice("none", "what sharpens the word maps before masks are cut out", REFINEMENTS)
-    scoring: str = _choice("fused", "what chooses the visual tokens", SCORINGS)
+    mask_refine: str = choice("none", "what sharpens the word maps before masks are cut out", REFINEMENTS)
+    scoring: str = choice("fused", "what chooses the visual tokens", SCORINGS)
 
     def __post_init__(self):
         for name, rule in self.rules().items():
@@ -73,9 +64,8 @@ class ProgramOptions:
     @classmethod
     def rules(cls) -> dict[str, Rule]:
         """{option: what it means and may be}, the static ones last."""
-        options = [field for field in dataclasses.fields(cls) if "rule" in field.metadata]
-        options.sort(key=lambda field: field.name in ProgramOptions.__dataclass_fields__)
-        return {field.name: field.metadata["rule"] for field in options}
+        rules = rules_of(cls)
+        return dict(sorted(rules.items(), key=lambda item: item[0] in ProgramOptions.__dataclass_fields__))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,23 +125,23 @@ class SamplingOptions(ProgramOptions):
       UserError: for a value of a wrong type or out of its range.
     """
 
-    text_weight: float | tuple[float, ...] = _option(
+    text_weight: float | tuple[float, ...] = option(
         7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
     )
-    image_weight: float | tuple[float, ...] = _option(
+    image_weight: float | tuple[float, ...] = option(
         12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
     )
-    rescale: float | tuple[float, ...] = _option(
+    rescale: float | tuple[float, ...] = option(
         0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True
     )
-    gamma_scope: float | tuple[float, ...] = _option(
+    gamma_scope: float | tuple[float, ...] = option(
         0.25, "share of the image where a subject may act", low=0, high=1, many=True
     )
-    gamma_num: float | tuple[float, ...] = _option(
+    gamma_num: float | tuple[float, ...] = option(
         0.8, "share of the visual tokens that act", low=0, high=1, many=True
     )
-    height: int | None = _option(None, "of the image in pixels", int, none="the model's own")
-    width: int | None = _option(None, "of the image in pixels", int, none="the model's own")
+    height: int | None = option(None, "of the image in pixels", int, none="the model's own")
+    width: int | None = option(None, "of the image in pixels", int, none="the model's own")
 
     def changed(self, changes: Mapping[str, Any]) -> "SamplingOptions":
         """With other values; JSON's lists will do for tuples.
@@ -221,12 +211,9 @@ SDXL = SamplingOptions(
 def describe(name: str) -> str:
     """An option's meaning, what it may be, and the defaults of both bases: "… : 0 to 1 (0.25)"."""
     rule = SamplingOptions.rules()[name]
-    allowed = ", ".join(rule.choices)
-    if rule.low > -math.inf:
-        allowed = f"{rule.low} to {rule.high}" if rule.high < math.inf else f"{rule.low} or more"
     defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
-    shown = ", SDXL ".join(dict.fromkeys(rule.none if d is None else str(d) for d in defaults))
-    return f"{rule.help}{': ' if allowed else ''}{allowed} ({shown})"
+    shown = dict.fromkeys(rule.none if default is None else str(default) for default in defaults)
+    return rule.describe(", SDXL ".join(shown))
 
 
 def documented(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,8 +3,8 @@
 Writes DIR/checkpoints (state, place in the data, config), DIR/metrics.jsonl and, at the end, DIR/model, a
 model folder that `realcustom_jax.load` and the next stage read. Run again with the same DIR, it goes on from
 the newest whole checkpoint; SIGTERM saves one and ends the run with status 0. Every option of the config is a
-flag: --config.steps=100, --config.optimizer.learning_rate=1e-3. The last line of a finished run's output is
-`sha256` and the hash of the trained parameters.
+flag: --config.steps=100, --config.optimizer.learning_rate=1e-3; --options lists them all. The last line of a
+finished run's output is `sha256` and the hash of the trained parameters.
 """
 
 from pathlib import Path
@@ -15,17 +15,22 @@ from ml_collections import config_flags
 from realcustom_jax.common.cli import cache_dir, parse_flags, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.hosts import connect
+from realcustom_jax.training.config import describe_options
 from realcustom_jax.training.profile import parse_window
 from realcustom_jax.training.run import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the hosts that the TPU pod's own environment names.")
+_OPTIONS = flags.DEFINE_bool("options", False, "Print all options of a config, and exit.")
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST steps to profile, into WORKDIR/profile.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 
 
 def main() -> None:
     parse_flags(__doc__)
+    if _OPTIONS.value:
+        print(describe_options())
+        return
     if not _WORKDIR.value or _CONFIG.value is None:
         raise UserError("train needs --config FILE and --workdir DIR, see --help")
     window = parse_window(_PROFILE.value) if _PROFILE.value else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from realcustom_jax.aot.compiled import Figures, compile_program, largest_batch
 from realcustom_jax.aot.programs import Program, train_program
@@ -25,7 +25,7 @@ from realcustom_jax.aot.request import LOOP, request_programs
 from realcustom_jax.aot.topology import Topology, devices, parse_topology, set_environment
 from realcustom_jax.common.cli import parse_flags, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.training.config import check_config
+from realcustom_jax.training.config import TrainConfig, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _TOPOLOGY = flags.DEFINE_string(
@@ -43,7 +43,7 @@ def main() -> None:
     if _CONFIG.value is None or not _TOPOLOGY.value:
         raise UserError("aot needs --config FILE and --topology NAME, see --help")
     config, topology = _CONFIG.value, parse_topology(_TOPOLOGY.value)
-    check_config(config)
+    config = read_config(config)
     jax.config.update("jax_platforms", "cpu")  # nothing runs on the chips
     set_environment(topology)
     chips = devices(topology)
@@ -55,7 +55,7 @@ def main() -> None:
         print(json.dumps(values))
 
 
-def _train(config: ConfigDict, topology: Topology, chips: list[Any]) -> dict[str, Any]:
+def _train(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[str, Any]:
     """The figures of the training step, and with --largest the largest batch of a chip."""
     program = train_program(config, chips, _BATCH.value)
     figures, largest = compile_program(program, topology, _EFFORT.value), None
@@ -67,7 +67,7 @@ def _train(config: ConfigDict, topology: Topology, chips: list[Any]) -> dict[str
     return as_json(program, figures, topology, largest)
 
 
-def _sample(config: ConfigDict, topology: Topology, chips: list[Any]) -> dict[str, Any]:
+def _sample(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[str, Any]:
     """The figures of the denoising loop, and under "programs" those of each program of a request."""
     per_chip = _BATCH.value or 1
     request, figures = request_programs(config, chips, per_chip), {}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.conditioning import Conditioning, Settings
@@ -28,7 +27,7 @@ from realcustom_jax.options import SamplerConfig, SamplingOptions
 from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import check_stored, example_shapes
-from realcustom_jax.training.config import DTYPES
+from realcustom_jax.training.config import DTYPES, TrainConfig
 from realcustom_jax.training.plan import make_plan
 from realcustom_jax.weights.keys import flatten
 
@@ -53,13 +52,13 @@ class Program:
     parts: tuple[tuple[Any, int], ...] = ()
 
 
-def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
+def find_models(config: TrainConfig) -> tuple[Models, ScheduleConfig]:
     """The shapes of a run: of the config's `model` where that has all parts, else of the folder `init_from`.
 
     Raises:
       UserError: when neither is there.
     """
-    given = config.get("model", ConfigDict()).to_dict()
+    given = {part: dict(fields) for part, fields in config.model.items()}
     schedule = from_mapping(ScheduleConfig, given.get("scheduler", {}))
     dtype = DTYPES[config.compute_dtype]
     if "unet" in given:
@@ -70,10 +69,10 @@ def find_models(config: ConfigDict) -> tuple[Models, ScheduleConfig]:
         models = read_models(config.init_from, dtype)
     else:
         raise UserError("the config has neither the shapes of a model (model.unet …) nor an init_from")
-    return dataclasses.replace(models, remat=config.remat, scan=config.get("scan", False)), schedule
+    return dataclasses.replace(models, remat=config.remat, scan=config.scan), schedule
 
 
-def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) -> Program:
+def train_program(config: TrainConfig, chips: list[Any], per_chip: int | None) -> Program:
     """The step of a run.
 
     Args:
@@ -82,12 +81,11 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
       per_chip: images of a step on each; None for the config's batch.
     """
     models, schedule = find_models(config)
-    mesh = partition.make_mesh(**config.mesh, devices=chips)
+    mesh = partition.make_mesh(**vars(config.mesh), devices=chips)
     models = dataclasses.replace(models, flash=flash_attention(mesh))
     # The tensor axis shares its images.
     if per_chip is not None:
-        config = config.copy_and_resolve_references()
-        config.batch_size = per_chip * len(chips) // mesh.shape["tensor"]
+        config = config.replace(batch_size=per_chip * len(chips) // mesh.shape["tensor"])
     images = config.batch_size
     params = with_dtypes(models.param_shapes(), config)
     check_stored(config, flatten(params))
@@ -107,7 +105,7 @@ def train_program(config: ConfigDict, chips: list[Any], per_chip: int | None) ->
     return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, loops)
 
 
-def with_dtypes(params: Any, config: ConfigDict) -> Any:
+def with_dtypes(params: Any, config: TrainConfig) -> Any:
     trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
     dtype = DTYPES[config.frozen_dtype]
     frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), frozen)
@@ -115,7 +113,7 @@ def with_dtypes(params: Any, config: ConfigDict) -> Any:
 
 
 def sample_program(
-    config: ConfigDict,
+    config: TrainConfig,
     chips: list[Any],
     per_chip: int,
     subjects: int = 1,

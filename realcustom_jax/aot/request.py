@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from realcustom_jax import programs as sampling
 from realcustom_jax.aot.programs import (
@@ -25,6 +24,7 @@ from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import base_defaults, dtype_of_param
+from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.weights.keys import flatten, unflatten
 
 LOOP = "denoising loop"
@@ -46,7 +46,7 @@ class Request:
 
 
 def request_programs(
-    config: ConfigDict,
+    config: TrainConfig,
     chips: Sequence[Any],
     per_chip: int = 1,
     subjects: int = 1,

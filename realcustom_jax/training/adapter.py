@@ -1,5 +1,6 @@
 """Takes what a run trained out of one of its checkpoints: the adapter alone, or the whole model."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.training.batches import make_training_loader
 from realcustom_jax.training.card import PUBLISHED_FILE, write_card
-from realcustom_jax.training.config import check_config
 from realcustom_jax.training.export import write_model
 from realcustom_jax.training.saved import Saved, read_saved
 from realcustom_jax.training.start import open_data, open_start, starting_models
@@ -71,9 +71,7 @@ def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dt
 
 def _read(workdir: Path, choice: Choice, within: str) -> Saved:
     """Those trained parameters that a regex finds."""
-    saved = read_saved(workdir, *choice, lambda path: bool(re.search(within, path)))
-    check_config(saved.config)
-    return saved
+    return read_saved(workdir, *choice, lambda path: bool(re.search(within, path)))
 
 
 def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any], dict[str, Any]]:
@@ -93,7 +91,7 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
             f"{config.stage}): there is no adapter; --form diffusers writes the whole model"
         )
     base = {path: value for path, value in unet.items() if path not in added}
-    given = config.get("model", {}).get("realcustom")
+    given = config.model.get("realcustom")
     # Where all is trained that RealCustom adds, the model that the run began with need not be there.
     if base or ADDED not in config.trainable or not given:
         models = starting_models(config)
@@ -107,7 +105,7 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
             )
         base = base if wanted <= unet.keys() else {}
     else:
-        given = from_mapping(RealCustomConfig, given.to_dict())
+        given = from_mapping(RealCustomConfig, given)
     return given, base, added
 
 
@@ -134,7 +132,7 @@ def _write_whole(saved: Saved, folder: Path, dtype: str) -> None:
     if vae or not config.init_from:
         data = open_data(config.data, cache_dir())
     if vae:
-        config.data.workers = 0
+        config = config.replace(data=dataclasses.replace(config.data, workers=0))
         loader = make_training_loader(config, open_start(config, data), data, {})
         loader.set_state(saved.loader)
     write_model(config, saved.params, data, loader, folder, dtype)

@@ -1,16 +1,17 @@
 """The batches of a run: its loader, what an example becomes, and a batch on all devices."""
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import LAST_STEP, MOST_PARTS, choice, option
 from realcustom_jax.data.buckets import Buckets, label_buckets, make_buckets
 from realcustom_jax.data.cut_outs import marked_words, marks
 from realcustom_jax.data.encode import text_fingerprint, training_shapes, vae_fingerprint
@@ -20,14 +21,50 @@ from realcustom_jax.data.loader import Loader, Source, Transform, make_loader
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
-from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample, MakeViews
+
+if TYPE_CHECKING:
+    from realcustom_jax.training.config import TrainConfig
 
 Shape = tuple[tuple[int, ...], Any]
 
 
+# What the reference of a training example is.
+REFERENCES = ("image", "subject")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The config's `data`."""
+
+    path: str = option("data/train", "data set that data.prepare wrote, or 'toybox', drawn when needed", str)
+    split: str = option("train", "its split", str)
+    toybox_examples: int = option(100_000, "examples of the toybox", int, low=1, high=LAST_STEP)
+    workers: int = option(
+        8, "processes that load; 0 loads in threads", int, resume="free", low=0, high=MOST_PARTS
+    )
+    prefetch: int = option(4, "batches loaded ahead", int, resume="free", low=0, high=MOST_PARTS)
+    buckets: bool = option(False, "batches of like proportions in place of squares (base, customize)", bool)
+    bucket_step: int = option(64, "of the buckets' sides, in pixels", int, low=1, high=2**16)
+    bucket_max_aspect: float = option(2.0, "long side by short side of the buckets", low=1, high=1000)
+    encoded: bool = option(
+        False, "take the latents that data.encode stored, so the VAE does not run (base, customize)", bool
+    )
+    encoded_text: bool = option(
+        False, "and the text features of --encode-text, so the text encoders do not run", bool
+    )
+    drop_text: float = option(0.05, "share of examples with an empty caption", low=0, high=1)
+    drop_image: float = option(0.05, "share with a black reference", low=0, high=1)
+    drop_both: float = option(0.05, "share with both", low=0, high=1)
+    text_only: float = option(0.0, "share without reference, for a base that trains too", low=0, high=1)
+    reference: str = choice(
+        "image", "the training image itself, or a subject that its metadata marks, cut out", REFERENCES
+    )
+    by_word: bool = option(False, "batches of one word's subjects only (instance)", bool)
+
+
 def make_training_loader(
-    config: ConfigDict, pipe: Pipeline, data: Split, encoders: Mapping[str, Any]
+    config: "TrainConfig", pipe: Pipeline, data: Split, encoders: Mapping[str, Any]
 ) -> Loader:
     """This process's part of the batches that a run of the config trains on.
 
@@ -47,43 +84,38 @@ def make_training_loader(
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
     shapes, source = None, data
-    if options.get("buckets") or options.get("encoded"):
-        shapes = training_shapes(
-            pipe.models,
-            options.get("buckets", False),
-            options.get("bucket_step", 64),
-            options.get("bucket_max_aspect", 2.0),
-        )
-    if options.get("encoded"):
-        text = text_fingerprint(pipe, encoders) if options.get("encoded_text") else ""
+    if options.buckets or options.encoded:
+        shapes = training_shapes(pipe.models, options.buckets, options.bucket_step, options.bucket_max_aspect)
+    if options.encoded:
+        text = text_fingerprint(pipe, encoders) if options.encoded_text else ""
         source = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
     transform = MakeExample(
         pipe.tokenizers,
         pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
         pipe.models.image_configs[0].image_size if customize else None,
         pipe.models.high_res,
-        of_subject=options.get("reference", "image") == "subject",
+        of_subject=options.reference == "subject",
         region_downscale=pipe.models.vae_config.downscale if weighs_subjects(config) else None,
         batch_size=config.batch_size,
-        curriculum=Curriculum(**config.curriculum),
+        curriculum=config.curriculum,
         drop_text=options.drop_text if diffusion else 0.0,
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
-        empty_text=source.empty_text if options.get("encoded") else None,
+        empty_text=source.empty_text if options.encoded else None,
         fit=pipe.models.realcustom.reference_fit if customize else None,
     )
-    buckets = make_buckets(data.sizes(), shapes) if options.get("buckets") else None
+    buckets = make_buckets(data.sizes(), shapes) if options.buckets else None
     return _loader(config, source, transform, buckets)
 
 
-def _instance_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
+def _instance_loader(config: "TrainConfig", pipe: Pipeline, data: Split) -> Loader:
     """Of pairs of photos; with the config's `data.by_word` a batch has subjects of one word only.
 
     Raises:
       UserError: a word has fewer examples than a batch.
     """
-    by_word = config.data.get("by_word", False)
+    by_word = config.data.by_word
     size = pipe.models.image_configs[-1].image_size
     buckets = None
     if by_word:
@@ -99,7 +131,7 @@ def _instance_loader(config: ConfigDict, pipe: Pipeline, data: Split) -> Loader:
     return _loader(config, data, MakeViews(size, first=by_word), buckets)
 
 
-def _loader(config: ConfigDict, source: Source, transform: Transform, buckets: Buckets | None) -> Loader:
+def _loader(config: "TrainConfig", source: Source, transform: Transform, buckets: Buckets | None) -> Loader:
     return make_loader(
         source,
         transform,
@@ -113,31 +145,31 @@ def _loader(config: ConfigDict, source: Source, transform: Transform, buckets: B
     )
 
 
-def weighs_subjects(config: ConfigDict) -> bool:
+def weighs_subjects(config: "TrainConfig") -> bool:
     """Whether a run's loss needs to know where the subjects are."""
-    return config.stage == "customize" and config.loss.get("subject_weight", 1) != 1
+    return config.stage == "customize" and config.loss.subject_weight != 1
 
 
-def stored_components(config: ConfigDict) -> tuple[str, ...]:
+def stored_components(config: "TrainConfig") -> tuple[str, ...]:
     """The components whose output is stored with the data and read in place of running them."""
     options = config.data
-    text = TEXT if options.get("encoded_text") else ()
-    return ("vae", *text) if options.get("encoded") else ()
+    text = TEXT if options.encoded_text else ()
+    return ("vae", *text) if options.encoded else ()
 
 
-def split_params(config: ConfigDict, params: Mapping[str, Any]) -> tuple[Any, Any]:
+def split_params(config: "TrainConfig", params: Mapping[str, Any]) -> tuple[Any, Any]:
     """`partition.split_trainable` by the config, without the frozen components that the run never uses."""
     trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
     idle = idle_components(config)
     return trainable, {name: tree for name, tree in frozen.items() if name not in idle}
 
 
-def idle_components(config: ConfigDict) -> tuple[str, ...]:
+def idle_components(config: "TrainConfig") -> tuple[str, ...]:
     """The stored components, unless pictures of the run need them: devices need not hold them."""
-    return () if config.get("samples", {}).get("every", 0) else stored_components(config)
+    return () if config.samples.every else stored_components(config)
 
 
-def check_stored(config: ConfigDict, paths: Iterable[str]) -> None:
+def check_stored(config: "TrainConfig", paths: Iterable[str]) -> None:
     """Raises UserError when what trains are components whose stored output would never change.
 
     Args:
@@ -154,20 +186,20 @@ def check_stored(config: ConfigDict, paths: Iterable[str]) -> None:
             )
 
 
-def example_shapes(config: ConfigDict, models: Models) -> dict[str, Shape]:
+def example_shapes(config: "TrainConfig", models: Models) -> dict[str, Shape]:
     """{name: (shape, dtype)} of an example as `make_training_loader` gives it; squares also with buckets."""
     if config.stage == "instance":
         size = models.image_configs[-1].image_size
         return {"views": ((2, size, size, 3), np.uint8), "subject": ((), np.int32)}
     side = models.vae_config.downscale * models.unet_config.sample_size
     example: dict[str, Shape] = {}
-    if config.data.get("encoded_text"):
+    if config.data.encoded_text:
         example["text"] = ((models.text_tokens, models.unet_config.cross_attention_dim), np.float16)
         if models.unet_config.addition_embed_type == "text_time":
             example["pooled"] = ((models.text_configs[-1].projection_dim,), np.float16)
     else:
         example["ids"] = ((len(models.text_configs), models.text_tokens), np.int32)
-    if config.data.get("encoded"):
+    if config.data.encoded:
         latent = ((models.unet_config.sample_size,) * 2 + (models.vae_config.latent_channels,), np.float16)
         example |= {"mean": latent, "log_variance": latent}
     else:

@@ -1,4 +1,8 @@
-"""What the config of a run must hold, and what of it may change when the run is resumed."""
+"""The config of a run: its options, what they may be, and what of them may change when the run is resumed.
+
+Every option stands once, in the dataclass of the module that uses it. Defaults, checks, the list that
+`python -m realcustom_jax.train --options` prints, and what a resumed run may change come from there.
+"""
 
 import dataclasses
 import json
@@ -10,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import LAST_STEP, MOST_PARTS, Rule, choice, option, rules_of, shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
@@ -17,29 +22,18 @@ from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
-from realcustom_jax.training.config_values import KEYS, LIST, check_values
-from realcustom_jax.training.losses import STAGES
-from realcustom_jax.training.optimizer import OPTIMIZERS
-from realcustom_jax.training.partition import AXES
+from realcustom_jax.training.batches import DataConfig
+from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.losses import STAGES, LossConfig
+from realcustom_jax.training.optimizer import OptimizerConfig
+from realcustom_jax.training.partition import AXES, MeshConfig
+from realcustom_jax.training.samples import SamplesConfig
+from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
-# Optional keys: absent from older configs, and from those that do not use them. The same holds for those of
-# `loss` that the stage does not read.
-_OPTIONAL = {
-    "scan",
-    "optimizer.name",
-    "loss.subject_weight",
-    "data.buckets",
-    "data.bucket_step",
-    "data.bucket_max_aspect",
-    "data.encoded",
-    "data.encoded_text",
-    "data.reference",
-    "data.by_word",
-    "samples.every",
-    "samples.requests",
-}
-_MODEL = {
+# Of computation and of frozen parameters.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_PARTS = {
     "unet": UNetConfig,
     "vae": VAEConfig,
     "text_encoder": CLIPTextConfig,
@@ -49,96 +43,216 @@ _MODEL = {
     "scheduler": ScheduleConfig,
     "realcustom": RealCustomConfig,
 }
-
-# Of computation and of frozen parameters.
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CHOICES = {
-    "export_dtype": WEIGHT_DTYPES,
-    "compute_dtype": DTYPES,
-    "frozen_dtype": DTYPES,
-    "remat": POLICIES,
-    "optimizer.name": OPTIMIZERS,
-    "model.realcustom.projector": FEATURES,
-    # Of a training example: the training image itself, or a subject that is marked in it.
-    "data.reference": ("image", "subject"),
-}
-
-# A resumed run with another value of these would be neither the old run nor a new one.
-_FIXED = re.compile(r"(stage|init_from|model|trainable|fresh|seed|batch_size|optimizer\.name)(\.|$)")
-# What the runs of before such a key did.
-_BEFORE = {"optimizer.name": "adamw"}
-# These change nothing of what is learned.
-_FREE = re.compile(
-    r"(log_every|checkpoint_every|checkpoints_kept|checkpoints_kept_every|optimizer\.most_skipped|export_dtype|data\.workers|data\.prefetch|samples|mesh|sharding|remat|scan)(\.|$)"
+# Kernels are divided by their inputs, and by their outputs where there is a tensor axis; embeddings and
+# kernels of few inputs by their outputs. Each device has a copy of biases and scales.
+SHARDING = (
+    ("(patch_embedding|conv_in)/kernel$", (None, "fsdp")),
+    ("kernel$", ("fsdp", "tensor")),
+    ("embedding$", (None, "fsdp")),
+    (".*", ()),
 )
 
 
-def check_config(config: ConfigDict) -> None:
-    """Look at all of a config that can be judged without its data and its model.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a run is told. Options of `resume="same"` must not change when it is resumed, those of
+    "free" change nothing of what is learned; a change of others is reported."""
+
+    stage: str = choice("customize", "what is trained", STAGES, resume="same")
+    init_from: str = option("", "model folder to begin with; empty for a fresh model", str, resume="same")
+    fresh: str = option(
+        "", "regex of parameters to initialise again although init_from has them", str, resume="same"
+    )
+    seed: int = option(
+        0, "of fresh parameters, data order and noise", int, resume="same", low=0, high=2**32 - 1
+    )
+    steps: int = option(100_000, "updates of the parameters", int, low=1, high=LAST_STEP)
+    batch_size: int = option(64, "images over all devices", int, resume="same", low=1, high=LAST_STEP)
+    accumulate: int = option(
+        1, "gradient-accumulation steps per batch, to fit memory", int, low=1, high=MOST_PARTS
+    )
+    trainable: tuple[str, ...] = option(
+        (ADDED,), "regexes of the parameters that train, by component/module/…/kernel", tuple, resume="same"
+    )
+    frozen: tuple[str, ...] = option(
+        (".*",), "regexes of the others; every parameter must match one of the two lists", tuple
+    )
+    compute_dtype: str = choice(
+        "bfloat16", "of computation; norms, softmax and scores are float32 always", DTYPES
+    )
+    frozen_dtype: str = choice("bfloat16", "of the parameters that do not train", DTYPES)
+    remat: str = choice(
+        "blocks", "what a step keeps of the forward pass: all (none), dots, or least (blocks)", POLICIES,
+        resume="free",
+    )  # fmt: skip
+    scan: bool = option(
+        False, "run a transformer's blocks in a loop, which compiles faster", bool, resume="free"
+    )
+    sharding: tuple[Any, ...] = option(
+        SHARDING, "(regex, mesh axis of each of the last dimensions), first match counts", tuple,
+        resume="free",
+    )  # fmt: skip
+    log_every: int = option(
+        50, "steps between lines of metrics.jsonl", int, resume="free", low=1, high=LAST_STEP
+    )
+    checkpoint_every: int = option(
+        1000, "steps between checkpoints", int, resume="free", low=1, high=LAST_STEP
+    )
+    checkpoints_kept: int = option(3, "newest checkpoints", int, resume="free", low=1, high=LAST_STEP)
+    checkpoints_kept_every: int = option(
+        0, "and those of every so many steps; 0 for none", int, resume="free", low=0, high=LAST_STEP
+    )
+    export_dtype: str = choice("float16", "of the weights in WORKDIR/model", WEIGHT_DTYPES, resume="free")
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata={"resume": "free"})
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata={"resume": "free"})
+    # {component: fields of its config}: shapes of a fresh model, or those that `init_from` must have.
+    model: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict, metadata={"resume": "same"}
+    )
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dicts, for JSON."""
+        return dataclasses.asdict(self)
+
+
+_SECTIONS = {
+    field.name: field.default_factory
+    for field in dataclasses.fields(TrainConfig)
+    if dataclasses.is_dataclass(field.default_factory)
+}
+
+
+def default_config() -> ConfigDict:
+    """All options with their defaults, for config files; `model` is empty."""
+    return ConfigDict(TrainConfig().to_dict())
+
+
+def option_rules() -> dict[str, tuple[Rule, Any]]:
+    """{"section.option": (what it means and may be, its default)}."""
+    found = {}
+    for prefix, cls in ("", TrainConfig), *((f"{name}.", cls) for name, cls in _SECTIONS.items()):
+        defaults = cls()
+        found |= {prefix + name: (rule, getattr(defaults, name)) for name, rule in rules_of(cls).items()}
+    return found
+
+
+def describe_options() -> str:
+    """All options, a line each: name, meaning, range and default."""
+    return "\n".join(
+        f"--config.{name}: {rule.describe(default)}" for name, (rule, default) in option_rules().items()
+    )
+
+
+def read_config(values: ConfigDict | Mapping[str, Any]) -> TrainConfig:
+    """A config that was checked in all that can be judged without its data and its model.
+
+    Args:
+      values: from a config file, or from a checkpoint's JSON; options that are absent have their defaults.
 
     Raises:
       UserError: that names the keys that are missing or unknown, or the first with an impossible value.
     """
-    values = dict(_flat(config.to_dict()))
-    stage = values.get("stage")
-    if stage not in STAGES:
-        raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
-    _check_keys(values, stage)
-    check_values(values)
-    for key, choices in _CHOICES.items():
-        if key in values and values[key] not in choices:
-            known = ", ".join(choices)
-            raise UserError(f"config.{key} {values[key]!r} is unknown; known: {known}")
-    if stage in ("clip", "instance") and values["accumulate"] > 1:
-        raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")
-    if values.get("data.by_word") and stage != "instance":
-        raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
-    if values.get("data.encoded_text") and not values.get("data.encoded"):
-        raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
-    if values.get("loss.subject_weight", 1) != 1:
-        _check_subject_weight(values, stage)
-    for key in ("data.buckets", "data.encoded", "data.encoded_text", "samples.every"):
-        if values.get(key) and stage not in ("base", "customize"):
-            raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
-    for key in ("trainable", "frozen"):
-        for regex in values[key]:
-            _check_regex(key, regex)
-    _check_regex("fresh", values["fresh"])
-    if values.get("samples.every"):
-        _check_requests(values.get("samples.requests"))
-    for rule in values["sharding"]:
-        _check_rule(rule)
+    values = values.to_dict() if isinstance(values, ConfigDict) else values
+    _check_keys(values)
+    sections = {name: _read(cls, values.get(name, {}), f"{name}.") for name, cls in _SECTIONS.items()}
+    model = {part: dict(fields) for part, fields in values.get("model", {}).items()}
+    config = dataclasses.replace(_read(TrainConfig, values, ""), **sections, model=model)
+    _check_stage(config)
+    _check_together(config)
+    _check_model(config.model)
+    return config
 
 
-def _check_subject_weight(values: Mapping[str, Any], stage: str) -> None:
-    """Of a weight other than 1."""
-    key = "config.loss.subject_weight"
-    if stage != "customize":
-        raise UserError(f"{key} is for the stage customize, not for {stage}")
-    if values["loss.subject_weight"] == 0:
-        raise UserError(f"{key} must be above 0: of an image full of its subject 0 would leave nothing")
-    if values.get("data.reference", "image") != "subject":
-        raise UserError(f"{key} needs config.data.reference='subject', which marks the subjects")
+def _read(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    given = {
+        name: rule.check(f"config.{prefix}{name}", values[name])
+        for name, rule in rules_of(cls).items()
+        if name in values
+    }
+    return cls(**given)
 
 
-def _check_keys(values: Mapping[str, Any], stage: str) -> None:
-    given = values.keys()
-    read = {f"loss.{name}" for name in STAGES[stage]}
-    unread = {key for key in KEYS if key.startswith("loss.")} - read
-    missing = KEYS.keys() - given - _OPTIONAL - unread
-    if values.get("data.path") != "toybox":
-        missing -= {"data.toybox_examples"}
-    if not values.get("init_from"):  # a fresh model: all its parts must have a shape
-        parts = {f"model.{part}" for part in _MODEL if part != "realcustom" and not part.endswith("_2")}
-        missing |= {part for part in parts if not any(key.startswith(f"{part}.") for key in given)}
-    known = {*KEYS}
-    for part, cls in _MODEL.items():
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = {*option_rules()}
+    for part, cls in _PARTS.items():
         known |= {f"model.{part}.{field.name}" for field in dataclasses.fields(cls)}
-    unknown = given - known
-    parts = [f"lacks {', '.join(sorted(missing))}"] if missing else []
-    parts += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
-    if parts:
-        raise UserError(f"the config {' and '.join(parts)}")
+    given = dict(_flat(values))
+    # An empty section is no option, and a section in place of an option is not one either.
+    unknown = given.keys() - known
+    missing: set[str] = set()
+    if not values.get("init_from"):  # a fresh model: all its parts must have a shape
+        parts = {part for part in _PARTS if part != "realcustom" and not part.endswith("_2")}
+        missing = {f"model.{part}" for part in parts - values.get("model", {}).keys()}
+    told = [f"lacks {', '.join(sorted(missing))}"] if missing else []
+    told += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
+    if told:
+        raise UserError(f"the config {' and '.join(told)}")
+
+
+def _check_stage(config: TrainConfig) -> None:
+    """Options that only some stages read."""
+    stage, data, loss = config.stage, config.data, config.loss
+    if stage in ("clip", "instance") and config.accumulate > 1:
+        raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")
+    if data.by_word and stage != "instance":
+        raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
+    if loss.subject_weight != 1:
+        key = "config.loss.subject_weight"
+        if stage != "customize":
+            raise UserError(f"{key} is for the stage customize, not for {stage}")
+        if loss.subject_weight == 0:
+            raise UserError(f"{key} must be above 0: of an image full of its subject 0 would leave nothing")
+        if data.reference != "subject":
+            raise UserError(f"{key} needs config.data.reference='subject', which marks the subjects")
+    given = {
+        "data.buckets": data.buckets,
+        "data.encoded": data.encoded,
+        "data.encoded_text": data.encoded_text,
+        "samples.every": config.samples.every,
+    }
+    for key, value in given.items():
+        if value and stage not in ("base", "customize"):
+            raise UserError(f"config.{key} is for the stages base and customize, not for {stage}")
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Values that must fit each other, and lists."""
+    data, loss, curriculum = config.data, config.loss, config.curriculum
+    if data.encoded_text and not data.encoded:
+        raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
+    if config.optimizer.b2 == 1:
+        raise UserError("config.optimizer.b2 must be below 1: the second moment would never be learned")
+    total = data.drop_text + data.drop_image + data.drop_both
+    if total > 1:
+        raise UserError(
+            "config.data.drop_text, config.data.drop_image, config.data.drop_both are shares of all "
+            f"examples, but add up to {total:g}"
+        )
+    if loss.gamma_num_min > loss.gamma_num_max:
+        raise UserError(
+            f"config.loss.gamma_num_min is {loss.gamma_num_min}, above config.loss.gamma_num_max, "
+            f"{loss.gamma_num_max}"
+        )
+    if curriculum.begin > curriculum.finish:
+        raise UserError(
+            f"config.curriculum.begin is {curriculum.begin}, above config.curriculum.finish, "
+            f"{curriculum.finish}"
+        )
+    for key in ("trainable", "frozen"):
+        for regex in getattr(config, key):
+            _check_regex(key, regex)
+    _check_regex("fresh", config.fresh)
+    if config.samples.every:
+        _check_requests(config.samples.requests)
+    for rule in config.sharding:
+        _check_rule(rule)
 
 
 def _check_regex(key: str, regex: Any) -> None:
@@ -152,7 +266,7 @@ def _check_requests(requests: Any) -> None:
     if not requests:
         raise UserError("config.samples.every is set, but config.samples.requests is empty")
     for request in requests:
-        texts = isinstance(request, LIST) and all(isinstance(part, str) for part in request)
+        texts = isinstance(request, (list, tuple)) and all(isinstance(part, str) for part in request)
         if not texts or len(request) != 3:
             raise UserError(
                 f"config.samples.requests: {request!r} is not a prompt, the words of its subject and the "
@@ -161,7 +275,8 @@ def _check_requests(requests: Any) -> None:
 
 
 def _check_rule(rule: Any) -> None:
-    if not (isinstance(rule, LIST) and len(rule) == 2 and isinstance(rule[1], LIST)):
+    pair = isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[1], (list, tuple))
+    if not pair:
         raise UserError(f"config.sharding: {rule!r} is not a pair of a regular expression and a list of axes")
     regex, axes = rule
     _check_regex("sharding", regex)
@@ -175,12 +290,46 @@ def _check_rule(rule: Any) -> None:
         raise UserError(f"config.sharding: the rule {regex!r} names an axis twice")
 
 
-def check_resume(config: ConfigDict, saved: Mapping[str, Any], step: int) -> str:
+# Ranges of the numbers in `model`, also within lists, by the first regex that finds the key. Whether they fit
+# each other is seen when the network is built.
+_MODEL_RANGES = (
+    (r"beta_(start|end)$", 1e-9, 0.999),
+    (r"num_train_timesteps$", 1, 10**5),
+    (r"(scaling_factor|image_std|_eps)$", 1e-12, 1e6),
+    (r"feature_layers$", -1000, 1000),  # below 0: counted from the end
+    (r"layers", 1, 1000),
+    (r"(vocab_size|eos_token_id|registers|steps_offset|freq_shift|image_mean|logit_scale)$", 0, 2**24),
+    (r"", 1, 2**24),
+)
+
+
+def _check_model(model: Mapping[str, Mapping[str, Any]]) -> None:
+    for part, fields in model.items():
+        for name, value in fields.items():
+            _check_model_value(f"model.{part}.{name}", value)
+    projector = model.get("realcustom", {}).get("projector", "plain")
+    if projector not in FEATURES:
+        known = ", ".join(FEATURES)
+        raise UserError(f"config.model.realcustom.projector {projector!r} is unknown; known: {known}")
+
+
+def _check_model_value(key: str, value: Any) -> None:
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            _check_model_value(key, part)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = next((low, high) for regex, low, high in _MODEL_RANGES if re.search(regex, key))
+        Rule("", float, low, high).check(f"config.{key}", value)
+    elif not isinstance(value, (str, bool, type(None))):
+        raise UserError(f"config.{key} cannot be {shown(value)}")
+
+
+def check_resume(config: TrainConfig, saved: Mapping[str, Any], step: int) -> str:
     """Compare a run's config with the one that its checkpoint was written with.
 
     Args:
       config: of the run.
-      saved: the checkpoint's, as it was read from JSON.
+      saved: the checkpoint's, as it was read from JSON; options that it lacks had their defaults.
       step: the checkpoint's.
 
     Returns:
@@ -192,13 +341,19 @@ def check_resume(config: ConfigDict, saved: Mapping[str, Any], step: int) -> str
     """
     if step > config.steps:
         raise UserError(f"the newest checkpoint is of step {step}, beyond the last step, {config.steps}")
-    new, old = (_BEFORE | dict(_flat(x)) for x in (json.loads(json.dumps(config.to_dict())), saved))
+    defaults = {key: default for key, (_, default) in option_rules().items()}
+    new, old = (
+        dict(_flat(json.loads(json.dumps({**defaults, **dict(_flat(x))})))) for x in (config.to_dict(), saved)
+    )
     notes = []
     for key in sorted(old.keys() | new.keys()):
         was, now = (json.dumps(x[key]) if key in x else "nothing" for x in (old, new))
-        if was == now or _FREE.match(key):
+        if key in old and key in new and old[key] == new[key]:  # 1 and 1.0 are the same
             continue
-        if _FIXED.match(key):
+        change = _on_resume(key)
+        if change == "free":
+            continue
+        if change == "same":
             raise UserError(
                 f"the run cannot be resumed: config.{key} was {was} and is now {now}; "
                 "use the old value, or another workdir"
@@ -206,6 +361,17 @@ def check_resume(config: ConfigDict, saved: Mapping[str, Any], step: int) -> str
         rates = ", which the learning rate's schedule follows" if key == "steps" else ""
         notes.append(f"{key} (was {was}, is now {now}{rates})")
     return ", ".join(notes)
+
+
+def _on_resume(key: str) -> str:
+    """Whether an option must be the "same", is "free" to change, or, for "", a change of it is reported."""
+    name, _, rest = key.partition(".")
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    found = fields[name].metadata.get("resume", "") if name in fields else ""
+    if not found and name in _SECTIONS:
+        of_section = {field.name: field for field in dataclasses.fields(_SECTIONS[name])}
+        found = of_section[rest].metadata.get("resume", "") if rest in of_section else ""
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.files import replacing_folder
@@ -18,11 +17,12 @@ from realcustom_jax.data.loader import Batch, Loader
 from realcustom_jax.inputs.transforms import to_float
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
+from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.training.start import open_start
 from realcustom_jax.weights.keys import flatten, unflatten
 
 
-def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Path) -> None:
+def export(config: TrainConfig, ema: Any, data: Split, loader: Loader, folder: Path) -> None:
     """Gather what was trained, in all processes, and write the model folder, in the first.
 
     Args:
@@ -41,7 +41,7 @@ def export(config: ConfigDict, ema: Any, data: Split, loader: Loader, folder: Pa
 
 
 def write_model(
-    config: ConfigDict,
+    config: TrainConfig,
     trained: Mapping[str, np.ndarray],
     data: Split | None,
     loader: Iterator[Batch] | None,

@@ -1,5 +1,6 @@
 """What each stage minimises: pure functions of all parameters, a batch and a key."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import option
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
 from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids, to_signed
 from realcustom_jax.models.family import Models
@@ -25,33 +27,65 @@ STAGES = {
     "clip": ("temperature",),
     "instance": ("temperature", "grey_share"),
     "base": ("min_snr_gamma", "timestep_shift"),
-    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max"),
+    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max", "subject_weight"),
 }
 
 
-def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: Mapping[str, Any]) -> Loss:
-    """The loss of a stage. `options` is the config's `loss` section; each stage reads its own.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The config's `loss`; each stage reads the options that `STAGES` names."""
+
+    kl_weight: float = option(1e-4, "of the VAE's KL divergence (vae)", low=0)
+    edge_weight: float = option(0.5, "of differences between neighbouring pixels (vae)", low=0)
+    temperature: float = option(
+        0.07, "of similarities (clip, instance)", low=0, above_0="similarities are divided by it"
+    )
+    grey_share: float = option(
+        0.0, "of batches without colours, so that shapes tell subjects apart too (instance)", low=0, high=1
+    )
+    min_snr_gamma: float = option(
+        0.0, "γ of min-SNR weighting; 0 is eq. 1 itself, which weighs noisy steps more (base, customize)",
+        low=0,
+    )  # fmt: skip
+    timestep_shift: float = option(
+        1.0, "s: half of all drawn timesteps lie above s / (1 + s) of the way (base, customize)", low=0,
+        above_0="0 would leave no noise at all",
+    )  # fmt: skip
+    gamma_num_min: float = option(
+        0.3, "least share of visual tokens that are kept, eq. 10 (customize)", low=0, high=1
+    )
+    gamma_num_max: float = option(
+        1.0, "greatest share of visual tokens that are kept (customize)", low=0, high=1,
+        above_0="no visual token would be left",
+    )  # fmt: skip
+    subject_weight: float = option(
+        1.0, "of the subject's pixels; other than 1 needs data.reference='subject' (customize)", low=0
+    )
+
+
+def make_loss(stage: str, models: Models, schedule: ScheduleConfig, options: LossConfig) -> Loss:
+    """The loss of a stage.
 
     Raises:
       UserError: for an unknown stage.
     """
     if stage == "vae":
-        return _vae_loss(models, options["kl_weight"], options["edge_weight"])
+        return _vae_loss(models, options.kl_weight, options.edge_weight)
     if stage == "clip":
-        return _clip_loss(models, options["temperature"])
+        return _clip_loss(models, options.temperature)
     if stage == "instance":
-        return _instance_loss(models, options["temperature"], options["grey_share"])
+        return _instance_loss(models, options.temperature, options.grey_share)
     if stage == "base":
-        return _diffusion_loss(models, schedule, options["min_snr_gamma"], options["timestep_shift"])
+        return _diffusion_loss(models, schedule, options.min_snr_gamma, options.timestep_shift)
     if stage == "customize":
-        gamma_num = (options["gamma_num_min"], options["gamma_num_max"])
+        gamma_num = (options.gamma_num_min, options.gamma_num_max)
         return _diffusion_loss(
             models,
             schedule,
-            options["min_snr_gamma"],
-            options["timestep_shift"],
+            options.min_snr_gamma,
+            options.timestep_shift,
             gamma_num,
-            options.get("subject_weight", 1.0),
+            options.subject_weight,
         )
     raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
 

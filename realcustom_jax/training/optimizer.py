@@ -1,12 +1,36 @@
 """AdamW, or Muon for the kernels, with warm-up, cosine decay and clipping by the global norm."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from realcustom_jax.common.rules import LAST_STEP, choice, option
+
 OPTIMIZERS = ("adamw", "muon")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The config's `optimizer`."""
+
+    name: str = choice("adamw", "muon orthogonalises the updates of kernels", OPTIMIZERS, resume="same")
+    learning_rate: float = option(1e-4, "its peak", low=0)
+    warmup: int = option(500, "steps until the peak", int, low=0, high=LAST_STEP)
+    end_fraction: float = option(0.1, "of the learning rate, at the last step", low=0, high=1)
+    weight_decay: float = option(0.01, "of kernels and embeddings", low=0)
+    b2: float = option(0.999, "decay of AdamW's second moment", low=0, high=1)
+    max_norm: float = option(
+        1.0, "of the gradient, which is clipped", low=0, above_0="no gradient would be left"
+    )
+    ema_decay: float = option(0.9999, "of the averaged parameters, which are exported", low=0, high=1)
+    most_skipped: int = option(
+        10, "consecutive updates that may be skipped because loss or gradient is not finite", int,
+        resume="free", low=1, high=LAST_STEP,
+    )  # fmt: skip
+
 
 # Where images, latents and patches enter and leave: no maps between features, so Muon, as it was published,
 # leaves them to AdamW.

@@ -1,5 +1,6 @@
 """The device mesh, how parameters are laid out on it, and which of them train."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import LAST_STEP, option
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
 
@@ -18,6 +20,15 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 Rules = Sequence[tuple[str, Sequence[str | None]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The config's `mesh`: devices along each of its axes, -1 for all that the others leave."""
+
+    data: int = option(-1, "devices that divide the batch", int, low=-1, high=LAST_STEP)
+    fsdp: int = option(1, "devices that divide batch and parameters", int, low=-1, high=LAST_STEP)
+    tensor: int = option(1, "devices that divide heads and channels", int, low=-1, high=LAST_STEP)
 
 
 def make_mesh(

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
 from realcustom_jax.common.kernel_cost import kernel_cost
 from realcustom_jax.common.precision import compiler_options
@@ -18,6 +17,7 @@ from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import split_params
+from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.training.losses import Batch, Metrics, make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.state import TrainState, create_state, make_train_step
@@ -59,11 +59,11 @@ class Plan:
         return operations * self.batch.mesh.size * self.accumulate
 
 
-def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
+def make_plan(config: TrainConfig, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
     """The step of a run.
 
     Args:
-      config: as configs/tiny.py has it.
+      config: the run's.
       models, schedule: what is trained.
       params: {component: tree} of arrays or shapes, with the dtypes that the devices hold.
       mesh: where it runs.
@@ -75,9 +75,7 @@ def make_plan(config: ConfigDict, models: Models, schedule: ScheduleConfig, para
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     options = config.optimizer
     rate = make_schedule(options.learning_rate, config.steps, options.warmup, options.end_fraction)
-    optimizer = make_optimizer(
-        rate, options.weight_decay, options.b2, options.max_norm, options.get("name", "adamw")
-    )
+    optimizer = make_optimizer(rate, options.weight_decay, options.b2, options.max_norm, options.name)
     trainable, frozen = split_params(config, params)
     state = jax.eval_shape(lambda tree: create_state(tree, optimizer), trainable)
     state, frozen = (partition.with_shardings(tree, config.sharding, mesh) for tree in (state, frozen))

@@ -26,7 +26,7 @@ from realcustom_jax.training.batches import (
     stored_components,
 )
 from realcustom_jax.training.checkpoint import Checkpoints
-from realcustom_jax.training.config import DTYPES, check_config, check_resume
+from realcustom_jax.training.config import DTYPES, TrainConfig, check_resume, read_config
 from realcustom_jax.training.export import export
 from realcustom_jax.training.finite import FiniteWatch, all_finite
 from realcustom_jax.training.logs import Logger
@@ -43,12 +43,12 @@ from realcustom_jax.weights.lazy import Place
 
 
 def train(
-    config: ConfigDict, workdir: Path, cache: Path, window: tuple[int, int] | None = None
+    values: ConfigDict, workdir: Path, cache: Path, window: tuple[int, int] | None = None
 ) -> str | None:
     """Run a stage to its last step, from the newest checkpoint in `workdir` where there is one.
 
     Args:
-      config: as configs/tiny.py has it.
+      values: the config, as configs/tiny.py has it.
       workdir: for checkpoints/, metrics.jsonl and, at the end, model/.
       cache: where the toybox is drawn, if the config asks for it.
       window: first and last step to profile, into `workdir`/profile.
@@ -62,9 +62,9 @@ def train(
         too many updates in a row that are not finite.
     """
     # ---------------------------------------------------------------- config, data and model
-    check_config(config)
+    config = read_config(values)
     check_start(config)
-    mesh = partition.make_mesh(**config.mesh)
+    mesh = partition.make_mesh(**vars(config.mesh))
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     make_folder(workdir, "workdir")
     checkpoints = Checkpoints(workdir, config.checkpoints_kept, config.checkpoints_kept_every)
@@ -80,9 +80,9 @@ def train(
         dtype=DTYPES[config.compute_dtype],
         remat=config.remat,
         flash=flash_attention(mesh),
-        scan=config.get("scan", False),
+        scan=config.scan,
     )
-    every = config.get("samples", {}).get("every", 0)
+    every = config.samples.every
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
     trainable, frozen = split_params(config, pipe.params)
@@ -137,7 +137,7 @@ def train(
     return digest
 
 
-def _model_and_loader(config: ConfigDict, data: Split, put: Place) -> tuple[Pipeline, Loader]:
+def _model_and_loader(config: TrainConfig, data: Split, put: Place) -> tuple[Pipeline, Loader]:
     """The model that the run begins with, its parameters where `put` puts them, and the loader."""
     encoders: dict[str, np.ndarray] = {}
     stored, idle = stored_components(config), idle_components(config)
@@ -154,7 +154,7 @@ def _model_and_loader(config: ConfigDict, data: Split, put: Place) -> tuple[Pipe
 
 
 def _loop(
-    config: ConfigDict,
+    config: TrainConfig,
     plan: Plan,
     first: int,
     state: TrainState,

@@ -1,15 +1,16 @@
 """Pictures of fixed requests that a run shows of itself while it trains."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import LAST_STEP, option
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.generate import image_size, latent_size, make_conditioning, request_keys
 from realcustom_jax.inputs.subjects import AUTO, Subject
@@ -20,7 +21,20 @@ from realcustom_jax.programs import decode
 from realcustom_jax.toybox import WORDS, Identity, render_reference
 from realcustom_jax.training.partition import BATCH, merge
 
+if TYPE_CHECKING:
+    from realcustom_jax.training.config import TrainConfig
+
 _TOYBOX = "toybox:"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """The config's `samples`: pictures in TensorBoard of the averaged weights (base, customize)."""
+
+    every: int = option(0, "steps between pictures; 0 for none", int, low=0, high=LAST_STEP)
+    requests: tuple[tuple[str, str, str], ...] = option(
+        (), "(prompt, the subject's words, its reference image: a path or toybox:WORD:SEED)", tuple
+    )
 
 
 class SampleGrid:
@@ -33,7 +47,7 @@ class SampleGrid:
       UserError: for a request whose reference cannot be read or whose words are not in its prompt.
     """
 
-    def __init__(self, config: ConfigDict, pipe: Pipeline, mesh: Mesh):
+    def __init__(self, config: "TrainConfig", pipe: Pipeline, mesh: Mesh):
         """With the run's config, and its model; the parameters are given later."""
         customize = config.stage == "customize"
         requests = [_request(*request) for request in config.samples.requests]

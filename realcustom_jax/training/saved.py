@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
+from realcustom_jax.training.config import TrainConfig, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Saved:
     """
 
     step: int
-    config: ConfigDict
+    config: TrainConfig
     loader: dict[str, Any]
     params: dict[str, np.ndarray]
     others: tuple[str, ...]
@@ -84,7 +84,8 @@ def read_saved(workdir: Path, step: int | None, averaged: bool, wanted: Callable
         if not _is_finished(folder):  # deleted meanwhile: what was read may lack something
             continue
         if saved:
-            return saved
+            config, rest = saved  # a config that is wrong is no damage
+            return Saved(config=read_config(config), **rest)
         damaged[int(folder.name)] = reason
         print(f"the checkpoint {folder} cannot be read: {reason}", flush=True)
 
@@ -108,7 +109,10 @@ def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path
     raise UserError(f"no checkpoint in {folder} that was asked for can be read ({why})")
 
 
-def _read(folder: Path, averaged: bool, wanted: Callable[[str], bool]) -> Saved:
+def _read(
+    folder: Path, averaged: bool, wanted: Callable[[str], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a checkpoint as it was saved, and the other fields of `Saved`."""
     config, data = (
         ocp.JsonCheckpointHandler().restore(folder / name, args=ocp.args.JsonRestore())
         for name in ("config", "data")
@@ -134,4 +138,5 @@ def _read(folder: Path, averaged: bool, wanted: Callable[[str], bool]) -> Saved:
         if places and int(leaf_checksum(value, places[name])) != data["checksums"][name]:
             raise ValueError(f"{name} gives another checksum than it was saved with")
     others = tuple(path for path in leaves if path not in params)
-    return Saved(int(folder.name), ConfigDict(config), data["loader"], params, others)
+    rest = {"step": int(folder.name), "loader": data["loader"], "params": params, "others": others}
+    return config, rest

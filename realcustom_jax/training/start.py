@@ -12,7 +12,6 @@ from typing import Any
 
 import filelock
 import numpy as np
-from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
@@ -27,6 +26,8 @@ from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
+from realcustom_jax.training.batches import DataConfig
+from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
@@ -44,7 +45,7 @@ _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 _ON_HOST = on_host(np.float32)
 
 
-def open_data(options: ConfigDict, cache: Path) -> Split:
+def open_data(options: DataConfig, cache: Path) -> Split:
     """The training split of the config's `data`; "toybox" is drawn into `cache` once, by one process."""
     if options.path != "toybox":
         return open_split(options.path, options.split)
@@ -57,13 +58,13 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
     return open_split(folder, options.split)
 
 
-def starting_pipeline(config: ConfigDict, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
+def starting_pipeline(config: TrainConfig, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
     """As `open_start`, with the parameters one by one where `place` puts them."""
     pipe = open_start(config, data)
     return pipe.replace(params=place_params(pipe.params, place))
 
 
-def open_start(config: ConfigDict, data: Split | None) -> Pipeline:
+def open_start(config: TrainConfig, data: Split | None) -> Pipeline:
     """The model that a run begins with; its parameters are read, or initialised, when they are used.
 
     From `config.init_from` where given, with the realcustom of `config.model` if it has none, with the image
@@ -80,7 +81,7 @@ def open_start(config: ConfigDict, data: Split | None) -> Pipeline:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))
         train_tokenizer(captions, folder)
         tokenizer = load_tokenizer(folder)
-    configs = config.model.to_dict()
+    configs = {part: dict(fields) for part, fields in config.model.items()}
     configs["text_encoder"] |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     models, shapes = _fresh_models(configs)
     params = unflatten(_initialised(flatten(shapes), config.seed))
@@ -126,7 +127,7 @@ def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any
     return models, shapes
 
 
-def check_start(config: ConfigDict) -> None:
+def check_start(config: TrainConfig) -> None:
     """Look for the model folder that a run begins with, before anything is loaded.
 
     A path that is not there must not be taken for the id of a hub repository: "models/sdxl" could be one.
@@ -148,13 +149,13 @@ def check_start(config: ConfigDict) -> None:
         )
 
 
-def starting_models(config: ConfigDict) -> Models:
+def starting_models(config: TrainConfig) -> Models:
     """The shapes of the model that a run begins with, from configs alone; of a fresh one without vocabulary.
 
     Raises:
       UserError: `init_from` is not there, or its configs cannot be read.
     """
-    given = config.get("model", ConfigDict()).to_dict()
+    given = config.model
     if not config.init_from:
         return Models.from_configs(given)
     check_start(config)
@@ -162,10 +163,10 @@ def starting_models(config: ConfigDict) -> Models:
     return _changed(models, given, _trained_towers(config, models))
 
 
-def _from_folder(config: ConfigDict) -> Pipeline:
+def _from_folder(config: TrainConfig) -> Pipeline:
     check_start(config)
     pipe = pipeline.open_model(config.init_from)
-    given = config.get("model", ConfigDict()).to_dict()
+    given = config.model
     towers = _trained_towers(config, pipe.models)
     _check_same_model(config.init_from, pipe, given, towers)
     models = _changed(pipe.models, given, towers)
@@ -188,12 +189,12 @@ def _from_folder(config: ConfigDict) -> Pipeline:
     return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 
 
-def _trained_towers(config: ConfigDict, models: Models) -> list[str]:
+def _trained_towers(config: TrainConfig, models: Models) -> list[str]:
     """Image towers of the config's `model` that a folder's `models` lack and the run trains.
 
     One that it does not train would stay as random as it begins.
     """
-    lacking = [name for name in IMAGE if name in config.get("model", {}) and name not in models.configs]
+    lacking = [name for name in IMAGE if name in config.model and name not in models.configs]
     kernel = "{}/vision_model/embeddings/patch_embedding/kernel"
     return [
         name for name in lacking if any(re.search(regex, kernel.format(name)) for regex in config.trainable)

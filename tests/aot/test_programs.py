@@ -14,6 +14,7 @@ from realcustom_jax.aot import programs
 from realcustom_jax.aot.collectives import by_part
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.training import partition
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.plan import make_plan
 
 MODULES = ("CLIPText", "UNet", "UNet, backward", "VAE")
@@ -28,9 +29,11 @@ def config_of(name: str, *stage: str):
 def sdxl():
     """(config, plan) of SDXL's customization, everything divided by 8."""
     config = config_of("sdxl")
-    models, schedule = programs.find_models(config)
-    params = programs.with_dtypes(models.param_shapes(), config)
-    return config, make_plan(config, models, schedule, params, partition.make_mesh(**config.mesh))
+    models, schedule = programs.find_models(read_config(config))
+    params = programs.with_dtypes(models.param_shapes(), read_config(config))
+    return config, make_plan(
+        read_config(config), models, schedule, params, partition.make_mesh(**config.mesh)
+    )
 
 
 def test_every_large_parameter_of_sdxl_is_sharded(sdxl):
@@ -54,7 +57,7 @@ def test_frozen_parameters_are_bfloat16_and_have_no_optimizer_state(sdxl):
 
 def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     """One image a chip; the step has a gradient all-reduce to do, the sampler its loop."""
-    program = programs.train_program(config_of("tiny", "customize"), jax.devices(), per_chip=1)
+    program = programs.train_program(read_config(config_of("tiny", "customize")), jax.devices(), per_chip=1)
     assert program.images == 8
     # Muon's momentum of kernels, Adam's two moments of the rest.
     trained = program.held["trained parameters"]
@@ -64,7 +67,7 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     options = SamplingOptions(steps=25, mask_steps=10, guidance_stop=0.4)
     config.scan = True  # of training
     config.model.unet.transformer_layers_per_block = 2
-    program = programs.sample_program(config, jax.devices(), per_chip=2, options=options)
+    program = programs.sample_program(read_config(config), jax.devices(), per_chip=2, options=options)
     assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
     once, *steps = program.parts
     assert once[1] == 1 and [times for _, times in steps] == [10, 15]
@@ -93,7 +96,7 @@ def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_con
     }
     config.mesh.update({"data": 1, "fsdp": 8})
     config.sharding = (("(kernel|embedding)$", ("fsdp",)), (".*", ()))
-    program = programs.train_program(config, jax.devices(), per_chip=1)
+    program = programs.train_program(read_config(config), jax.devices(), per_chip=1)
     parts = by_part(program.lowered.compile().as_text())
     assert {"CLIPText", "UNet", "UNet, backward", "VAE"} <= parts.keys() <= {*MODULES, "rest"}
     assert "all-gather" in parts["CLIPText"] and "all-reduce" not in parts["CLIPText"]
@@ -102,13 +105,13 @@ def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_con
 def test_components_whose_output_is_stored_are_on_no_chip():
     """Unless pictures of the run need them."""
     config = config_of("tiny", "customize")
-    models, schedule = programs.find_models(config)
-    params = programs.with_dtypes(models.param_shapes(), config)
+    models, schedule = programs.find_models(read_config(config))
+    params = programs.with_dtypes(models.param_shapes(), read_config(config))
     held = {}
     for stored, every in ((False, 0), (True, 0), (True, 100)):
         config.data.update({"encoded": stored, "encoded_text": stored})
         config.samples.every = every
-        plan = make_plan(config, models, schedule, params, partition.make_mesh())
+        plan = make_plan(read_config(config), models, schedule, params, partition.make_mesh())
         held[stored, every] = set(plan.frozen)
     assert held[False, 0] == held[True, 100] == {"vae", "text_encoder", "image_encoder", "image_encoder_2"}
     assert held[True, 0] == {"image_encoder", "image_encoder_2"}

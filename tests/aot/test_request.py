@@ -10,6 +10,7 @@ from realcustom_jax.aot.compiled import Figures
 from realcustom_jax.aot.report import as_json, as_table, programs_json
 from realcustom_jax.aot.request import LOOP, Request, request_programs
 from realcustom_jax.aot.topology import parse_topology
+from realcustom_jax.training.config import read_config
 from realcustom_jax.weights.keys import flatten
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -20,7 +21,7 @@ NAMES = ["text encoders", "image towers", "contexts", LOOP, "VAE decoder"]
 def request_of_toybox() -> Request:
     config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]("customize")
     config.compute_dtype = "bfloat16"
-    return request_programs(config, jax.devices(), per_chip=2)
+    return request_programs(read_config(config), jax.devices(), per_chip=2)
 
 
 def test_all_programs_of_a_request_are_there_with_their_own_parameters(request_of_toybox):
@@ -69,5 +70,5 @@ def test_the_table_has_a_line_for_each_program(request_of_toybox):
 
 def test_a_base_without_subjects_has_no_image_towers_to_run():
     config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]("base")
-    found = request_programs(config, jax.devices()[:1])
+    found = request_programs(read_config(config), jax.devices()[:1])
     assert list(found.programs) == [name for name in NAMES if name != "image towers"]

@@ -36,7 +36,7 @@ from realcustom_jax.models.init import init_params
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.examples import MakeExample
-from realcustom_jax.training.losses import make_loss
+from realcustom_jax.training.losses import LossConfig, make_loss
 from realcustom_jax.weights.keys import flatten, unflatten
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
@@ -180,7 +180,7 @@ def test_the_loss_from_what_is_stored_is_the_loss_from_pixels(encoded, data):
         vae=pipe.models.vae, vae_config=pipe.models.vae_config, unet_config=pipe.models.unet_config,
         text_encoders=pipe.models.text_encoders, unet=HalvesAndAdds(),
     )  # fmt: skip
-    loss = jax.jit(make_loss("base", models, pipe.schedule, {"min_snr_gamma": 0.0, "timestep_shift": 1.0}))
+    loss = jax.jit(make_loss("base", models, pipe.schedule, LossConfig()))
     params = pipe.params | {"unet": None}
     batches = batches_of(encoded, data, side=None)
     pixels, stored = (float(loss(params, batch, jax.random.key(1))[0]) for batch in batches)

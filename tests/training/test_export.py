@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
@@ -15,8 +14,10 @@ from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
-from realcustom_jax.training.batches import example_shapes, make_training_loader
+from realcustom_jax.training.batches import DataConfig, example_shapes, make_training_loader
+from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.training.export import export
+from realcustom_jax.training.losses import LossConfig
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
 
@@ -31,7 +32,7 @@ def folder(micro_pipe, tmp_path_factory) -> str:
 def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
     """On the devices it would be bfloat16; the folder has the bits that the run began with."""
     values = {"stage": "customize", "init_from": folder, "fresh": "", "seed": 0, "export_dtype": "float32"}
-    config = ConfigDict(values)
+    config = TrainConfig(**values)
     trained, _ = partition.split_trainable(micro_pipe.params, [ADDED], [".*"])
     ema = jax.tree.map(lambda x: jnp.asarray(x) + 1.0, trained)
     export(config, ema, data=None, loader=None, folder=tmp_path / "result")
@@ -65,8 +66,9 @@ def test_the_shapes_of_an_example_are_those_of_the_loader(
     if stored:
         pipeline.save(micro_pipe, tmp_path / "model")
         encode_data_set(tmp_path, make_encoding(str(tmp_path / "model"), 1, text=True))
-    config = ConfigDict({"stage": stage, "batch_size": 2, "seed": 0, "data": options, "curriculum": {}})
-    config.loss = {"subject_weight": subject_weight}
+    config = TrainConfig(
+        stage=stage, batch_size=2, data=DataConfig(**options), loss=LossConfig(subject_weight=subject_weight)
+    )
     loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), micro_pipe.params)
     batch = next(loader)
     loader.close()
@@ -83,13 +85,13 @@ def test_batches_by_word_have_one_word_each(micro_pipe, tmp_path):
     kept = [e for e in examples if counts[words[e.key]] >= 3]
     write(tmp_path, {"train": kept})
     options = {"workers": 0, "prefetch": 1, "by_word": True}
-    config = ConfigDict({"stage": "instance", "batch_size": 3, "seed": 0, "data": options})
+    config = TrainConfig(stage="instance", batch_size=3, data=DataConfig(**options))
     loader = make_training_loader(config, micro_pipe, open_split(tmp_path, "train"), {})
     by_number = {zlib.crc32(f"{e.key}/0".encode()) & 0x7FFFFFFF: words[e.key] for e in kept}
     seen = [{by_number[int(number)] for number in next(loader)["subject"]} for _ in range(20)]
     loader.close()
     assert all(len(of_batch) == 1 for of_batch in seen) and len(set.union(*seen)) > 3
-    config.batch_size = 40
+    config = config.replace(batch_size=40)
     with pytest.raises(
         UserError, match=r"config\.data\.by_word: '\w+' has \d+ examples, fewer than one batch"
     ):

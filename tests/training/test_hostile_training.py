@@ -17,7 +17,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import write
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import run
-from realcustom_jax.training.config import check_config
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.losses import STAGES
 from realcustom_jax.training.plan import Plan
 
@@ -96,9 +96,7 @@ def test_every_wrong_value_is_refused_by_name():
     wrong = {
         (key, repr(value)[:30]): found
         for key, value in cases
-        if (
-            found := judge(changed(key, value, stage.get(key, "customize")), key.split(".")[-1], check_config)
-        )
+        if (found := judge(changed(key, value, stage.get(key, "customize")), key.split(".")[-1], read_config))
     }
     assert not wrong
 
@@ -110,9 +108,9 @@ def test_shares_that_add_up_to_more_than_all(stage):
     with pytest.raises(
         UserError, match=r"data\.drop_image, config\.data\.drop_both are shares .* add up to 1\.1"
     ):
-        check_config(config)
+        read_config(config)
     config.data.drop_both = 0.2
-    check_config(config)
+    read_config(config)
 
 
 def test_the_ends_of_the_ranges_are_taken():
@@ -123,7 +121,7 @@ def test_the_ends_of_the_ranges_are_taken():
         ("curriculum.begin", 600), ("mesh.fsdp", -1), ("optimizer.end_fraction", 1), ("data.workers", 0),
         ("model.realcustom.feature_layers", ((-3,), (2,))), ("model.text_encoder.vocab_size", 0),
     ):  # fmt: skip
-        check_config(changed(key, value))
+        read_config(changed(key, value))
 
 
 # ---------------------------------------------------------------- what only data and model can tell

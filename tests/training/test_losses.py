@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +13,10 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
-from realcustom_jax.training.losses import make_loss, shift_timesteps
+from realcustom_jax.training.losses import LossConfig, make_loss, shift_timesteps
 
 COUNT = 64
-OPTIONS = {
-    "kl_weight": 0.1,
-    "edge_weight": 0.5,
-    "temperature": 0.2,
-    "grey_share": 0.0,
-    "min_snr_gamma": 5.0,
-    "timestep_shift": 1.0,
-    "gamma_num_min": 0.3,
-    "gamma_num_max": 1.0,
-    "subject_weight": 1.0,
-}
+OPTIONS = LossConfig(kl_weight=0.1, temperature=0.2, min_snr_gamma=5.0)
 KEY = jax.random.key(7)
 # How much of each latent a subject covers: in the first example none, in the second all of it.
 REGION = np.random.default_rng(2).integers(0, 256, size=(COUNT, 4, 4), dtype=np.uint8)
@@ -86,7 +77,7 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subj
         batch["region"] = jnp.asarray(REGION)
     schedule = ScheduleConfig(prediction_type=prediction_type)
     loss = make_loss(
-        stage, models, schedule, {**OPTIONS, "min_snr_gamma": gamma, "subject_weight": subject_weight}
+        stage, models, schedule, replace(OPTIONS, min_snr_gamma=gamma, subject_weight=subject_weight)
     )
     value, metrics = loss(PARAMS, batch, KEY)
     ((z, t, context, quantity),) = unet.calls
@@ -186,7 +177,7 @@ def test_contrastive_loss_counts_repeated_captions_as_matches():
     def unit(x):
         return x / np.sqrt((x**2).sum(axis=1, keepdims=True))
 
-    logits = unit(text) @ unit(image).T / OPTIONS["temperature"]
+    logits = unit(text) @ unit(image).T / OPTIONS.temperature
     total = 0.0
     for matrix in (logits, logits.T):
         for i in range(6):
@@ -214,7 +205,7 @@ def test_instance_loss_tells_each_pair_from_the_others(grey):
     subject = np.array([7, 3, 7, 4, 5])
     tower = Tower()
     models = types.SimpleNamespace(image_encoders={"image_encoder": None, "image_encoder_2": tower})
-    loss = make_loss("instance", models, ScheduleConfig(), {**OPTIONS, "grey_share": grey})
+    loss = make_loss("instance", models, ScheduleConfig(), replace(OPTIONS, grey_share=grey))
     batch = {"views": jnp.asarray(views), "subject": jnp.asarray(subject, jnp.int32)}
     value, metrics = loss({"image_encoder_2": None}, batch, KEY)
     assert tower.photos.shape == (10, 2, 2, 3)
@@ -225,7 +216,7 @@ def test_instance_loss_tells_each_pair_from_the_others(grey):
         np.testing.assert_allclose(tower.photos, views.reshape(10, 2, 2, 3) / 127.5 - 1.0, atol=1e-6)
     pooled = np.float64(tower.photos[..., 0].reshape(10, 4))
     first, second = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)) for x in (pooled[::2], pooled[1::2]))
-    logits = first @ second.T / OPTIONS["temperature"]
+    logits = first @ second.T / OPTIONS.temperature
     total = 0.0
     for matrix in (logits, logits.T):
         for i in range(5):
@@ -240,7 +231,7 @@ def test_the_share_of_grey_batches():
     """100 keys at 0.3: 4 standard deviations are 0.18."""
     tower = Tower()
     models = types.SimpleNamespace(image_encoders={"image_encoder": tower})
-    loss = make_loss("instance", models, ScheduleConfig(), {**OPTIONS, "grey_share": 0.3})
+    loss = make_loss("instance", models, ScheduleConfig(), replace(OPTIONS, grey_share=0.3))
     views = jnp.asarray(np.random.default_rng(0).integers(0, 256, size=(2, 2, 1, 1, 3), dtype=np.uint8))
     grey = 0
     for seed in range(100):

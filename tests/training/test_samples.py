@@ -13,7 +13,7 @@ from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.toybox import Identity, render_reference
 from realcustom_jax.training import partition
-from realcustom_jax.training.config import check_config
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.samples import SampleGrid
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
@@ -44,7 +44,7 @@ def picture(config, pipe):
     place = partition.placer(TRAINABLE, np.float32, rules, mesh)
     params = partition.unflatten({path: place(path, x) for path, x in partition.flatten(pipe.params).items()})
     trained, frozen = partition.split_trainable(params, TRAINABLE, (".*",))
-    return SampleGrid(config, pipe.replace(params={}), mesh)(trained, frozen)
+    return SampleGrid(read_config(config), pipe.replace(params={}), mesh)(trained, frozen)
 
 
 def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, few_steps, tmp_path):
@@ -85,7 +85,7 @@ def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, f
 def test_a_request_that_cannot_be_is_refused_at_the_start(config, few_steps, request_, message):
     config.samples.requests = (request_,)
     with pytest.raises(UserError, match=message):
-        SampleGrid(config, few_steps.replace(params={}), partition.make_mesh())
+        SampleGrid(read_config(config), few_steps.replace(params={}), partition.make_mesh())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_request_that_cannot_be_is_refused_at_the_start(config, few_steps, req
 )
 def test_a_config_that_cannot_be_is_refused(stage, requests, message):
     config = runpy.run_path(str(TINY))["get_config"](stage)
-    check_config(config)
+    read_config(config)
     config.samples.every, config.samples.requests = 5, requests
     with pytest.raises(UserError, match=message):
-        check_config(config)
+        read_config(config)

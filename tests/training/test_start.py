@@ -15,6 +15,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import write
 from realcustom_jax.toybox.dataset import WORLD_VERSION, make_example
 from realcustom_jax.training import start
+from realcustom_jax.training.config import read_config
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten, split_added
 
@@ -111,7 +112,7 @@ def make_config(micro_configs, monkeypatch, open_once):
 def test_a_model_that_the_folder_does_not_hold_is_refused(folder, make_config, part, name, value):
     config = make_config(folder, **{f"{part}__{name}": value})
     with pytest.raises(UserError) as error:
-        start.starting_pipeline(config, None)
+        start.starting_pipeline(read_config(config), None)
     assert f"config.model.{part}.{name} is {value}, but the model in '{folder}' has " in str(error.value)
 
 
@@ -119,7 +120,7 @@ def test_what_a_run_determines_itself_may_differ(folder, make_config, micro_pipe
     config = make_config(
         folder, text_encoder__vocab_size=0, text_encoder__eos_token_id=0, vae__scaling_factor=1.0
     )
-    pipe = start.starting_pipeline(config, None)
+    pipe = start.starting_pipeline(read_config(config), None)
     assert pipe.models == micro_pipe.models
     ours, theirs = flatten(micro_pipe.params), flatten(pipe.params)
     assert ours.keys() == theirs.keys()
@@ -130,10 +131,10 @@ def test_what_a_run_determines_itself_may_differ(folder, make_config, micro_pipe
 
 def test_another_realcustom_that_is_not_fresh_is_refused_by_name(folder, make_config):
     with pytest.raises(UserError) as error:
-        start.starting_pipeline(make_config(folder, realcustom__scoring_dim=12), None)
+        start.starting_pipeline(read_config(make_config(folder, realcustom__scoring_dim=12)), None)
     assert "unet/scoring/text_score/linear_1/bias (model (12,), file (8,))" in str(error.value)
     with pytest.raises(UserError, match="unexpected: unet/scoring/"):
-        start.starting_pipeline(make_config(folder, realcustom__scoring=False), None)
+        start.starting_pipeline(read_config(make_config(folder, realcustom__scoring=False)), None)
 
 
 @pytest.mark.parametrize("kind", ["fresh", "added"])
@@ -149,7 +150,9 @@ def test_only_what_is_fresh_or_missing_is_initialised(
 
     monkeypatch.setattr(start, "init_params", record)
     init_from, fresh = (folder, ADDED) if kind == "fresh" else (base, "")
-    pipe = start.starting_pipeline(make_config(init_from, fresh, realcustom__scoring_dim=12), None)
+    pipe = start.starting_pipeline(
+        read_config(make_config(init_from, fresh, realcustom__scoring_dim=12)), None
+    )
     params, loaded = flatten(pipe.params), flatten(micro_pipe.params)
     added = {path for path in params if re.search(ADDED, path)}
     assert set(made) == added and 0 < len(added) < len(params)
@@ -166,7 +169,7 @@ def test_an_image_tower_that_the_folder_lacks_is_added(base, make_config, micro_
     del config.model.realcustom
     config.model.image_encoder_2 = {**micro_configs["image_encoder"], "num_hidden_layers": 1}
     config.trainable = ("^image_encoder_2/",)
-    pipe = start.starting_pipeline(config, None)
+    pipe = start.starting_pipeline(read_config(config), None)
     params, loaded = flatten(pipe.params), flatten(micro_pipe.params)
     assert params.keys() == flatten(pipe.models.param_shapes()).keys()
     added = {path for path in params if path not in loaded}
@@ -181,7 +184,7 @@ def test_a_lacking_tower_that_does_not_train_is_refused(base, make_config, micro
     config = make_config(base)
     config.model.image_encoder_2 = micro_configs["image_encoder"]
     with pytest.raises(UserError, match=r"config\.model has a image_encoder_2, but the model in .* has none"):
-        start.starting_pipeline(config, None)
+        start.starting_pipeline(read_config(config), None)
 
 
 def test_a_tower_that_realcustom_does_not_read_is_refused(folder, make_config, micro_configs):
@@ -189,7 +192,7 @@ def test_a_tower_that_realcustom_does_not_read_is_refused(folder, make_config, m
     config.model.image_encoder_2 = micro_configs["image_encoder"]
     config.trainable = ("^image_encoder_2/",)
     with pytest.raises(UserError, match="takes 1 layers of each of 2 image towers"):
-        start.starting_pipeline(config, None)
+        start.starting_pipeline(read_config(config), None)
 
 
 WIDER = {"unet__in_channels": 6, "unet__out_channels": 6, "vae__latent_channels": 6}
@@ -200,13 +203,13 @@ JOINTS = (
 
 def test_latents_of_another_width_need_fresh_joints(folder, make_config):
     with pytest.raises(UserError) as error:
-        start.starting_pipeline(make_config(folder, **WIDER), None)
+        start.starting_pipeline(read_config(make_config(folder, **WIDER)), None)
     for path in ("unet/conv_in/kernel", "vae/decoder/conv_in/kernel", "unet/scoring/visual_attention/kernel"):
         assert f"{path} (model (" in str(error.value)
 
 
 def test_all_but_the_joints_is_kept_with_latents_of_another_width(folder, make_config, micro_pipe):
-    pipe = start.starting_pipeline(make_config(folder, JOINTS, **WIDER), None)
+    pipe = start.starting_pipeline(read_config(make_config(folder, JOINTS, **WIDER)), None)
     assert (pipe.models.unet_config.in_channels, pipe.models.vae_config.latent_channels) == (6, 6)
     ours, loaded = flatten(pipe.params), flatten(micro_pipe.params)
     assert ours["unet/conv_in/kernel"].shape[2] == ours["vae/post_quant_conv/kernel"].shape[3] == 6
@@ -216,4 +219,4 @@ def test_all_but_the_joints_is_kept_with_latents_of_another_width(folder, make_c
 
 def test_a_misspelt_fresh_is_an_error(folder, make_config):
     with pytest.raises(UserError, match=r"config\.fresh: 'scorng' matches no parameter"):
-        start.starting_pipeline(make_config(folder, "scorng"), None)
+        start.starting_pipeline(read_config(make_config(folder, "scorng")), None)

@@ -29,6 +29,7 @@ from realcustom_jax.data.prepare import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, run
+from realcustom_jax.training.config import read_config
 from realcustom_jax.training.start import starting_pipeline
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
@@ -116,7 +117,7 @@ def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
 def test_a_stage_changes_what_it_trains_and_nothing_else(runs, data, stage):
     """The exported model (an average of the weights, float32) against the one that the stage began with."""
     config, workdir, _ = runs[stage]
-    before = flatten(starting_pipeline(config, open_split(data, "train")).params)
+    before = flatten(starting_pipeline(read_config(config), open_split(data, "train")).params)
     after = flatten(pipeline.load(workdir / "model").params)
     assert before.keys() == after.keys()
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
