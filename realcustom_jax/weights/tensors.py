@@ -8,23 +8,23 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import ml_dtypes
-import msgpack
 import numpy as np
 import safetensors
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.files import read_json, replacing
+from realcustom_jax.weights.flax_files import flax_places
 from realcustom_jax.weights.keys import unflatten
+from realcustom_jax.weights.places import Place, read_place
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SHARD_BYTES = 5 * 10**9  # as transformers; diffusers allows 10 GB
-_EXTENSION_NDARRAY = 1  # flax.serialization's code of an array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def open_tensors(path: Path) -> Tensors:
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix == ".msgpack":
-        return _open_msgpack(path)
+        return _at_places(path, flax_places(path))
     if path.suffix in PICKLES:
         return _open_pickle(path)
     known = ", ".join((".safetensors", ".safetensors.index.json", ".msgpack", *PICKLES))
@@ -96,10 +96,11 @@ def _open_safetensors(path: Path) -> Tensors:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        places = {
-            key: (tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
-            for key, entry in header.items()
-        }
+        places = {}
+        for key, entry in header.items():
+            start, end = entry["data_offsets"]
+            piece = (8 + length + start, end - start)
+            places[key] = Place(tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], (piece,))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except KeyError as error:
@@ -107,17 +108,9 @@ def _open_safetensors(path: Path) -> Tensors:
     return _at_places(path, places)
 
 
-def _at_places(path: Path, places: Mapping[str, tuple[tuple[int, ...], np.dtype, int]]) -> Tensors:
-    """Tensors of a file, from the (shape, dtype, first byte) of each."""
-
-    def read(key: str) -> np.ndarray:
-        shape, dtype, offset = places[key]
-        value = np.fromfile(path, dtype, math.prod(shape), offset=offset)
-        if value.size != math.prod(shape):
-            raise UserError(f"{path} changed while it was read: {key} is not whole")
-        return value.reshape(shape)
-
-    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read)
+def _at_places(path: Path, places: Mapping[str, Place]) -> Tensors:
+    shapes = {key: place.shape for key, place in places.items()}
+    return Tensors(str(path), shapes, lambda key: read_place(path, key, places[key]))
 
 
 def _open_shards(path: Path) -> Tensors:
@@ -133,42 +126,6 @@ def _open_shards(path: Path) -> Tensors:
         differing = sorted(shapes.keys() ^ weight_map.keys())
         raise UserError(f"{path} does not name what its shards hold: {', '.join(differing[:20])}")
     return Tensors(str(path), shapes, lambda key: shards[weight_map[key]].read(key))
-
-
-def _open_msgpack(path: Path) -> Tensors:
-    """Flax's format: nested maps with arrays as extensions. Only where each array's bytes lie is kept."""
-    places: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
-    try:
-        with open(path, "rb") as file:
-            unpacker = msgpack.Unpacker(file, ext_hook=_array_header, raw=False, max_buffer_size=2**31 - 1)
-            for names, (shape, dtype, size) in _msgpack_leaves(unpacker, ()):
-                # The array's bytes are the last thing in its record.
-                places["/".join(names)] = (shape, dtype, unpacker.tell() - size)
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a whole Flax msgpack file: {error!r}") from None
-    return _at_places(path, places)
-
-
-def _array_header(code: int, data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    if code != _EXTENSION_NDARRAY:
-        raise ValueError(f"extension type {code}")
-    shape, dtype, buffer = msgpack.unpackb(data, raw=True)
-    name = dtype.decode()
-    return tuple(shape), np.dtype(getattr(ml_dtypes, name, name)), len(buffer)
-
-
-def _msgpack_leaves(
-    unpacker: msgpack.Unpacker, names: tuple[str, ...], entries: int | None = None
-) -> Iterator:
-    """(names, header) of every array below a map whose header says that it has so many `entries`."""
-    for _ in range(unpacker.read_map_header() if entries is None else entries):
-        inner = (*names, unpacker.unpack())
-        try:
-            below = unpacker.read_map_header()
-        except ValueError:  # no map: the unpacker has not moved
-            yield inner, unpacker.unpack()
-        else:
-            yield from _msgpack_leaves(unpacker, inner, below)
 
 
 def _open_pickle(path: Path) -> Tensors:
