@@ -177,19 +177,19 @@ def write_tensors(
       metadata: further entries of the header of `.safetensors`.
 
     Raises:
-      UserError: for a kind that cannot be written, a pickle without PyTorch, or a full disk.
+      UserError: for a kind that cannot be written, a pickle without PyTorch, a full disk, or a tensor that is
+        read in another shape or dtype than it announced.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             _write_safetensors(path, tensors, shard_bytes, metadata or {})
         elif path.suffix == ".msgpack":
-            whole = unflatten({key: np.asarray(value) for key, value in tensors.items()})
+            whole = unflatten({key: _values(path, key, value) for key, value in tensors.items()})
             with replacing(path) as half:
                 half.write_bytes(flax.serialization.msgpack_serialize(whole))
         elif path.suffix in PICKLES:
-            with replacing(path) as half:
-                _write_pickle(half, tensors)
+            _write_pickle(path, tensors)
         else:
             raise UserError(
                 f"weights cannot be written as {path.name}: .safetensors, .msgpack, .pth are known"
@@ -210,14 +210,12 @@ def _write_safetensors(
         shards[-1][key] = value
         size += _nbytes(value)
     if len(shards) == 1:
-        with replacing(path) as half:
-            _stream_safetensors(half, shards[0], metadata)
+        _stream_safetensors(path, shards[0], metadata)
         return
     weight_map = {}
     for i, shard in enumerate(shards, 1):
         name = f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-        with replacing(path.with_name(name)) as half:
-            _stream_safetensors(half, shard, metadata)
+        _stream_safetensors(path.with_name(name), shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     with replacing(path.with_name(f"{path.name}.index.json")) as half:
@@ -241,26 +239,57 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mappin
     end = 0
     for key in order:
         begin, end = end, end + _nbytes(tensors[key])
-        dtype = names[np.dtype(tensors[key].dtype)]
-        header[key] = {"dtype": dtype, "shape": list(tensors[key].shape), "data_offsets": [begin, end]}
+        dtype = np.dtype(tensors[key].dtype)
+        if dtype not in names:
+            raise UserError(f"{path} cannot be written: {key} is {dtype}, which .safetensors cannot hold")
+        header[key] = {
+            "dtype": names[dtype],
+            "shape": list(tensors[key].shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with replacing(path) as half, open(half, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            np.require(np.asarray(tensors[key]), requirements="C").tofile(file)
+            # As bytes: of a full disk, numpy's tofile does not say that it is full.
+            file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8))
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
     torch = _torch(path)
 
-    def convert(value: Any) -> Any:
-        value = np.require(np.asarray(value), requirements="C")
+    def convert(key: str) -> Any:
+        value = _values(path, key, tensors[key])
         if value.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
 
-    torch.save({key: convert(value) for key, value in tensors.items()}, path)
+    state = {key: convert(key) for key in tensors}
+    # Of a full disk, PyTorch says so only for a file that is open.
+    with replacing(path) as half, open(half, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # it fails once more when it ends the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _values(path: Path, key: str, tensor: Any) -> np.ndarray:
+    """A tensor as it goes into a file, in C order.
+
+    Raises:
+      UserError: it is not what it announced; the file's header would be wrong.
+    """
+    value = np.require(np.asarray(tensor), requirements="C")
+    told = np.dtype(tensor.dtype), tuple(tensor.shape)
+    if (value.dtype, value.shape) != told:
+        raise UserError(
+            f"{path} cannot be written: {key} was announced as {told[0]} {told[1]} and is read as "
+            f"{value.dtype} {value.shape}"
+        )
+    return value
 
 
 def _torch(path: Path) -> Any:

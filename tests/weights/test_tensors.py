@@ -1,6 +1,7 @@
 """Files of tensors: every kind gives back the same bits; damage is named."""
 
 import json
+import resource
 
 import flax.serialization
 import ml_dtypes
@@ -11,6 +12,7 @@ import safetensors.numpy
 
 from realcustom_jax.errors import UserError
 from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.lazy import LazyArray
 from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
 
 RNG = np.random.default_rng(0)
@@ -163,6 +165,42 @@ def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
     (tmp_path / "m-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"m-00002-of-00003\.safetensors' does not exist"):
         open_tensors(index)
+
+
+@pytest.fixture
+def small_disk():
+    """Files of at most 1000 bytes: writing more fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_not_left(tmp_path, small_disk, name):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="the extra `convert` is not installed")
+    with pytest.raises(UserError, match=rf"{name} cannot be written: File too large"):
+        write_tensors(tmp_path / name, {"a": np.zeros(10_000, np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
+@pytest.mark.parametrize("read", [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float16), np.zeros(())])
+def test_a_tensor_that_is_not_what_it_announced_is_named(tmp_path, name, read):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="the extra `convert` is not installed")
+    tensors = {"a": VALUES["a/bias"], "b": LazyArray((2, 3), lambda: read, np.dtype(np.float32))}
+    with pytest.raises(UserError) as error:
+        write_tensors(tmp_path / name, tensors)
+    told = f"b was announced as float32 (2, 3) and is read as {read.dtype} {read.shape}"
+    assert str(error.value) == f"{tmp_path / name} cannot be written: {told}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kind_of_numbers_that_safetensors_cannot_hold_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"m\.safetensors cannot be written: a is complex64, which"):
+        write_tensors(tmp_path / "m.safetensors", {"a": np.zeros(3, np.complex64)})
 
 
 def test_select_takes_the_tensors_below_a_prefix(tmp_path):
