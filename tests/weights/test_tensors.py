@@ -1,7 +1,6 @@
 """Files of tensors: every kind gives back the same bits; damage is named."""
 
 import json
-import resource
 
 import flax.serialization
 import ml_dtypes
@@ -165,15 +164,6 @@ def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
     (tmp_path / "m-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"m-00002-of-00003\.safetensors' does not exist"):
         open_tensors(index)
-
-
-@pytest.fixture
-def small_disk():
-    """Files of at most 1000 bytes: writing more fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
