@@ -18,6 +18,7 @@ The fixtures, all of one session and read-only:
 
 import importlib.metadata
 import os
+import resource
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +148,14 @@ def micro_denoise(micro_models):
 @pytest.fixture(scope="session")
 def flat_denoise(flat_pipe):
     return _jitted_pass(flat_pipe.models.unet)
+
+
+@pytest.fixture
+def small_disk():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _lively_params(models: Models) -> dict:

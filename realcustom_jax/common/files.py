@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,30 +25,6 @@ def replacing(path: Path) -> Iterator[Path]:
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path, name: str) -> Iterator[Path]:
-    """A folder beside `path` to write to; at the end it takes the place of `path`, which is absent or empty.
-
-    What an interrupted run left there is removed first, so that it can be repeated.
-
-    Raises:
-      UserError: when it cannot be written; the sentence calls it `name`.
-    """
-    path = path.absolute()
-    half = path.with_name(f".{path.name}.incomplete")
-    try:
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        yield half
-        if path.is_dir():
-            path.rmdir()
-        half.rename(path)
-    except OSError as error:
-        raise UserError(f"{name} {str(path)!r} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from realcustom_jax import pipeline
 from realcustom_jax.common.files import replacing_folder
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Batch, Loader
+from realcustom_jax.folders import replacing_folder
 from realcustom_jax.inputs.transforms import to_float
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
@@ -36,7 +37,7 @@ def export(config: TrainConfig, ema: Any, data: Split, loader: Loader, folder: P
     if jax.process_index() == 0:
         with replacing_folder(folder, "model folder") as half:
             write_model(config, trained, data, loader, half, config.export_dtype)
-            shutil.rmtree(folder, ignore_errors=True)  # what the run wrote when it ended before
+            shutil.rmtree(folder.resolve(), ignore_errors=True)  # what the run wrote when it ended before
     multihost_utils.sync_global_devices("export")  # at their end the others would wait for it, but not long
 
 

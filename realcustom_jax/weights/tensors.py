@@ -8,23 +8,23 @@ import dataclasses
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.serialization
 import ml_dtypes
-import msgpack
 import numpy as np
 import safetensors
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import read_json, replacing
+from realcustom_jax.weights.flax_files import flax_places
 from realcustom_jax.weights.keys import unflatten
+from realcustom_jax.weights.places import Place, read_place
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SHARD_BYTES = 5 * 10**9  # as transformers; diffusers allows 10 GB
-_EXTENSION_NDARRAY = 1  # flax.serialization's code of an array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def open_tensors(path: Path) -> Tensors:
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix == ".msgpack":
-        return _open_msgpack(path)
+        return _at_places(path, flax_places(path))
     if path.suffix in PICKLES:
         return _open_pickle(path)
     known = ", ".join((".safetensors", ".safetensors.index.json", ".msgpack", *PICKLES))
@@ -96,10 +96,11 @@ def _open_safetensors(path: Path) -> Tensors:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        places = {
-            key: (tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
-            for key, entry in header.items()
-        }
+        places = {}
+        for key, entry in header.items():
+            start, end = entry["data_offsets"]
+            piece = (8 + length + start, end - start)
+            places[key] = Place(tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], (piece,))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except KeyError as error:
@@ -107,17 +108,9 @@ def _open_safetensors(path: Path) -> Tensors:
     return _at_places(path, places)
 
 
-def _at_places(path: Path, places: Mapping[str, tuple[tuple[int, ...], np.dtype, int]]) -> Tensors:
-    """Tensors of a file, from the (shape, dtype, first byte) of each."""
-
-    def read(key: str) -> np.ndarray:
-        shape, dtype, offset = places[key]
-        value = np.fromfile(path, dtype, math.prod(shape), offset=offset)
-        if value.size != math.prod(shape):
-            raise UserError(f"{path} changed while it was read: {key} is not whole")
-        return value.reshape(shape)
-
-    return Tensors(str(path), {key: place[0] for key, place in places.items()}, read)
+def _at_places(path: Path, places: Mapping[str, Place]) -> Tensors:
+    shapes = {key: place.shape for key, place in places.items()}
+    return Tensors(str(path), shapes, lambda key: read_place(path, key, places[key]))
 
 
 def _open_shards(path: Path) -> Tensors:
@@ -133,42 +126,6 @@ def _open_shards(path: Path) -> Tensors:
         differing = sorted(shapes.keys() ^ weight_map.keys())
         raise UserError(f"{path} does not name what its shards hold: {', '.join(differing[:20])}")
     return Tensors(str(path), shapes, lambda key: shards[weight_map[key]].read(key))
-
-
-def _open_msgpack(path: Path) -> Tensors:
-    """Flax's format: nested maps with arrays as extensions. Only where each array's bytes lie is kept."""
-    places: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
-    try:
-        with open(path, "rb") as file:
-            unpacker = msgpack.Unpacker(file, ext_hook=_array_header, raw=False, max_buffer_size=2**31 - 1)
-            for names, (shape, dtype, size) in _msgpack_leaves(unpacker, ()):
-                # The array's bytes are the last thing in its record.
-                places["/".join(names)] = (shape, dtype, unpacker.tell() - size)
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a whole Flax msgpack file: {error!r}") from None
-    return _at_places(path, places)
-
-
-def _array_header(code: int, data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
-    if code != _EXTENSION_NDARRAY:
-        raise ValueError(f"extension type {code}")
-    shape, dtype, buffer = msgpack.unpackb(data, raw=True)
-    name = dtype.decode()
-    return tuple(shape), np.dtype(getattr(ml_dtypes, name, name)), len(buffer)
-
-
-def _msgpack_leaves(
-    unpacker: msgpack.Unpacker, names: tuple[str, ...], entries: int | None = None
-) -> Iterator:
-    """(names, header) of every array below a map whose header says that it has so many `entries`."""
-    for _ in range(unpacker.read_map_header() if entries is None else entries):
-        inner = (*names, unpacker.unpack())
-        try:
-            below = unpacker.read_map_header()
-        except ValueError:  # no map: the unpacker has not moved
-            yield inner, unpacker.unpack()
-        else:
-            yield from _msgpack_leaves(unpacker, inner, below)
 
 
 def _open_pickle(path: Path) -> Tensors:
@@ -220,19 +177,19 @@ def write_tensors(
       metadata: further entries of the header of `.safetensors`.
 
     Raises:
-      UserError: for a kind that cannot be written, a pickle without PyTorch, or a full disk.
+      UserError: for a kind that cannot be written, a pickle without PyTorch, a full disk, or a tensor that is
+        read in another shape or dtype than it announced.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
             _write_safetensors(path, tensors, shard_bytes, metadata or {})
         elif path.suffix == ".msgpack":
-            whole = unflatten({key: np.asarray(value) for key, value in tensors.items()})
+            whole = unflatten({key: _values(path, key, value) for key, value in tensors.items()})
             with replacing(path) as half:
                 half.write_bytes(flax.serialization.msgpack_serialize(whole))
         elif path.suffix in PICKLES:
-            with replacing(path) as half:
-                _write_pickle(half, tensors)
+            _write_pickle(path, tensors)
         else:
             raise UserError(
                 f"weights cannot be written as {path.name}: .safetensors, .msgpack, .pth are known"
@@ -253,14 +210,12 @@ def _write_safetensors(
         shards[-1][key] = value
         size += _nbytes(value)
     if len(shards) == 1:
-        with replacing(path) as half:
-            _stream_safetensors(half, shards[0], metadata)
+        _stream_safetensors(path, shards[0], metadata)
         return
     weight_map = {}
     for i, shard in enumerate(shards, 1):
         name = f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors"
-        with replacing(path.with_name(name)) as half:
-            _stream_safetensors(half, shard, metadata)
+        _stream_safetensors(path.with_name(name), shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     with replacing(path.with_name(f"{path.name}.index.json")) as half:
@@ -284,26 +239,57 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mappin
     end = 0
     for key in order:
         begin, end = end, end + _nbytes(tensors[key])
-        dtype = names[np.dtype(tensors[key].dtype)]
-        header[key] = {"dtype": dtype, "shape": list(tensors[key].shape), "data_offsets": [begin, end]}
+        dtype = np.dtype(tensors[key].dtype)
+        if dtype not in names:
+            raise UserError(f"{path} cannot be written: {key} is {dtype}, which .safetensors cannot hold")
+        header[key] = {
+            "dtype": names[dtype],
+            "shape": list(tensors[key].shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with replacing(path) as half, open(half, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            np.require(np.asarray(tensors[key]), requirements="C").tofile(file)
+            # As bytes: of a full disk, numpy's tofile does not say that it is full.
+            file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8))
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
     torch = _torch(path)
 
-    def convert(value: Any) -> Any:
-        value = np.require(np.asarray(value), requirements="C")
+    def convert(key: str) -> Any:
+        value = _values(path, key, tensors[key])
         if value.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(value)
 
-    torch.save({key: convert(value) for key, value in tensors.items()}, path)
+    state = {key: convert(key) for key in tensors}
+    # Of a full disk, PyTorch says so only for a file that is open.
+    with replacing(path) as half, open(half, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # it fails once more when it ends the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def _values(path: Path, key: str, tensor: Any) -> np.ndarray:
+    """A tensor as it goes into a file, in C order.
+
+    Raises:
+      UserError: it is not what it announced; the file's header would be wrong.
+    """
+    value = np.require(np.asarray(tensor), requirements="C")
+    told = np.dtype(tensor.dtype), tuple(tensor.shape)
+    if (value.dtype, value.shape) != told:
+        raise UserError(
+            f"{path} cannot be written: {key} was announced as {told[0]} {told[1]} and is read as "
+            f"{value.dtype} {value.shape}"
+        )
+    return value
 
 
 def _torch(path: Path) -> Any:

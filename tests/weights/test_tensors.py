@@ -4,12 +4,14 @@ import json
 
 import flax.serialization
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.weights.keys import unflatten
+from realcustom_jax.weights.keys import flatten, unflatten
+from realcustom_jax.weights.lazy import LazyArray
 from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
 
 RNG = np.random.default_rng(0)
@@ -50,6 +52,92 @@ def test_msgpack_of_flax_itself_is_read(tmp_path):
     assert_same(open_tensors(path), VALUES)
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Flax splits arrays of more than 16 bytes, as it does those of more than 2**30."""
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 16)
+
+
+def test_msgpack_of_arrays_in_chunks_is_read(tmp_path, small_chunks):
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(flax.serialization.to_bytes(unflatten(VALUES)))
+    assert path.read_bytes().count(b"__msgpack_chunked_array__") == 2  # of 48 and of 20 bytes
+    assert_same(open_tensors(path), VALUES)
+
+
+def test_large_arrays_are_written_as_flax_reads_them(tmp_path, small_chunks):
+    path = tmp_path / "m.msgpack"
+    write_tensors(path, VALUES)
+    assert b"__msgpack_chunked_array__" in path.read_bytes()
+    tree = flatten(flax.serialization.msgpack_restore(path.read_bytes()))
+    assert tree.keys() == VALUES.keys()
+    for key, value in VALUES.items():
+        np.testing.assert_array_equal(tree[key], value)
+
+
+def packed(shape=(2, 3), dtype="float32", size=24, name="a"):
+    """A tree with one array, as Flax packs it."""
+    record = msgpack.packb((shape, dtype, bytes(size)))
+    return {name: msgpack.ExtType(1, record)}
+
+
+def chunked(**changes) -> dict:
+    parts = {
+        "shape": {"0": 2, "1": 3},
+        "chunks": packed((3,), size=12, name="0") | packed((3,), size=12, name="1"),
+    }
+    return {"a": {"__msgpack_chunked_array__": True, **parts, **changes}}
+
+
+DAMAGED_TREES = {
+    "too few bytes": packed(size=20),
+    "too many bytes": packed(size=28),
+    "a negative size": packed((-2, -3)),
+    "no shape": packed("x"),
+    "sizes that are no numbers": packed(("2", 3)),
+    "sizes that are not whole": packed((2.0, 3)),
+    "an unknown dtype": packed(dtype="float33"),
+    "a class as dtype": packed(dtype="finfo"),
+    "a number as dtype": packed(dtype=5),
+    "objects": packed(dtype="object", size=48),
+    "a number": {"a": 5},
+    "a list": {"a": [1, 2]},
+    "no text as a name": {5: packed()},
+    "a list at the top": [1],
+    "no map": 5,
+    "another extension": {"a": msgpack.ExtType(3, b"x")},
+    "a chunk that is missing": chunked(chunks=packed((3,), size=12, name="0")),
+    "chunks with a gap": chunked(chunks=packed((3,), size=12, name="0") | packed((3,), size=12, name="2")),
+    "no chunks": chunked(chunks={}),
+    "chunks of two dtypes": chunked(
+        chunks=packed((3,), size=12, name="0") | packed((3,), "int32", size=12, name="1")
+    ),
+    "chunks of another shape": chunked(shape={"0": 2, "1": 4}),
+    "chunks of a shape that is not whole": chunked(shape={"0": 2.0, "1": 3}),
+    "chunks without a shape": chunked(shape={}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED_TREES)
+def test_a_damaged_tree_of_arrays_is_named(tmp_path, damage):
+    path = tmp_path / "m.msgpack"
+    path.write_bytes(msgpack.packb(DAMAGED_TREES[damage], strict_types=True))
+    with pytest.raises(UserError, match=r"m\.msgpack is not a whole Flax msgpack file") as error:
+        open_tensors(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x81\xa1a" * 100_000, b"\x81\xa1a\xdd\x7f\xff\xff\xff", b"\xdf\xff\xff\xff\xff"]
+)
+def test_trees_that_are_deep_or_announce_much_are_named(tmp_path, content):
+    """100,000 maps, one in the other; a list of 2**31 values; a map of 2**32."""
+    path = tmp_path / "m.msgpack"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"m\.msgpack is not a whole Flax msgpack file"):
+        open_tensors(path)
+
+
 def test_large_files_are_written_in_shards_of_at_most_the_size_asked_for(tmp_path):
     values = {f"layer.{i}": np.full(25, i, np.float32) for i in range(7)}  # 100 bytes each
     write_tensors(tmp_path / "model.safetensors", values, shard_bytes=250)
@@ -76,6 +164,33 @@ def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
     (tmp_path / "m-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"m-00002-of-00003\.safetensors' does not exist"):
         open_tensors(index)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_not_left(tmp_path, small_disk, name):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="the extra `convert` is not installed")
+    with pytest.raises(UserError, match=rf"{name} cannot be written: File too large"):
+        write_tensors(tmp_path / name, {"a": np.zeros(10_000, np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
+@pytest.mark.parametrize("read", [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float16), np.zeros(())])
+def test_a_tensor_that_is_not_what_it_announced_is_named(tmp_path, name, read):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="the extra `convert` is not installed")
+    tensors = {"a": VALUES["a/bias"], "b": LazyArray((2, 3), lambda: read, np.dtype(np.float32))}
+    with pytest.raises(UserError) as error:
+        write_tensors(tmp_path / name, tensors)
+    told = f"b was announced as float32 (2, 3) and is read as {read.dtype} {read.shape}"
+    assert str(error.value) == f"{tmp_path / name} cannot be written: {told}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kind_of_numbers_that_safetensors_cannot_hold_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"m\.safetensors cannot be written: a is complex64, which"):
+        write_tensors(tmp_path / "m.safetensors", {"a": np.zeros(3, np.complex64)})
 
 
 def test_select_takes_the_tensors_below_a_prefix(tmp_path):
