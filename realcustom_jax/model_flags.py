@@ -31,16 +31,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_precision_flags(parser: argparse._ActionsContainer) -> None:
-    """Add --dtype and --vae-dtype."""
+def add_precision_flags(
+    parser: argparse._ActionsContainer, default: str = AUTO, of: str = "parameters and computation"
+) -> None:
+    """Add --dtype, which is `of` these, and --vae-dtype."""
     choices = (AUTO, *COMPUTE_DTYPES)
     parser.add_argument(
-        "--dtype", choices=choices, default=AUTO,
-        help="of parameters and computation; auto: float32 on CPUs, bfloat16 elsewhere",
+        "--dtype", choices=choices, default=default,
+        help=f"of {of}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--vae-dtype", choices=choices, default=AUTO,
-        help="of the VAE; auto: float32, unless its config allows less",
+        "--vae-dtype", choices=choices, default=default,
+        help="of the VAE; auto: float32, unless its config allows less (%(default)s)",
     )  # fmt: skip
 
 
@@ -49,6 +51,24 @@ def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, Sa
     return read_settings(
         find_parts(args.model, args.realcustom, args.image_encoder, args.tokenizer, unet=args.unet)
     )
+
+
+def given_model(args: argparse.Namespace) -> dict[str, Any]:
+    """{argument of `load`: its value} of the parts and dtypes that were given, to keep or to compare."""
+    values = {name: getattr(args, flag) for name, flag in FLAGS.items()}
+    return {name: value for name, value in values.items() if value not in NOT_GIVEN}
+
+
+# {argument of `load`: the flag's name in the arguments}, of all that changes the images.
+FLAGS = {
+    "unet": "unet",
+    "realcustom": "realcustom",
+    "image_encoders": "image_encoder",
+    "tokenizers": "tokenizer",
+    "dtype": "dtype",
+    "vae_dtype": "vae_dtype",
+}
+NOT_GIVEN = (None, [], AUTO)
 
 
 def load_model(args: argparse.Namespace, **more: Any) -> Pipeline:

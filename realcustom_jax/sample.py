@@ -25,10 +25,9 @@ from realcustom_jax.data.transforms import load_image
 from realcustom_jax.data.user_masks import load_mask
 from realcustom_jax.errors import UserError
 from realcustom_jax.files import exists, make_folder
-from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
+from realcustom_jax.model_flags import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.options import SamplingOptions
-from realcustom_jax.precision import AUTO as AUTO_DTYPE
 from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import text_or_file, texts_of
 from realcustom_jax.records import Record, read_record
@@ -91,20 +90,9 @@ def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None
     if args.model is not None:
         return
     args.model = source.get("model", "toybox")
-    for name, flag in _MODEL_FLAGS.items():
-        if name in source and getattr(args, flag) in (None, [], AUTO_DTYPE):
+    for name, flag in FLAGS.items():
+        if name in source and getattr(args, flag) in NOT_GIVEN:
             setattr(args, flag, source[name])
-
-
-# {name in `Pipeline.source`: the flag's}
-_MODEL_FLAGS = {
-    "unet": "unet",
-    "realcustom": "realcustom",
-    "image_encoders": "image_encoder",
-    "tokenizers": "tokenizer",
-    "dtype": "dtype",
-    "vae_dtype": "vae_dtype",
-}
 
 
 def _seeds(seeds: list[int]) -> list[int]:
