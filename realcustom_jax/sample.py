@@ -32,6 +32,7 @@ from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import text_or_file, texts_of
 from realcustom_jax.records import Record, read_record
 from realcustom_jax.sampling import SEED, plan, sample
+from realcustom_jax.sanity import still_used
 from realcustom_jax.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 
 
@@ -46,9 +47,7 @@ def main() -> None:
     _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
     recorded = _changes(request.options, defaults)
-    if "steps" in given:
-        recorded.pop("mask_steps", None)  # it was of other steps
-    options = {**recorded, **given}
+    options = {**still_used(recorded, given, defaults), **given}
     plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
     with Progress() as progress:
         progress.stage(f"loading {args.model}")
@@ -117,9 +116,12 @@ def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str,
 def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Subject]:
     """The subjects, or those of --from, with their masks and strengths, all files read."""
     subjects = [
-        Subject(images=photos, words=words, plurals=args.plurals, match_case=args.match_case)
-        for photos, words in map(_photos_and_words, args.subject)
+        Subject(images=photos, words=words) for photos, words in map(_photos_and_words, args.subject)
     ] or list(recorded)
+    switches = {name: True for name in ("plurals", "match_case") if getattr(args, name)}
+    if switches and not subjects:
+        raise UserError(f"--{next(iter(switches)).replace('_', '-')} needs a --subject, whose words it is of")
+    subjects = [dataclasses.replace(subject, **switches) for subject in subjects]
     if args.mask_mode and not args.mask:
         raise UserError("--mask-mode needs a --mask")
     for n, path in _by_number("--mask", args.mask, len(subjects)).items():
