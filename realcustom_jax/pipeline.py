@@ -18,6 +18,7 @@ from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import exists
 from realcustom_jax.matching import Matcher
 from realcustom_jax.memory import return_freed_memory
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
@@ -68,8 +69,8 @@ class Pipeline:
       matcher: what finds the words of a subject whose words are "auto", or None.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
-      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given;
-        empty where it was not loaded.
+      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given,
+        and the parameters' dtype where it is another; empty where it was not loaded.
     """
 
     models: Models
@@ -190,10 +191,11 @@ def load(
         words are "auto". Default the model's own encoders, where they are a pair.
       tokenizers: of a one-file checkpoint, which has none: a folder or hub id for each text encoder. Default
         those of SD1.5 and SDXL on the hub.
-      revision: of a hub repository at `path`.
+      revision: branch, tag or commit of a hub repository at `path`.
 
     Raises:
-      UserError: when a part is missing or does not fit; weights are compared key by key.
+      UserError: when a part is missing or does not fit (weights are compared key by key); for an argument of
+        a wrong type, an unknown dtype, or a revision of what is not on the hub.
     """
     if not isinstance(path, (str, Path)):
         raise UserError(f"a model is loaded from a folder, a file or a hub id, not from {shown(path)}")
@@ -213,6 +215,8 @@ def load(
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
+        "revision": revision,
+        "param_dtype": None if jnp.dtype(common) == jnp.dtype(compute) else jnp.dtype(common).name,
         "unet": unet and str(unet),
         "realcustom": realcustom and str(realcustom),
         "image_encoders": list(map(str, image_encoders)),
@@ -289,7 +293,7 @@ def find_parts(
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
     towers = tuple(find_folder(one) for one in image_encoders)
-    folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
+    folder = _model_folder(path, revision)
     if folder.is_file():
         base, own = _one_file(folder, tokenizers), {}
     else:
@@ -313,6 +317,16 @@ def find_parts(
         base = with_tensors(base, added.base)
     towers = towers or tuple(own[name] for name in IMAGE if name in own)
     return Parts(base, towers, added, added_path if added_path and added_path.is_dir() else None)
+
+
+def _model_folder(path: str | Path, revision: str | None) -> Path:
+    """The folder or file of a model, downloaded where it is a hub id."""
+    shipped = str(path) == "toybox"
+    if not (revision is None or isinstance(revision, str)):
+        raise UserError(f"revision must be the name of a branch, tag or commit, not {shown(revision)}")
+    if revision is not None and (shipped or exists(path)):
+        raise UserError(f"revision {revision!r} is of a hub repository, but {str(path)!r} is not on the hub")
+    return TOYBOX if shipped else find_folder(path, COMPONENTS, revision)
 
 
 def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:

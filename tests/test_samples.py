@@ -6,7 +6,9 @@ import json
 import runpy
 import sys
 
+import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -306,3 +308,37 @@ def test_switches_of_words_reach_recorded_subjects(flat_pipe, vary):
     made = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 5, **FEW)
     record = vary(made, "--plurals", "--prompt", "two cats")
     assert record.subjects[0].plurals and not record.subjects[0].match_case
+
+
+@pytest.fixture
+def hub(flat_pipe, tmp_path, monkeypatch):
+    """A local hub cache of `someone/model`, whose tag v1 has other weights than main."""
+    repository = tmp_path / "hub" / "models--someone--model"
+    unet = jax.tree.map(lambda x: 0.5 * x, flat_pipe.params["unet"])
+    pipes = {"main": flat_pipe, "v1": flat_pipe.replace(params={**flat_pipe.params, "unet": unet})}
+    (repository / "refs").mkdir(parents=True)
+    for revision, pipe in pipes.items():
+        rc.save(pipe, repository / "snapshots" / f"commit-of-{revision}")
+        (repository / "refs" / revision).write_text(f"commit-of-{revision}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return pipes
+
+
+def test_a_record_has_the_revision_and_the_dtype_of_parameters(hub, tmp_path, monkeypatch):
+    """Those that were given, for the command to load the same model again."""
+    request = ("a cat", [rc.Subject(CAT, "cat")], 5)
+    pipe = rc.load("someone/model", revision="v1", param_dtype="bfloat16")
+    first = rc.sample(pipe, *request, **FEW)
+    (path,) = first.save(tmp_path / "one")
+    source = read_record(path).model
+    assert (source["revision"], source["dtype"], source["param_dtype"]) == ("v1", "float32", "bfloat16")
+    again = tmp_path / "two" / path.name
+    monkeypatch.setattr(sys, "argv", ["sample", "--from", str(path), "--out", str(again.parent)])
+    runpy.run_module("realcustom_jax.sample", run_name="__main__")
+    assert again.read_bytes() == path.read_bytes()
+    # Without them it is another picture, by more than the rounding of a pixel.
+    for other in (hub["main"], hub["v1"]):
+        assert np.abs(rc.sample(other, *request, **FEW).images - first.images.astype(int)).max() > 1
+    plain = rc.load("someone/model", param_dtype=jnp.float32)
+    assert plain.source.keys() == {"model", "dtype", "vae_dtype"}
