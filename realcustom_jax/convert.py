@@ -19,8 +19,8 @@ from pathlib import Path
 from realcustom_jax import pipeline
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import check_local, replacing_folder
-from realcustom_jax.folders import replacing_folder
+from realcustom_jax.common.files import check_local
+from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import (
     export_added,

@@ -12,7 +12,6 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import make_folder
 from realcustom_jax.common.hosts import connect
-from realcustom_jax.common.precision import AUTO
 from realcustom_jax.common.progress import Counter
 from realcustom_jax.evaluation import dreambench, plots
 from realcustom_jax.evaluation.dino import load_dino
@@ -34,7 +33,7 @@ from realcustom_jax.evaluation.toybox import (
 )
 from realcustom_jax.inputs import encoder_pair
 from realcustom_jax.inputs.prompts import text_or_file
-from realcustom_jax.model_flags import add_precision_flags
+from realcustom_jax.model_flags import add_model_flags, given_model, load_model
 from realcustom_jax.options import add_option_flags, given_options
 
 STORY = """\
@@ -87,7 +86,7 @@ def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
 
 
 def _generator(args: argparse.Namespace) -> Generator:
-    return Generator.load(args.model, args.batch, None, args.dtype, args.vae_dtype)
+    return Generator(load_model(args), args.batch)
 
 
 # ---------------------------------------------------------------- the toybox
@@ -132,10 +131,9 @@ def _dreambench(args: argparse.Namespace) -> None:
     tasks = read_tasks(Path(args.dreambench), args.subjects, args.seeds)
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
-    settings = {"model": str(args.model), **options}
+    settings = {"model": str(args.model), **options, **given_model(args)}
     if negative:
         settings["negative_prompt"] = negative
-    settings |= {name: getattr(args, name) for name in ("dtype", "vae_dtype") if getattr(args, name) != AUTO}
     make_folder(args.out, "--out")
     dreambench.check_settings(args.out / dreambench.SETTINGS, settings)
     if args.clip:
@@ -177,10 +175,6 @@ def _scorer(args: argparse.Namespace) -> Scorer:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("evaluate", STORY, "%(prog)s [--model FOLDER] [--dreambench FOLDER] [options]")
     parser.add_argument(
-        "--model", default="toybox", metavar="FOLDER", help="model folder, hub id, or toybox (default)"
-    )
-    add_precision_flags(parser)
-    parser.add_argument(
         "--multihost", action="store_true", help="one command on every host of a pod, which share the work"
     )
     parser.add_argument("--json", action="store_true", help="end with the means as one JSON object")
@@ -217,6 +211,8 @@ def _parser() -> argparse.ArgumentParser:
         "--negative-prompt", default="", metavar="TEXT",
         help="what no image should show, or @FILE that says it",
     )  # fmt: skip
+    add_model_flags(parser)
+    parser.set_defaults(model="toybox")
     add_option_flags(parser)
     return parser
 

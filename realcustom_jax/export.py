@@ -19,8 +19,8 @@ import jax
 
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import check_local, replacing_folder
-from realcustom_jax.folders import replacing_folder
+from realcustom_jax.common.files import check_local
+from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.training.adapter import FORMS, Choice, export_checkpoint
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 

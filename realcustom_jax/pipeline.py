@@ -53,8 +53,8 @@ class Pipeline:
       matcher: what finds the words of a subject whose words are "auto", or None.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
-      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given;
-        empty where it was not loaded.
+      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given,
+        and the parameters' dtype where it is another; empty where it was not loaded.
     """
 
     models: Models
@@ -175,10 +175,11 @@ def load(
         words are "auto". Default the model's own encoders, where they are a pair.
       tokenizers: of a one-file checkpoint, which has none: a folder or hub id for each text encoder. Default
         those of SD1.5 and SDXL on the hub.
-      revision: of a hub repository at `path`.
+      revision: branch, tag or commit of a hub repository at `path`.
 
     Raises:
-      UserError: when a part is missing or does not fit; weights are compared key by key.
+      UserError: when a part is missing or does not fit (weights are compared key by key); for an argument of
+        a wrong type, an unknown dtype, or a revision of what is not on the hub.
     """
     if not isinstance(path, (str, Path)):
         raise UserError(f"a model is loaded from a folder, a file or a hub id, not from {shown(path)}")
@@ -198,6 +199,8 @@ def load(
     place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
+        "revision": revision,
+        "param_dtype": None if jnp.dtype(common) == jnp.dtype(compute) else jnp.dtype(common).name,
         "unet": unet and str(unet),
         "realcustom": realcustom and str(realcustom),
         "image_encoders": list(map(str, image_encoders)),

@@ -99,19 +99,23 @@ def latents_and_masks(
 def images_of(pipe: Pipeline, latents: Array) -> np.ndarray:
     """Latents (B, h, w, C) → uint8 images (B, H, W, 3), so many at once that memory stays bounded.
 
+    Several slices are equal, the last filled up: one program decodes them all.
+
     Raises:
       UserError: where the VAE gives what is not finite.
     """
     down = pipe.models.vae_config.downscale
     pixels = latents.shape[1] * latents.shape[2] * down * down
     devices = 1 if pipe.mesh is None else pipe.mesh.size
-    slice_ = devices * max(1, _DECODED_AT_ONCE // pixels)
+    slices = -(-len(latents) // (devices * max(1, _DECODED_AT_ONCE // pixels)))
+    rows = -(-len(latents) // slices)
+    filled = _fill(latents, slices * rows - len(latents))
     params = {"vae": pipe.params["vae"]}
     parts = [
-        jax.device_get(_run_with(pipe, params, _decode, pipe.models, latents[start : start + slice_]))
-        for start in range(0, len(latents), slice_)
+        jax.device_get(_run_with(pipe, params, _decode, pipe.models, filled[start : start + rows]))
+        for start in range(0, len(filled), rows)
     ]
-    images, finite = map(np.concatenate, zip(*parts, strict=True))
+    images, finite = (np.concatenate(part)[: len(latents)] for part in zip(*parts, strict=True))
     check_finite(finite)
     return images
 

@@ -22,15 +22,15 @@ from typing import Any
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists, make_folder
-from realcustom_jax.common.precision import AUTO as AUTO_DTYPE
 from realcustom_jax.common.progress import Progress
 from realcustom_jax.generate import SEED, plan, sample
 from realcustom_jax.inputs.prompts import text_or_file, texts_of
+from realcustom_jax.inputs.sanity import still_used
 from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 from realcustom_jax.inputs.target_words import find_phrase, phrases_of
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.inputs.user_masks import load_mask
-from realcustom_jax.model_flags import add_model_flags, load_model, model_settings
+from realcustom_jax.model_flags import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
 from realcustom_jax.options import SamplingOptions, add_option_flags, given_options
 from realcustom_jax.outputs.records import Record, read_record
 
@@ -46,9 +46,7 @@ def main() -> None:
     _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
     recorded = _changes(request.options, defaults)
-    if "steps" in given:
-        recorded.pop("mask_steps", None)  # it was of other steps
-    options = {**recorded, **given}
+    options = {**still_used(recorded, given, defaults), **given}
     plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
     with Progress() as progress:
         progress.stage(f"loading {args.model}")
@@ -90,20 +88,9 @@ def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None
     if args.model is not None:
         return
     args.model = source.get("model", "toybox")
-    for name, flag in _MODEL_FLAGS.items():
-        if name in source and getattr(args, flag) in (None, [], AUTO_DTYPE):
+    for name, flag in FLAGS.items():
+        if name in source and getattr(args, flag) in NOT_GIVEN:
             setattr(args, flag, source[name])
-
-
-# {name in `Pipeline.source`: the flag's}
-_MODEL_FLAGS = {
-    "unet": "unet",
-    "realcustom": "realcustom",
-    "image_encoders": "image_encoder",
-    "tokenizers": "tokenizer",
-    "dtype": "dtype",
-    "vae_dtype": "vae_dtype",
-}
 
 
 def _seeds(seeds: list[int]) -> list[int]:
@@ -128,9 +115,12 @@ def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str,
 def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Subject]:
     """The subjects, or those of --from, with their masks and strengths, all files read."""
     subjects = [
-        Subject(images=photos, words=words, plurals=args.plurals, match_case=args.match_case)
-        for photos, words in map(_photos_and_words, args.subject)
+        Subject(images=photos, words=words) for photos, words in map(_photos_and_words, args.subject)
     ] or list(recorded)
+    switches = {name: True for name in ("plurals", "match_case") if getattr(args, name)}
+    if switches and not subjects:
+        raise UserError(f"--{next(iter(switches)).replace('_', '-')} needs a --subject, whose words it is of")
+    subjects = [dataclasses.replace(subject, **switches) for subject in subjects]
     if args.mask_mode and not args.mask:
         raise UserError("--mask-mode needs a --mask")
     for n, path in _by_number("--mask", args.mask, len(subjects)).items():

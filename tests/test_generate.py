@@ -382,6 +382,8 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
         (["--num-inference-steps", "5"], "--num-inference-steps is called --steps here, see --help"),
         (["--cfg_scale=5"], "--cfg_scale is called --text-weight here, see --help"),
         (["--mask-mode", "intersect"], "--mask-mode needs a --mask"),
+        (["--plurals"], "--plurals needs a --subject, whose words it is of"),
+        (["--match-case"], "--match-case needs a --subject, whose words it is of"),
         (["--subject", "dog=CAT"], "the target words 'dog' are not in the prompt; its words are: a, cat"),
         (["--height", "30"], "the height of 30 pixels cannot be halved"),
         (["--width", "1099511627776"], "GiB of memory"),

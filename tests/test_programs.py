@@ -69,6 +69,32 @@ def test_only_as_many_devices_work_as_have_rows(saved, monkeypatch):
         assert len(images) == count and used.pop() == devices
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3, 3]), (5, [3, 3]), (4, [2, 2]), (3, [3]), (1, [1])])
+def test_slices_of_a_batch_share_one_program(micro_pipe, monkeypatch, count, sizes):
+    """Of 3 images at most, the last filled up; each image is that of its latents decoded alone."""
+    traced = []
+
+    def decode(models, params, latents):  # called where a program is traced
+        traced.append(len(latents))
+        return original(models, params, latents)
+
+    original, decode_alone = programs._decode, jax.jit(programs.decode, static_argnums=0)
+    latents = jax.random.normal(jax.random.key(count), (count, 8, 8, 4))
+    alone = [
+        np.asarray(decode_alone(micro_pipe.models, micro_pipe.params["vae"], one[None]))[0] for one in latents
+    ]
+    monkeypatch.setattr(programs, "_decode", decode)
+    monkeypatch.setattr(programs, "_DECODED_AT_ONCE", 3 * 16 * 16 + 1)
+    ran = []
+    run = programs._run_with
+    monkeypatch.setattr(programs, "_run_with", lambda *x: (ran.append(len(x[-1])), run(*x))[1])
+    images = programs.images_of(micro_pipe, latents)
+    assert ran == sizes and traced == sizes[:1]
+    assert images.shape == (count, 16, 16, 3) and np.abs(images.astype(int) - alone).max() <= 1
+    with pytest.raises(rc.UserError, match=f"the result of request {count - 1} is not finite"):
+        programs.images_of(micro_pipe, latents.at[-1].set(jnp.nan))
+
+
 def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected):
     pipe = rc.load(saved, mesh=mesh(1), offload=True)
     before = len(jax.live_arrays())

@@ -21,7 +21,8 @@ _BETWEEN_REDRAWS = 0.2
 class Progress:
     """Stages of a piece of work and the steps within one, in a `with` block.
 
-    `stage` names what begins now; `step` counts within it. Both cost microseconds.
+    `stage` names what begins now; `step` counts within it. Both cost microseconds, and may be called from any
+    thread: what comes after the end of the block is not shown.
     """
 
     def __init__(self, shown: bool = True, patience: float = _PATIENCE, stream: TextIO | None = None):
@@ -32,7 +33,8 @@ class Progress:
         self._terminal = self._stream.isatty()
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
-        self._drawn = False
+        self._drawn = self._over = False
+        self._turn = 0  # the newest stage or line: the name of an older stage comes too late
         self._begun = self._last = time.monotonic()
         self._before = 0  # steps done when the stage began
 
@@ -42,45 +44,64 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_timer()
         with self._lock:
+            self._stop_timer()
+            self._over = True
             self._clear()
 
     def stage(self, text: str, done: int = 0) -> None:
         """Something else begins, of whose steps some may be done; its name is shown when it takes long."""
         if not self.shown:
             return
-        self._stop_timer()
-        self._begun, self._before = time.monotonic(), done
-        self._last = self._begun + self._patience - _BETWEEN_LINES  # the first line comes after the patience
-        self._timer = threading.Timer(self._patience, self._write, [text])
-        self._timer.daemon = True
-        self._timer.start()
+        with self._lock:
+            if self._over:
+                return
+            self._stop_timer()
+            self._begun, self._before = time.monotonic(), done
+            # The first line comes after the patience.
+            self._last = self._begun + self._patience - _BETWEEN_LINES
+            self._timer = threading.Timer(self._patience, self._name, [text, self._turn])
+            self._timer.daemon = True
+            self._timer.start()
 
     def step(self, done: int, total: int | None, what: str, unit: str) -> None:
         """So many of a stage are done: "sampling: step 3 of 25, 2.1 s a step, 46 s left"."""
+        with self._lock:
+            if not self._due():
+                return
+            seconds = (self._last - self._begun) / max(done - self._before, 1)
+            left = f", {duration(seconds * (total - done))} left" if total and done < total else ""
+            of = f" of {total}" if total else ""
+            self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{left}")
+
+    def _due(self) -> bool:
+        """Whether it is time for a line, which is then the newest."""
         now = time.monotonic()
         between = _BETWEEN_REDRAWS if self._terminal else _BETWEEN_LINES
-        if not self.shown or now - self._begun < self._patience or now - self._last < between:
-            return
+        quick = now - self._begun < self._patience or now - self._last < between
+        if self._over or quick or not self.shown:
+            return False
         self._stop_timer()
         self._last = now
-        seconds = (now - self._begun) / max(done - self._before, 1)
-        left = f", {duration(seconds * (total - done))} left" if total and done < total else ""
-        of = f" of {total}" if total else ""
-        self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{left}")
+        return True
 
     def _stop_timer(self) -> None:
+        """Also where it has rung already and waits for the lock."""
+        self._turn += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _write(self, text: str) -> None:
+    def _name(self, text: str, turn: int) -> None:
         with self._lock:
-            self._clear()
-            self._stream.write(text if self._terminal else f"{text}\n")
-            self._stream.flush()
-            self._drawn = self._terminal
+            if turn == self._turn:
+                self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._clear()
+        self._stream.write(text if self._terminal else f"{text}\n")
+        self._stream.flush()
+        self._drawn = self._terminal
 
     def _clear(self) -> None:
         if self._drawn:

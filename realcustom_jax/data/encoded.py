@@ -35,12 +35,23 @@ class EncodedInfo:
       shapes: (height, width) in pixels that the images were cropped to: one, or those of the buckets.
       examples: how many there are.
       text: fingerprint of the text encoders; "" for latents alone.
+      vae_dtype, text_dtype: what the VAE and the text encoders computed in.
     """
 
     vae: str
     shapes: tuple[tuple[int, int], ...]
     examples: int
     text: str = ""
+    vae_dtype: str = "float32"
+    text_dtype: str = "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; dtypes only where they are not float32, the only one that there was at first."""
+        values = dataclasses.asdict(self)
+        return {k: v for k, v in values.items() if not (k in _DTYPES and v == "float32")}
+
+
+_DTYPES = ("vae_dtype", "text_dtype")
 
 
 class EncodedSplit:
@@ -89,7 +100,7 @@ def write_info(folder: Path, info: EncodedInfo, empty_text: Mapping[str, np.ndar
     """Declares the latents whole; with the features of an empty caption where captions' are stored."""
     if empty_text is not None:
         save_file({name: np.asarray(x, np.float16) for name, x in empty_text.items()}, folder / _EMPTY)
-    (folder / _INFO).write_text(json.dumps(dataclasses.asdict(info)) + "\n")
+    (folder / _INFO).write_text(json.dumps(info.to_json()) + "\n")
 
 
 def read_info(folder: Path) -> EncodedInfo | None:
@@ -104,7 +115,8 @@ def read_info(folder: Path) -> EncodedInfo | None:
     try:
         values = json.loads(path.read_text())
         shapes = tuple(tuple(map(operator.index, x)) for x in values["shapes"])
-        return EncodedInfo(values["vae"], shapes, operator.index(values["examples"]), values.get("text", ""))
+        rest = {name: values[name] for name in ("text", *_DTYPES) if name in values}
+        return EncodedInfo(values["vae"], shapes, operator.index(values["examples"]), **rest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"'{path}' is damaged: delete '{folder}', then python -m realcustom_jax.data.encode makes it anew"

@@ -36,17 +36,9 @@ class Generator:
     per_device: int
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        per_device: int,
-        devices: Sequence[Any] | None = None,
-        dtype: Any = "auto",
-        vae_dtype: Any = "auto",
-    ) -> "Generator":
-        """As `pipeline.load`, on some devices; default those of this process."""
-        pipe = pipeline.load(path, dtype, vae_dtype=vae_dtype, mesh=_mesh(devices))
-        return cls(pipe, per_device)
+    def load(cls, path: str | Path, per_device: int, **options: Any) -> "Generator":
+        """A model on the devices of this process; `options` go to `pipeline.load`."""
+        return cls(pipeline.load(path, **options), per_device)
 
     @classmethod
     def of(cls, pipe: Pipeline, per_device: int, devices: Sequence[Any] | None = None) -> "Generator":

@@ -17,6 +17,7 @@ from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
 from realcustom_jax.evaluation.tables import TITLES, table
 from realcustom_jax.evaluation.toybox import Benchmark, Results, make_requests
 from realcustom_jax.inputs.encoder_pair import own_pair
+from realcustom_jax.model_flags import add_precision_flags
 
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and plots.
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=208, metavar="N", help="of each setting (%(default)s)"
     )
+    add_precision_flags(parser)
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="made at once (%(default)s)")
     parser.add_argument("--judge", type=Path, default=SHIPPED, metavar="FILE", help="the shipped one")
     parser.add_argument("--runs", type=Path, default=Path("runs/report"), metavar="DIR", help="(%(default)s)")
@@ -50,7 +52,7 @@ def main() -> None:
             f"--requests must be 2 or more and --batch 1 or more, not {args.requests} and {args.batch}"
         )
     plots.check_plots()
-    generator = Generator.load(args.model, args.batch)
+    generator = Generator.load(args.model, args.batch, dtype=args.dtype, vae_dtype=args.vae_dtype)
     pipe = generator.pipe
     pair = own_pair(pipe.models, pipe.params, pipe.tokenizers)
     benchmark = Benchmark(make_requests(args.requests), Judge.load(args.judge), pair)

@@ -34,6 +34,23 @@ def check_used(given: Mapping[str, Any], options: SamplingOptions) -> None:
         raise UserError("gamma_num has no effect: scoring 'none' keeps all visual tokens")
 
 
+def still_used(
+    recorded: Mapping[str, Any], given: Mapping[str, Any], defaults: SamplingOptions
+) -> dict[str, Any]:
+    """The options of a record that have an effect beside those that are given now.
+
+    A recorded option that the given ones leave idle is dropped: who asks for another guidance need not know
+    what the record says of the old one. A given option that is idle is for `check_used` to report.
+    """
+    options = defaults.changed({**recorded, **given})
+    idle = {name for name, mode, value in _NEEDS if getattr(options, mode) != value}
+    idle |= {"gamma_num"} if options.scoring == "none" else set()
+    idle |= {"eta"} if options.eta and options.solver != "ddim" else set()
+    idle |= {"guidance_scope"} if options.guidance_scope == "mask" and options.guidance != "paper" else set()
+    idle |= {"mask_steps"} if "steps" in given else set()  # it was of other steps
+    return {name: value for name, value in recorded.items() if name not in idle}
+
+
 def check_scope(
     options: SamplingOptions, config: SamplerConfig, subjects: Sequence[Sequence[Subject]]
 ) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 import realcustom_jax as rc
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.model_flags import add_precision_flags
 from realcustom_jax.toybox.captions import describe, prompt
 from realcustom_jax.toybox.demo_sheet import Picture, Row, demo_sheet, enlarge, steps_shown
 from realcustom_jax.toybox.palette import Identity
@@ -136,13 +137,14 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
+    add_precision_flags(parser)
     options = parser.parse_args()
     if options.seed < 0:
         raise UserError(f"--seed must be 0 or more, got {options.seed}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {str(options.out)!r} is a file, it must be a folder")
 
-    pipe = rc.load(options.model)
+    pipe = rc.load(options.model, options.dtype, vae_dtype=options.vae_dtype)
     count = sum(len(places) for _, places in PLAN)
     print(f"sampling {count} images from text alone and {count} with subjects …", flush=True)
     begin = time.monotonic()

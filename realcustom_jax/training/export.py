@@ -11,10 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from realcustom_jax import pipeline
-from realcustom_jax.common.files import replacing_folder
+from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Batch, Loader
-from realcustom_jax.folders import replacing_folder
 from realcustom_jax.inputs.transforms import to_float
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition

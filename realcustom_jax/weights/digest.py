@@ -11,8 +11,10 @@ from realcustom_jax.weights.keys import flatten
 def params_sha256(params: Any) -> str:
     """SHA-256 over the names, shapes and bytes of all parameters, in the order of their names."""
     digest = hashlib.sha256()
-    for path, value in sorted(flatten(params).items()):
-        value = np.ascontiguousarray(value)
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
+    # One component at a time: those of an offloaded pipeline come when they are asked for.
+    for name in sorted(params, key="{}/".format):
+        for path, value in sorted(flatten({name: params[name]}).items()):
+            value = np.ascontiguousarray(value)
+            digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+            digest.update(value.tobytes())
     return digest.hexdigest()

@@ -34,18 +34,19 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
     if not _ID.fullmatch(str(name)):
         shipped = "; the shipped model is called 'toybox'" if "unet" in components else ""
         raise UserError(f"there is no model folder {str(name)!r}, and it is no hub id{shipped}")
+    called = repr(str(name)) + (f" at revision {revision!r}" if revision else "")
     try:
         files = _files(str(name), revision)
         patterns = [*_CONFIGS, *_needed(files, components)]
         return Path(huggingface_hub.snapshot_download(str(name), revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError:
         raise UserError(
-            f"{str(name)!r} is neither a folder nor in the local hub cache, and the hub cannot be reached"
+            f"{called} is neither a folder nor in the local hub cache, and the hub cannot be reached"
         ) from None
     except HFValidationError as error:
         raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {_one_line(error)}") from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"the hub does not give {str(name)!r}: {_one_line(error)}") from None
+        raise UserError(f"the hub does not give {called}: {_one_line(error)}") from None
 
 
 def _files(name: str, revision: str | None) -> list[str] | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import exists
+from realcustom_jax.common.rules import shown
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
@@ -62,7 +64,7 @@ def find_parts(
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
     towers = tuple(find_folder(one) for one in image_encoders)
-    folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
+    folder = _model_folder(path, revision)
     if folder.is_file():
         base, own = _one_file(folder, tokenizers), {}
     else:
@@ -86,6 +88,16 @@ def find_parts(
         base = with_tensors(base, added.base)
     towers = towers or tuple(own[name] for name in IMAGE if name in own)
     return Parts(base, towers, added, added_path if added_path and added_path.is_dir() else None)
+
+
+def _model_folder(path: str | Path, revision: str | None) -> Path:
+    """The folder or file of a model, downloaded where it is a hub id."""
+    shipped = str(path) == "toybox"
+    if not (revision is None or isinstance(revision, str)):
+        raise UserError(f"revision must be the name of a branch, tag or commit, not {shown(revision)}")
+    if revision is not None and (shipped or exists(path)):
+        raise UserError(f"revision {revision!r} is of a hub repository, but {str(path)!r} is not on the hub")
+    return TOYBOX if shipped else find_folder(path, COMPONENTS, revision)
 
 
 def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:

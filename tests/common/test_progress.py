@@ -32,8 +32,8 @@ class Clock:
     def cancel(self):
         pass
 
-    def ring(self):
-        _, write, arguments = self.timers[-1]
+    def ring(self, which=-1):
+        _, write, arguments = self.timers[which]
         write(*arguments)
 
 
@@ -66,6 +66,46 @@ def test_a_terminal_gets_one_line(clock):
             report.step(step, 4, "sampling", "step")
     text = terminal.getvalue()
     assert "\n" not in text and text.count("step 4 of 4") == 1 and text.endswith("\r\x1b[2K")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_nothing_comes_after_the_end(clock, stream):
+    """A timer that had rung already, and reports of another thread."""
+    log = stream()
+    with Progress(stream=log) as report:
+        report.stage("sampling")
+        clock.now += 11
+        report.step(1, 2, "sampling", "step")
+    before = log.getvalue()
+    assert before.count("step 1 of 2") == 1
+    clock.ring()
+    clock.now += 11
+    report.step(2, 2, "sampling", "step")
+    report.stage("decoding")
+    assert log.getvalue() == before and len(clock.timers) == 1
+    with Counter(2, "drawing", "word", stream=(log := stream())) as counter:
+        pass
+    clock.now += 11
+    counter.update()
+    clock.ring()
+    assert log.getvalue() == ""
+
+
+def test_the_name_of_an_older_stage_comes_too_late(clock):
+    """Its timer rang before the next stage, or a step, had the lock, and writes after it."""
+    log = io.StringIO()
+    with Progress(stream=log) as report:
+        report.stage("compiling")
+        report.stage("sampling")
+        clock.ring(0)
+        assert log.getvalue() == ""
+        clock.now += 11
+        report.step(1, 2, "sampling", "step")
+        clock.ring(1)
+        assert log.getvalue().splitlines() == ["sampling: step 1 of 2, 11 s a step, 11 s left"]
+        report.stage("decoding")
+        clock.ring(2)
+    assert log.getvalue().endswith("left\ndecoding\n")
 
 
 def test_what_is_quick_says_nothing(clock):

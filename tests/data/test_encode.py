@@ -30,7 +30,7 @@ from realcustom_jax.data.prepare import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.inputs.transforms import center_crop_resize, to_float
-from realcustom_jax.models.conditioning import encode_text
+from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
 from realcustom_jax.pipeline import Pipeline
@@ -319,6 +319,37 @@ def test_the_command_stores_what_it_is_asked_for(data, two_texts, tmp_path, caps
     assert f"wrote {COUNT} latents and text features" in capsys.readouterr().out
     info = read_info(encoded_folder(open_split(copy, "train")))
     assert info.examples == COUNT and info.text == text_fingerprint(two_texts, two_texts.params)
+
+
+def test_the_command_encodes_in_the_precision_that_is_asked_for(data, two_texts, tmp_path):
+    """Against the modules in float32 and bfloat16, whose 8 bits put them apart; not mixed with another."""
+    model, copy = tmp_path / "model", tmp_path / "data"
+    pipeline.save(two_texts, model)
+    shutil.copytree(data.folder, copy / data.folder.relative_to(data.folder.parents[1]),
+                    ignore=shutil.ignore_patterns("encoded-*"))  # fmt: skip
+    options = ["--data-dir", str(copy), "--model", str(model), "--encode-batch", "1", "--encode-text"]
+    command.main([*options, "--vae-dtype", "bfloat16"])
+    split = open_split(copy, "train")
+    info = read_info(encoded_folder(split))
+    assert (info.vae_dtype, info.text_dtype) == ("bfloat16", "float32")
+    stored = open_encoded(split, vae_fingerprint(two_texts.params), ((16, 16),), True, info.text)[0]
+    image = center_crop_resize(stored["image"], (16, 16))
+    ids = [tokenize(tokenizer, stored["caption"]) for tokenizer in two_texts.tokenizers]
+
+    def errors(dtype) -> tuple[float, float]:
+        models = dataclasses.replace(two_texts.models, dtype=dtype)
+        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), two_texts.params)
+        moments = jax.jit(
+            lambda x: models.vae.apply({"params": params["vae"]}, to_signed(x), method="moments")
+        )
+        mean, _ = moments(image[None])
+        text, _ = jax.jit(encode_text, static_argnums=0)(models, params, ids)
+        return np.abs(stored["mean"] - mean[0]).max(), np.abs(stored["text"] - text[0]).max()
+
+    whole, half = errors(jnp.float32), errors(jnp.bfloat16)
+    assert half[0] < 2e-3 < whole[0] and whole[1] < 2e-3 < half[1]
+    with pytest.raises(UserError, match="or in another precision; delete it first"):
+        command.main(options)
 
 
 def test_a_step_that_the_unet_cannot_halve_is_refused(micro_models):

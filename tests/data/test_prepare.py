@@ -350,10 +350,20 @@ def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch, ca
     assert len(done) == 2
 
 
-def test_what_is_stored_beside_images_needs_a_model(source, tmp_path, capsys):
+@pytest.mark.parametrize("option", [["--encode-text"], ["--buckets"], ["--vae-dtype", "bfloat16"]])
+def test_what_is_stored_beside_images_needs_a_model(source, tmp_path, capsys, option):
     with pytest.raises(SystemExit):
-        command.main(["--source", source, "--data-dir", str(tmp_path / "data"), "--encode-text"])
-    assert "add --encode MODEL" in capsys.readouterr().err
+        command.main(["--source", source, "--data-dir", str(tmp_path / "data"), *option])
+    error = capsys.readouterr().err
+    assert "add --encode MODEL" in error and option[0] in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_precision_needs_what_it_is_of(source, tmp_path, capsys):
+    given = ["--source", source, "--data-dir", str(tmp_path / "data"), "--encode", "toybox"]
+    with pytest.raises(SystemExit):
+        command.main([*given, "--dtype", "bfloat16"])
+    assert "--dtype bfloat16 is of the text encoders, which only --encode-text" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 

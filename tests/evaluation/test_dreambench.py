@@ -203,7 +203,7 @@ def test_images_of_two_models_of_one_name_are_not_mixed(bench, tmp_path, paired_
 
 def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra 'eval'")
-    monkeypatch.setattr(evaluate.Generator, "load", lambda *args: Painter(paired_pipe))
+    monkeypatch.setattr(evaluate, "_generator", lambda args: Painter(paired_pipe))
     monkeypatch.setattr(
         evaluate.encoder_pair,
         "load_pair",
@@ -244,7 +244,7 @@ def test_a_run_that_scores_nothing_says_how(bench, tmp_path, paired_pipe, monkey
             seen.extend(job.negative_prompt for job in jobs)
             return super().__call__(jobs, *rest)
 
-    monkeypatch.setattr(evaluate.Generator, "load", lambda *args: Spy(paired_pipe))
+    monkeypatch.setattr(evaluate, "_generator", lambda args: Spy(paired_pipe))
     (tmp_path / "bad").write_text("blurred\n")
     out = tmp_path / "out"
     arguments = ["--dreambench", str(bench), "--out", str(out), "--seeds", "0"]
@@ -253,6 +253,9 @@ def test_a_run_that_scores_nothing_says_how(bench, tmp_path, paired_pipe, monkey
     assert "no scores: --clip, --dino and --image-reward score images" in capsys.readouterr().out
     assert seen and set(seen) == {"blurred"}
     assert json.loads((out / "settings.json").read_text())["negative_prompt"] == "blurred"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--unet", "other"])  # images of two models are not mixed
+    with pytest.raises(UserError, match=r"otherwise \(unet None there, 'other' now\)"):
+        evaluate.main()
 
 
 def test_image_reward_is_asked_for_in_one_sentence(monkeypatch):

@@ -1,14 +1,17 @@
 """The toybox benchmark: its requests, its settings, and what `evaluate` prints."""
 
+import importlib
 import itertools
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax import evaluate
+from realcustom_jax import evaluate, pipeline
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation import metrics
 from realcustom_jax.evaluation.generate import Generator
@@ -27,6 +30,8 @@ from realcustom_jax.evaluation.toybox import (
 )
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, is_held_out, render_scene
+from realcustom_jax.training.logs import params_sha256
+from realcustom_jax.weights.keys import flatten
 
 
 def test_requests_take_all_words_places_and_identities_in_turn():
@@ -182,6 +187,53 @@ def test_evaluate_ends_with_the_contract(
         assert all(0 <= row[key] <= 1 for key in CONTRACT[:4] if row[key] is not None)
     assert results["full"]["leakage"] > 0
     assert any(line.startswith("| full | ") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def folders(paired_pipe, tmp_path_factory):
+    """A model, and one of the same shapes with all parameters negated."""
+    one, other = (tmp_path_factory.mktemp(name) for name in ("one", "other"))
+    rc.save(paired_pipe, one)
+    rc.save(paired_pipe.replace(params=jax.tree.map(np.negative, paired_pipe.params)), other)
+    return one, other
+
+
+def test_the_model_is_made_of_the_parts_that_flags_name(folders, paired_pipe, one_device):
+    """In the precision that they name; offloaded it counts as the same model."""
+    one, other = folders
+    line = f"--model {one} --unet {other}/unet --realcustom {other}/realcustom --dtype bfloat16"
+    line += f" --image-encoder {other}/image_encoder --vae-dtype bfloat16 --batch 3"
+    args = evaluate._parser().parse_args(line.split())
+    generator = evaluate._generator(args)
+    assert generator.batch == 3 and generator.pipe.models.dtype == jnp.bfloat16
+    for path, value in flatten(generator.pipe.params).items():
+        expected = flatten(paired_pipe.params)[path] * (-1 if path.startswith(("unet", "image")) else 1)
+        assert value.dtype == (jnp.float32 if "scoring/" in path else jnp.bfloat16)
+        np.testing.assert_array_equal(value, expected.astype(value.dtype))
+    offloaded = evaluate._generator(evaluate._parser().parse_args([*line.split(), "--offload"])).pipe
+    assert offloaded.offloaded and params_sha256(offloaded.params) == params_sha256(generator.pipe.params)
+
+
+@pytest.mark.parametrize("module", ["evaluation.report", "toybox.demo"])
+def test_other_commands_take_the_precision(module, folders, tmp_path, monkeypatch):
+    """It reaches the model that they load."""
+    command, loaded = importlib.import_module(f"realcustom_jax.{module}"), []
+
+    def load(*args, **options):
+        loaded.append(pipeline.load(*args, **options))
+        raise KeyboardInterrupt
+
+    if module == "toybox.demo":
+        monkeypatch.setattr(command.rc, "load", load, raising=False)
+    else:
+        monkeypatch.setattr(command.plots, "check_plots", lambda: None)
+        monkeypatch.setattr(command.Generator, "load", lambda path, batch, **options: load(path, **options))
+    line = ["--model", str(folders[0]), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [module, *line, "--dtype", "float16", "--vae-dtype", "bfloat16"])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    (pipe,) = loaded
+    assert (pipe.models.dtype, pipe.models.vae_dtype) == (jnp.float16, jnp.bfloat16)
 
 
 @pytest.mark.parametrize(

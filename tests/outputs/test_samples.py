@@ -1,17 +1,22 @@
 """What `sample` gives: showing it, saving it, looking on, and making it again from a file."""
 
+import dataclasses
 import io
 import json
 import runpy
 import sys
 
+import huggingface_hub
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 from PIL import Image, PngImagePlugin
 
 import realcustom_jax as rc
+from realcustom_jax.inputs.sanity import still_used
+from realcustom_jax.options import SDXL
 from realcustom_jax.outputs.records import KEY, read_record
 from realcustom_jax.toybox import Identity, render_reference
 
@@ -225,3 +230,115 @@ def test_the_command_makes_an_image_again(flat_pipe, tmp_path, monkeypatch, caps
         and other.subjects[0].strength == 0.5
         and other.model["model"] == model
     )
+
+
+@pytest.fixture
+def vary(flat_pipe, tmp_path, monkeypatch):
+    """Runs `sample --from FILE` with flags; returns the record of the image that it makes."""
+    model = str(tmp_path / "model")
+    rc.save(flat_pipe, model)
+
+    def run(made, *flags):
+        source = dataclasses.replace(made.records[0], model={"model": model})
+        (path, *_) = dataclasses.replace(made[0], records=(source,)).save(tmp_path / "first")
+        monkeypatch.setattr(
+            sys, "argv", ["sample", "--from", str(path), "--out", str(tmp_path / "out"), *flags]
+        )
+        runpy.run_module("realcustom_jax.sample", run_name="__main__")
+        return read_record(tmp_path / "out" / path.name)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "gone"),
+    [
+        (
+            {"image_weight": 3.0, "guidance_scope": "mask"},
+            ("--guidance", "direct"),
+            "image_weight guidance_scope",
+        ),
+        ({"guidance": "direct", "rescale": 0.5}, ("--guidance", "paper"), "rescale"),
+        ({"gamma_num": 0.4}, ("--scoring", "none"), "gamma_num"),
+        ({"eta": 0.7}, ("--solver", "euler"), "eta"),
+        ({"mask_steps": 1, "text_weight": 4.0}, ("--steps", "4"), "mask_steps"),
+        ({"image_weight": 3.0, "guidance_scope": "mask"}, ("--text-weight", "2"), ""),
+    ],
+)
+def test_a_given_option_makes_recorded_ones_idle(flat_pipe, vary, before, flags, gone):
+    """They fall back to the model's defaults, the others stay. Given by hand, each would be a mistake."""
+    subject = rc.Subject(CAT, "cat")
+    made = rc.sample(flat_pipe, "a cat", [subject], 5, **{**FEW, **before})
+    record = vary(made, *flags)
+    (name, value), defaults = (flags[0][2:].replace("-", "_"), flags[1]), flat_pipe.defaults
+    expected = {**made.records[0].options, **{one: getattr(defaults, one) for one in gone.split()}}
+    kind = rc.SamplingOptions.rules()[name].kind
+    assert record.options == {**json.loads(json.dumps(expected)), name: kind(value)}
+    for one in gone.split():
+        if one != "mask_steps":
+            again = {name: kind(value), one: before[one], **FEW}
+            with pytest.raises(rc.UserError, match=one):
+                rc.sample(flat_pipe, "a cat", [subject], 5, **again)
+
+
+def test_options_that_the_record_makes_idle_are_found(flat_pipe, vary, capsys):
+    """As in a call that has all of them."""
+    made = rc.sample(
+        flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 5, guidance="direct", scoring="none", **FEW
+    )
+    for flag, sentence in (
+        ("--image-weight", "image_weight has no effect"),
+        ("--gamma-num", "gamma_num has no"),
+    ):
+        with pytest.raises(SystemExit):
+            vary(made, flag, "0.5")
+        assert sentence in capsys.readouterr().err
+
+
+def test_recorded_options_fit_a_model_of_other_defaults():
+    """A record of all options is only what its own guidance uses, also where the model's defaults changed."""
+    recorded = {"guidance": "direct", "image_weight": 12.5, "guidance_scope": "image", "steps": 50}
+    defaults = SDXL.changed({"guidance": "paper", "guidance_scope": "mask", "image_weight": 2.0})
+    kept = still_used(recorded, {}, defaults)
+    assert kept == {"guidance": "direct", "guidance_scope": "image", "steps": 50}
+
+
+@pytest.mark.filterwarnings("ignore:the model does not know")
+def test_switches_of_words_reach_recorded_subjects(flat_pipe, vary):
+    made = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 5, **FEW)
+    record = vary(made, "--plurals", "--prompt", "two cats")
+    assert record.subjects[0].plurals and not record.subjects[0].match_case
+
+
+@pytest.fixture
+def hub(flat_pipe, tmp_path, monkeypatch):
+    """A local hub cache of `someone/model`, whose tag v1 has other weights than main."""
+    repository = tmp_path / "hub" / "models--someone--model"
+    unet = jax.tree.map(lambda x: 0.5 * x, flat_pipe.params["unet"])
+    pipes = {"main": flat_pipe, "v1": flat_pipe.replace(params={**flat_pipe.params, "unet": unet})}
+    (repository / "refs").mkdir(parents=True)
+    for revision, pipe in pipes.items():
+        rc.save(pipe, repository / "snapshots" / f"commit-of-{revision}")
+        (repository / "refs" / revision).write_text(f"commit-of-{revision}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return pipes
+
+
+def test_a_record_has_the_revision_and_the_dtype_of_parameters(hub, tmp_path, monkeypatch):
+    """Those that were given, for the command to load the same model again."""
+    request = ("a cat", [rc.Subject(CAT, "cat")], 5)
+    pipe = rc.load("someone/model", revision="v1", param_dtype="bfloat16")
+    first = rc.sample(pipe, *request, **FEW)
+    (path,) = first.save(tmp_path / "one")
+    source = read_record(path).model
+    assert (source["revision"], source["dtype"], source["param_dtype"]) == ("v1", "float32", "bfloat16")
+    again = tmp_path / "two" / path.name
+    monkeypatch.setattr(sys, "argv", ["sample", "--from", str(path), "--out", str(again.parent)])
+    runpy.run_module("realcustom_jax.sample", run_name="__main__")
+    assert again.read_bytes() == path.read_bytes()
+    # Without them it is another picture, by more than the rounding of a pixel.
+    for other in (hub["main"], hub["v1"]):
+        assert np.abs(rc.sample(other, *request, **FEW).images - first.images.astype(int)).max() > 1
+    plain = rc.load("someone/model", param_dtype=jnp.float32)
+    assert plain.source.keys() == {"model", "dtype", "vae_dtype"}

@@ -270,3 +270,15 @@ def test_a_hub_id_is_found_in_the_cache(plus, cached):
 def test_a_hub_id_that_is_nowhere_is_named(cached):
     with pytest.raises(UserError, match="'someone/else' is neither a folder nor in the local hub cache"):
         rc.load("someone/else")
+    with pytest.raises(UserError, match="'someone/plus' at revision 'v2' is neither a folder nor"):
+        rc.load("someone/plus", revision="v2")
+
+
+def test_a_revision_is_of_the_hub(saved):
+    for path, revision, sentence in (
+        (saved, "v1", f"revision 'v1' is of a hub repository, but '{saved}' is not on the hub"),
+        ("toybox", "v1", "but 'toybox' is not on the hub"),
+        ("someone/plus", 1, "revision must be the name of a branch, tag or commit, not 1"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            rc.load(path, revision=revision)

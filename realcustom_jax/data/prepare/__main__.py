@@ -163,6 +163,8 @@ def _check_unwritten(args: argparse.Namespace) -> None:
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
     """The options, and those of Beam, which follow after `--`."""
+    from realcustom_jax.data.encode import precision_given
+
     beam_options: list[str] = []
     if "--" in arguments:
         end = arguments.index("--")
@@ -170,9 +172,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str] | None]:
     args = _parser().parse_args(arguments)
     if beam_options and not args.beam:
         raise UserError(f"options after -- are Beam's, such as {beam_options[0]}, and need --beam")
-    if not args.encode and (args.encode_text or args.buckets):
+    if not args.encode and (args.encode_text or args.buckets or precision_given(args)):
         raise UserError(
-            "--encode-text and --buckets are of what is stored beside the images: add --encode MODEL"
+            "--encode-text, --buckets, --dtype and --vae-dtype are of what is stored beside the images: add "
+            "--encode MODEL"
         )
     if not args.data_dir:
         raise UserError("--data-dir is empty, it needs a folder")

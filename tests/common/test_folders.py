@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.folders import replacing_folder
+from realcustom_jax.common.folders import replacing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,7 +67,7 @@ def test_two_writers_at_once_do_not_mix(tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from realcustom_jax.folders import replacing_folder
+from realcustom_jax.common.folders import replacing_folder
 
 with replacing_folder(Path(sys.argv[1]), "--out") as half:
     (half / "file").write_text("half")
