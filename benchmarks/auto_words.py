@@ -12,8 +12,9 @@ import numpy as np
 
 import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
-from realcustom_jax.generate import choose_words
+from realcustom_jax.inputs.encode import choose_words
 from realcustom_jax.inputs.encoder_pair import OWN_TEMPLATE, own_pair
+from realcustom_jax.inputs.requests import Request
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt, random_identity, render_reference
 
 TEMPLATES = (OWN_TEMPLATE, "a {}", "a photo of a {}", "a photo of a {} on a plain background")
@@ -39,8 +40,9 @@ def main() -> None:
         taken = []
         for image, pair, place in zip(images, pairs, places, strict=True):
             try:
-                ((subject,),) = choose_words(pipe, [prompt(list(pair), place)], [[rc.Subject(image, "auto")]])
-                taken.append(subject.words)
+                request = Request(prompt(list(pair), place), (rc.Subject(image, "auto"),))
+                (chosen_request,) = choose_words(pipe, [request])
+                taken.append(chosen_request.subjects[0].words)
             except rc.UserError:
                 taken.append("")
         return taken

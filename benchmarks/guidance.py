@@ -15,21 +15,22 @@ import itertools
 import numpy as np
 from toybox_flags import flags
 
+import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.guidance import SCOPES
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import Benchmark, Setting, make_requests
-from realcustom_jax.generate import latent_size
+from realcustom_jax.evaluation.toybox import Benchmark, Setting, make_cases
+from realcustom_jax.generate import Generator
+from realcustom_jax.inputs.sizes import latent_size
 
 SHOWN = ("identity_top1", "word_top1", "background_top1", "leakage")
 
 
 def main() -> None:
     args = _parse()
-    generator = Generator.load(args.model, args.batch)
-    benchmark = Benchmark(make_requests(args.requests, args.held_out), Judge.load(), None)
+    generator = Generator(rc.load(args.model), args.batch)
+    benchmark = Benchmark(make_cases(args.requests, args.held_out), Judge.load(), None)
     defaults = generator.pipe.defaults
     weights = args.weights or [(defaults.text_weight, defaults.image_weight)]
     intervals = args.intervals or [(defaults.guidance_start, defaults.guidance_stop)]

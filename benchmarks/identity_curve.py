@@ -9,9 +9,9 @@ judge need: what does it find of real scenes whose squares of so many pixels bec
 import numpy as np
 from toybox_flags import parse
 
+import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation import plots
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import (
@@ -19,9 +19,10 @@ from realcustom_jax.evaluation.toybox import (
     SETTINGS,
     Benchmark,
     identity,
-    make_requests,
+    make_cases,
     real_scene,
 )
+from realcustom_jax.generate import Generator
 from realcustom_jax.toybox.palette import PATTERNS
 
 SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
@@ -29,13 +30,13 @@ SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
 
 def main() -> None:
     args = parse(__doc__, 208)
-    benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
-    generator = Generator.load(args.model, args.batch)
+    benchmark = Benchmark(make_cases(args.requests), Judge.load(), None)
+    generator = Generator(rc.load(args.model), args.batch)
     ranks = {
         name.replace("_", " "): benchmark.ranks(benchmark.make(generator, setting)[0])
         for name, setting in SETTINGS.items()
     }
-    scenes = np.stack([real_scene(request).image for request in benchmark.requests])
+    scenes = np.stack([real_scene(request).image for request in benchmark.cases])
     coarse = [benchmark.ranks(in_squares(scenes, side)) == 0 for side in SQUARES]
 
     first = (1, 2, 3, 5, 10, IDENTITIES)
@@ -50,7 +51,7 @@ def main() -> None:
     for name, row in shares.items():
         print(f"{name:32}" + "".join(f"{found.mean():7.2f}" for found in row))
     print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
-    looks = np.array([identity(r).pattern for r in benchmark.requests])
+    looks = np.array([identity(r).pattern for r in benchmark.cases])
     print("identity top-1 of the full method by pattern:")
     for pattern in PATTERNS:
         found = ranks["full"][looks == pattern] == 0

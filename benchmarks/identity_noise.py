@@ -28,12 +28,12 @@ from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Request, Setting, make_requests, real_scene
-from realcustom_jax.generate import latent_size
+from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Case, Setting, make_cases, real_scene
+from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig
+from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.programs import decode
 
 BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
 COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}
@@ -42,7 +42,7 @@ COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}
 def main() -> None:
     args = parse(__doc__, 52)
     pipe = load(args.model)
-    benchmark = Benchmark(make_requests(args.requests), Judge.load(), None)
+    benchmark = Benchmark(make_cases(args.requests), Judge.load(), None)
     curves = {name: [] for name in COMPARED}
     print(f"{'begins at step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
     options = pipe.defaults
@@ -50,7 +50,7 @@ def main() -> None:
     begins = (*(begin for begin in BEGINS if begin < options.steps), options.steps)
     for begin in begins:
         for name, setting in COMPARED.items():
-            images = finished(pipe, setting, benchmark.requests, begin, args.batch)
+            images = finished(pipe, setting, benchmark.cases, begin, args.batch)
             curves[name].append(benchmark.ranks(images) == 0)
         signal = table.alpha[begin] if begin < options.steps else 1.0
         cells = "".join(f"{cell(rows[-1]):>24}" for rows in curves.values())
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def finished(
-    pipe: Pipeline, setting: Setting, requests: Sequence[Request], begin: int, batch: int
+    pipe: Pipeline, setting: Setting, requests: Sequence[Case], begin: int, batch: int
 ) -> np.ndarray:
     """uint8 images (n, H, W, 3) that are sampled on from the requests' scenes, noised for a step."""
     options, images = pipe.defaults, []

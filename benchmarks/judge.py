@@ -16,9 +16,9 @@ from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.judge_augment import blur
 from realcustom_jax.evaluation.tables import table
-from realcustom_jax.evaluation.toybox import Benchmark, another_subject, make_requests, real_scene
+from realcustom_jax.evaluation.toybox import Benchmark, another_subject, make_cases, real_scene
+from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import load
-from realcustom_jax.programs import decode
 
 MEASURES = ("identity_top1", "background_top1", "word_top1", "mask_iou")
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = flags(__doc__, 208, plots=False)
     parser.add_argument("--judge", type=Path, default=SHIPPED, help="(the shipped one)")
     args = parser.parse_args()
-    requests = make_requests(args.requests)
+    requests = make_cases(args.requests)
     benchmark = Benchmark(requests, Judge.load(args.judge), None)
     scenes = [real_scene(request) for request in requests]
     images, masks = (np.stack(x) for x in ([s.image for s in scenes], [s.masks[0] for s in scenes]))

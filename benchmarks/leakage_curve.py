@@ -27,15 +27,15 @@ from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.judge import Judge
 from realcustom_jax.evaluation.toybox import (
     SETTINGS,
-    Request,
+    Case,
     Setting,
     another_subject,
-    make_requests,
+    make_cases,
     real_scene,
 )
-from realcustom_jax.generate import latent_size
+from realcustom_jax.inputs.sizes import latent_size
+from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import Pipeline, load
-from realcustom_jax.programs import decode
 from realcustom_jax.toybox import Scene
 
 RINGS = (2, 4, 6, 8, 12, 16, 24)  # outer ends, in pixels; one more ring has all beyond
@@ -49,7 +49,7 @@ COMPARED = {
 
 def main() -> None:
     args = parse(__doc__, 104)
-    requests, pipe, judge = make_requests(args.requests), load(args.model), Judge.load()
+    requests, pipe, judge = make_cases(args.requests), load(args.model), Judge.load()
     latents = {name: sampled(pipe, setting, requests, args.batch) for name, setting in COMPARED.items()}
     images = {name: decoded(pipe, z) for name, z in latents.items()}
     regions = np.any([judge.look(found).regions for found in images.values()], axis=0)
@@ -77,7 +77,7 @@ def main() -> None:
         print(f"{name + ' / no mask':40}" + "".join(f"{ratio:7.2f}" for ratio in ratios))
 
 
-def sampled(pipe: Pipeline, setting: Setting, requests: Sequence[Request], batch: int) -> np.ndarray:
+def sampled(pipe: Pipeline, setting: Setting, requests: Sequence[Case], batch: int) -> np.ndarray:
     """Latents (n, h, w, C) of a setting, as they go into the VAE."""
     options = pipe.defaults.changed(setting.options)
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))

@@ -32,8 +32,10 @@ from realcustom_jax.diffusion.denoiser import Denoiser
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, predicted_z0_and_noise
 from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import Request, make_requests, real_scene, reference
-from realcustom_jax.generate import latent_size, make_conditioning, request_keys
+from realcustom_jax.evaluation.toybox import Case, make_cases, real_scene, reference
+from realcustom_jax.generate import request_keys
+from realcustom_jax.inputs.encode import make_conditioning
+from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.layers import GroupNorm
@@ -76,7 +78,7 @@ def main() -> None:
     args = parse(__doc__, 104)
     pipe = load(args.model)
     config = pipe.defaults.sampler_config(*latent_size(pipe.models, None, None))
-    requests = make_requests(args.requests)
+    requests = make_cases(args.requests)
     steps = [step for step in STEPS if step < config.guided_steps]
     parts = [
         changes(pipe, config, requests[start : start + args.batch], steps)
@@ -99,7 +101,7 @@ def main() -> None:
 
 
 def changes(
-    pipe: Pipeline, config: SamplerConfig, requests: Sequence[Request], steps: Sequence[int]
+    pipe: Pipeline, config: SamplerConfig, requests: Sequence[Case], steps: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where subjects act, bool (steps, n, h, w), and how they change z_0, (steps, kinds, n, h, w)."""
     subjects = [[Subject(reference(request).image, request.word)] for request in requests]

@@ -11,8 +11,10 @@ from jax import Array
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
-from realcustom_jax.evaluation.toybox import Request, Setting
-from realcustom_jax.generate import make_conditioning, request_keys
+from realcustom_jax.evaluation.toybox import Case, Setting
+from realcustom_jax.generate import request_keys
+from realcustom_jax.inputs.encode import encode_requests
+from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
@@ -21,13 +23,12 @@ from realcustom_jax.pipeline import Pipeline
 
 
 def conditioned(
-    pipe: Pipeline, setting: Setting, requests: Sequence[Request], options: SamplingOptions
+    pipe: Pipeline, setting: Setting, cases: Sequence[Case], options: SamplingOptions
 ) -> tuple[Conditioning, Array]:
-    """What the sampler takes of requests in a setting: their conditioning and keys."""
-    jobs = [setting.job(request) for request in requests]
-    prompts, subjects = [job.prompt for job in jobs], [job.subjects for job in jobs]
-    conditioning = make_conditioning(pipe, prompts, subjects, [""] * len(jobs), options)
-    return conditioning, request_keys([job.seed for job in jobs])
+    """What the sampler takes of cases in a setting: their conditioning and keys."""
+    requests = [setting.request(case) for case in cases]
+    config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    return encode_requests(pipe, requests, options, config), request_keys([r.seed for r in requests])
 
 
 def encode(models: Models, params: Any, images: np.ndarray | Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import realcustom_jax as rc
-from realcustom_jax.programs import images_of
+from realcustom_jax.outputs.decode import images_of
 
 
 def measure(phases: dict[str, dict[str, float]], compiling: Any) -> None:

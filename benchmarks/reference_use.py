@@ -30,14 +30,16 @@ from realcustom_jax.evaluation import plots
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
-    Request,
+    Case,
     identity,
-    make_requests,
+    make_cases,
     real_scene,
     reference,
     references,
 )
-from realcustom_jax.generate import latent_size, make_conditioning, request_keys
+from realcustom_jax.generate import request_keys
+from realcustom_jax.inputs.encode import make_conditioning
+from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig
@@ -53,7 +55,7 @@ KINDS = ("text only", "another's reference", "own reference")
 def main() -> None:
     args = parse(__doc__, 104)
     pipe = load(args.model)
-    requests = make_requests(args.requests)
+    requests = make_cases(args.requests)
     options = pipe.defaults
     steps = [step for step in STEPS if step < options.steps]
     table = make_table(options.solver, options.steps, pipe.schedule, options.spacing, options.eta)
@@ -74,7 +76,7 @@ def main() -> None:
         print(f"  {name}: {cell([variance(pipe, request, own) for request in requests])}", flush=True)
 
 
-def errors(pipe: Pipeline, kind: str, requests: Sequence[Request], steps: Sequence[int]) -> np.ndarray:
+def errors(pipe: Pipeline, kind: str, requests: Sequence[Case], steps: Sequence[int]) -> np.ndarray:
     """(steps, n): mean square errors of z_0 inside the subjects."""
     config = pipe.defaults.sampler_config(*latent_size(pipe.models, None, None))
     subjects = [[] if kind == "text only" else [photo(kind, request)] for request in requests]
@@ -91,7 +93,7 @@ def errors(pipe: Pipeline, kind: str, requests: Sequence[Request], steps: Sequen
     )  # fmt: skip
 
 
-def photo(kind: str, request: Request) -> Subject:
+def photo(kind: str, request: Case) -> Subject:
     other = references(request.word)[(request.number + 1) % IDENTITIES]
     scene = reference(request) if kind == "own reference" else other
     return Subject(scene.image, request.word)
@@ -144,7 +146,7 @@ def _everywhere(denoiser: Denoiser, x: Array, row: SolverTable) -> Array:
     return denoiser.generate(x, row.t, row.alpha, masks, negative=False)[1]
 
 
-def variance(pipe: Pipeline, request: Request, own: bool) -> float:
+def variance(pipe: Pipeline, request: Case, own: bool) -> float:
     """Of scenes like the request's, with its own subject or any of the word, in the subject of each."""
     rng = np.random.default_rng([request.seed, int(own)])
     subject = identity(request)

@@ -16,12 +16,14 @@ import numpy as np
 import scipy.ndimage
 from toybox_flags import parse
 
+import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
-from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.judge import SIZE, Judge
 from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.tables import cell
 from realcustom_jax.evaluation.toybox import IDENTITIES, enlarge, identities, references
+from realcustom_jax.generate import Generator
+from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, Identity, Scene, prompt, render_reference, render_scene
 
@@ -37,10 +39,10 @@ class Pair:
     background: str
     seed: int
 
-    def job(self, subjects: bool = True, masked: bool = True) -> Job:
+    def job(self, subjects: bool = True, masked: bool = True) -> Request:
         mask = None if masked else np.ones((1, 1), np.float32)
         given = tuple(Subject(references(word)[self.number].image, word, mask=mask) for word in self.words)
-        return Job(prompt(self.words, self.background), given if subjects else (), self.seed)
+        return Request(prompt(self.words, self.background), given if subjects else (), self.seed)
 
     def real_scene(self) -> Scene:
         return render_scene(self.background, [self.identity(k) for k in range(2)], self.seed, SIZE)
@@ -60,12 +62,12 @@ class Pair:
 def main() -> None:
     args = parse(__doc__, 52, plots=False)
     pairs = [_pair(i) for i in range(args.requests)]
-    judge, generator = Judge.load(), Generator.load(args.model, args.batch)
+    judge, generator = Judge.load(), Generator(rc.load(args.model), args.batch)
     options = generator.pipe.defaults
-    full, masks = generator([pair.job() for pair in pairs], options)
+    full, masks = generator([pair.request() for pair in pairs], options)
     masks = np.stack([enlarge(masks[:, k] > 0) for k in range(2)], axis=1)
-    no_mask, _ = generator([pair.job(masked=False) for pair in pairs], options)
-    plain, _ = generator([pair.job(subjects=False) for pair in pairs], options)
+    no_mask, _ = generator([pair.request(masked=False) for pair in pairs], options)
+    plain, _ = generator([pair.request(subjects=False) for pair in pairs], options)
     scenes = [pair.real_scene() for pair in pairs]
     real, exact = (np.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "masks"))
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from realcustom_jax.common.errors import UserError
     from realcustom_jax.diffusion.conditioning import Conditioning, Settings
     from realcustom_jax.diffusion.sampler import sample_latents
-    from realcustom_jax.generate import make_conditioning, sample
+    from realcustom_jax.generate import sample
+    from realcustom_jax.inputs.encode import make_conditioning
     from realcustom_jax.inputs.subjects import Subject
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
@@ -27,7 +28,8 @@ _MODULES = {
     "options": ("SamplerConfig", "SamplingOptions"),
     "pipeline": ("Pipeline", "load", "save"),
     "outputs.samples": ("Samples",),
-    "generate": ("make_conditioning", "sample"),
+    "generate": ("sample",),
+    "inputs.encode": ("make_conditioning",),
     "inputs.subjects": ("Subject",),
 }
 

@@ -15,9 +15,8 @@ from realcustom_jax.common.hosts import connect
 from realcustom_jax.common.progress import Counter
 from realcustom_jax.evaluation import dreambench, plots
 from realcustom_jax.evaluation.dino import load_dino
-from realcustom_jax.evaluation.dreambench_data import read_tasks
+from realcustom_jax.evaluation.dreambench_data import read_cases
 from realcustom_jax.evaluation.dreambench_report import write_report
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.reward import load_image_reward
 from realcustom_jax.evaluation.scores import Scorer
@@ -28,9 +27,10 @@ from realcustom_jax.evaluation.toybox import (
     SETTINGS,
     Benchmark,
     Results,
-    make_requests,
+    make_cases,
     means,
 )
+from realcustom_jax.generate import Generator
 from realcustom_jax.inputs import encoder_pair
 from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.model_flags import add_model_flags, given_model, load_model
@@ -99,7 +99,7 @@ def _toybox(args: argparse.Namespace) -> None:
     generator = _generator(args)
     pipe = generator.pipe
     pair = encoder_pair.own_pair(pipe.models, pipe.params, pipe.tokenizers)
-    benchmark = Benchmark(make_requests(args.requests), judge, pair)
+    benchmark = Benchmark(make_cases(args.requests), judge, pair)
     rows: dict[str, Results] = {}
     plain = None
     with Counter(len(SETTINGS) * args.requests, "sampling", "image") as counter:
@@ -128,7 +128,7 @@ def _dreambench(args: argparse.Namespace) -> None:
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
             raise UserError(f"--{name} names one twice: {' '.join(map(str, values))}")
-    tasks = read_tasks(Path(args.dreambench), args.subjects, args.seeds)
+    cases = read_cases(Path(args.dreambench), args.subjects, args.seeds)
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
     settings = {"model": str(args.model), **options, **given_model(args)}
@@ -139,7 +139,7 @@ def _dreambench(args: argparse.Namespace) -> None:
     if args.clip:
         plots.check_plots()
     scorer = _scorer(args)
-    own = dreambench.own_share(tasks)
+    own = dreambench.own_share(cases)
     made = dreambench.make_missing(own, args.out, lambda: _generator(args), options, negative)
     scored = dreambench.score_missing(own, args.out, scorer)
     print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
@@ -151,10 +151,10 @@ def _dreambench(args: argparse.Namespace) -> None:
 
         multihost_utils.sync_global_devices("dreambench")
     if scorer.measures and jax.process_index() == 0:
-        text, files = write_report(tasks, args.out, scorer.measures, settings)
+        text, files = write_report(cases, args.out, scorer.measures, settings)
         print(f"\n{text}\n{' '.join(map(str, files))}")
         if args.json:
-            results = [dreambench.read_result(args.out, task)["scores"] for task in tasks]
+            results = [dreambench.read_result(args.out, case)["scores"] for case in cases]
             print(json.dumps({m: float(np.mean([r[m] for r in results])) for m in scorer.measures}))
 
 

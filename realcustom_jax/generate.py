@@ -1,8 +1,8 @@
-"""`sample`: prompts and subjects in, images and masks out. A thin shell over the jitted `sample_latents`."""
+"""Requests to images: encode, denoise, decode. `sample` is the public call."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,43 +11,32 @@ import numpy as np
 from jax import Array
 
 from realcustom_jax.common.compile_cache import use_compilation_cache
+from realcustom_jax.common.devices import Devices, memory_errors
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.progress import Progress
-from realcustom_jax.common.rules import Rule, shown
-from realcustom_jax.diffusion.conditioning import Conditioning, Settings
+from realcustom_jax.common.rules import shown
+from realcustom_jax.diffusion.conditioning import Conditioning
+from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
+from realcustom_jax.diffusion.sampler import Run, advance, begin
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
-from realcustom_jax.inputs.encoder_pair import own_pair
-from realcustom_jax.inputs.prompts import warn_of_lost_parts, warn_of_unknown_words
-from realcustom_jax.inputs.requests import nested_subjects, requests_of
-from realcustom_jax.inputs.sanity import (
-    check_finite,
-    check_fits,
-    check_scope,
-    check_used,
-    finite_rows,
-    memory_errors,
-)
-from realcustom_jax.inputs.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
-from realcustom_jax.inputs.subjects import AUTO, Subject, with_words
+from realcustom_jax.inputs.checks import check_fits, check_scope, check_used
+from realcustom_jax.inputs.encode import choose_words, encode_requests
+from realcustom_jax.inputs.prompts import warn_of_unknown_words
+from realcustom_jax.inputs.requests import SEED, Request, requests_of
+from realcustom_jax.inputs.sizes import latent_size
+from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.inputs.target_words import phrases_of
-from realcustom_jax.inputs.tokenize import tokenize
-from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig, SamplingOptions, documented
+from realcustom_jax.outputs.decode import check_finite, finite_rows, images_of
 from realcustom_jax.outputs.records import Record, with_files_read
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.programs import (
-    black_features,
-    images_of,
-    latents_and_masks,
-    reference_features,
-    text_features,
-)
 
-SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
+# (number of steps done, gives the z_0 predicted last) → the step at which to call again.
+StepWatch = Callable[[int, Callable[[], Array]], int]
 
 
 @documented
@@ -72,7 +61,7 @@ def sample(
       seed: from 0 to 2**64 − 1, one for each request or one for all (0); an image depends on its own request
         alone.
       negative_prompt: one for all, or one each; default none.
-      progress: whether to say on stderr what takes long: compiling, step k of n. Default yes.
+      progress: whether to report on stderr what takes long: compiling, step k of n. Default yes.
       preview: function of the number of steps done and of the images as they look then, uint8
         (B, H, W, 3). It changes nothing of the result.
       every: steps between previews (5).
@@ -87,32 +76,74 @@ def sample(
         the result is not finite.
     """
     use_compilation_cache()
-    prompts, nested, negatives, seeds = requests_of(prompt, subjects, negative_prompt, seed)
+    requests = requests_of(prompt, subjects, negative_prompt, seed)
     if progress is not None and not isinstance(progress, bool):
         raise UserError(f"progress must be True, False or None, not {shown(progress)}")
     every = check_preview(preview, every)
-    keys = request_keys(seeds)
-    chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, nested)
-    warn_of_unknown_words(pipe.tokenizers, prompts)
+    chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, requests)
+    warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
     with Progress(shown=progress is None or progress) as report, memory_errors():
         report.stage("encoding prompts and reference images")
-        nested = choose_words(pipe, prompts, nested)
-        conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
-        nested = [[with_files_read(subject) for subject in own] for own in nested]
+        requests = choose_words(pipe, requests)
+        conditioning = encode_requests(pipe, requests, chosen, config)
+        records = _records(pipe, requests, chosen)
         watch = Watch(config.steps, report, preview, every, functools.partial(images_of, pipe))
-        latents, masks = latents_and_masks(pipe, conditioning, keys, config, watch)
+        latents, masks = denoise(pipe, conditioning, request_keys([r.seed for r in requests]), config, watch)
         check_finite(finite_rows(latents))
         report.stage("decoding")
         images = images_of(pipe, latents)
-    words = [
-        [phrases_of(prompt, subject.words) for subject in own]
-        for prompt, own in zip(prompts, nested, strict=True)
-    ]
-    records = tuple(
-        Record(*texts, int(one_seed), tuple(own), chosen.of_request(i), dict(pipe.source))
-        for i, (*texts, one_seed, own) in enumerate(zip(prompts, negatives, seeds, nested, strict=True))
-    )
+    words = [[phrases_of(r.prompt, subject.words) for subject in r.subjects] for r in requests]
     return Samples(images, np.asarray(masks), words, records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Makes the images of many requests, in batches of one size.
+
+    Attributes:
+      pipe: the model.
+      per_device: images that each device of the model's mesh makes at once.
+    """
+
+    pipe: Pipeline
+    per_device: int
+
+    @property
+    def batch(self) -> int:
+        return self.per_device * (1 if self.pipe.mesh is None else self.pipe.mesh.size)
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Make all images.
+
+        Args:
+          requests: with as many subjects each.
+          options: of all.
+          progress: called with the number of images made since the last call.
+
+        Returns:
+          images uint8 (n, H, W, 3), and the masks of the last step (n, R, h, w).
+
+        Raises:
+          UserError: as `sample`.
+        """
+        pipe = self.pipe
+        config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+        images, masks = [], []
+        for start in range(0, len(requests), self.batch):
+            own = list(requests[start : start + self.batch])
+            # An image depends on its own request alone, so the last batch may be filled up with any.
+            filled = choose_words(pipe, own + own[-1:] * (self.batch - len(own)))
+            conditioning = encode_requests(pipe, filled, options, config)
+            latents, history = denoise(pipe, conditioning, request_keys([r.seed for r in filled]), config)
+            images.append(images_of(pipe, latents)[: len(own)])
+            masks.append(np.asarray(history[: len(own), -1]))
+            progress(len(own))
+        return np.concatenate(images), np.concatenate(masks)
 
 
 def plan(
@@ -120,7 +151,7 @@ def plan(
     schedule: ScheduleConfig,
     defaults: SamplingOptions,
     changes: Mapping[str, Any],
-    subjects: Sequence[Sequence[Subject]],
+    requests: Sequence[Request],
 ) -> tuple[SamplingOptions, SamplerConfig]:
     """The options of a batch of requests and the sampler's static part, checked without parameters.
 
@@ -130,11 +161,11 @@ def plan(
     options = defaults.changed(changes)
     check_used(changes, options)
     for name in SamplingOptions.scalars():
-        options.scalar(name, len(subjects))
+        options.scalar(name, len(requests))
     config = options.sampler_config(*latent_size(models, options.height, options.width))
     make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
-    check_fits(models, len(subjects), config)
-    check_scope(options, config, subjects)
+    check_fits(models, len(requests), config)
+    check_scope(options, config, [request.subjects for request in requests])
     return options, config
 
 
@@ -151,96 +182,53 @@ def request_keys(seeds: Sequence[int]) -> Array:
     return jax.random.wrap_key_data(jnp.asarray(halves, jnp.uint32), impl="threefry2x32")
 
 
-def latent_size(models: Models, height: int | None, width: int | None) -> tuple[int, int]:
-    """Latent height and width for an image size in pixels; None for the model's own.
-
-    Raises:
-      UserError: when VAE and UNet cannot halve it as often as they must.
-    """
-    down = models.vae_config.downscale
-    multiple = down * models.unet_config.divisor
-    sizes = []
-    for name, size in (("height", height), ("width", width)):
-        size = models.unet_config.sample_size * down if size is None else size
-        if size < multiple or size % multiple:
-            raise UserError(
-                f"the {name} of {size} pixels cannot be halved as often as the model needs: "
-                f"use a multiple of {multiple}"
-            )
-        sizes.append(size // down)
-    return sizes[0], sizes[1]
-
-
-def image_size(models: Models, options: SamplingOptions) -> tuple[int, int]:
-    """Height and width in pixels of what the options ask for."""
-    down = models.vae_config.downscale
-    height, width = latent_size(models, options.height, options.width)
-    return height * down, width * down
-
-
-def make_conditioning(
+def denoise(
     pipe: Pipeline,
-    prompts: Sequence[str],
-    subjects: Sequence[Sequence[Subject]],
-    negative_prompts: Sequence[str],
-    options: SamplingOptions,
-) -> Conditioning:
-    """Encode a batch of requests for `sample_latents`.
+    conditioning: Conditioning,
+    keys: Array,
+    config: SamplerConfig,
+    watch: StepWatch | None = None,
+) -> tuple[Array, Array]:
+    """The denoising loop: z_0 (B, h, w, C) and the masks of all steps (B, steps, R, h', w').
 
-    Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
-    with a list of prompts, and its errors.
+    Args:
+      pipe, conditioning, keys, config: see `sample_latents`.
+      watch: called between steps. The same compiled program runs with and without it.
     """
-    subjects = choose_words(pipe, prompts, nested_subjects(subjects, len(prompts), single=False))
-    batch, slots = len(prompts), max(len(own) for own in subjects)
-    if slots and pipe.models.realcustom is None:
-        raise UserError("this model has no realcustom/ weights, so it can take no subjects")
-    ids = [tokenize(tokenizer, [*prompts, *negative_prompts]) for tokenizer in pipe.tokenizers]
-    text, pooled = text_features(pipe, ids)
-    text, negative_text = jnp.split(text, 2)
-    pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
-    sizes = None if pooled is None else size_ids(batch, *image_size(pipe.models, options))
-
-    words = target_tokens(pipe.tokenizers, prompts, subjects, slots)
-    warn_of_lost_parts(pipe.tokenizers, [*prompts, *negative_prompts])
-    flags, strengths, user_masks, instead = slot_arrays(subjects, slots, *mask_grid(pipe.models, options))
-    photos = photo_flags(subjects, slots)
-    features = negative = ()
-    if slots:
-        views, shown = different_references(subjects, slots, pipe.models)
-        black = black_features(pipe)
-        encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
-        features = tuple(x[shown] for x in encoded)
-        negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
-    arrays = jax.tree.map(jnp.asarray, (words, flags, strengths, user_masks, instead))
-    return Conditioning(
-        text, negative_text, features, negative, *arrays, settings, pooled, negative_pooled, sizes,
-        None if photos is None else jnp.asarray(photos),
-    )  # fmt: skip
+    static = (pipe.models, pipe.schedule, config)
+    devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
+    rows = devices.place((conditioning, keys))
+    contexts, run = devices.run(begin_rows, static, rows)
+    done, stop = 0, config.steps if watch is None else watch(0, lambda: devices.collect(run.state.z0))
+    while done < config.steps:
+        span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
+        run = devices.run(advance_rows, static, (*rows, contexts, run, span))
+        done = stop
+        if watch is not None:
+            stop = watch(done, lambda run=run: devices.collect(run.state.z0))
+    out = devices.collect((run.state.z0, run.history))
+    return jax.block_until_ready(out) if pipe.offloaded else out
 
 
-def choose_words(
-    pipe: Pipeline, prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
-) -> list[list[Subject]]:
-    """The subjects of every request, with the words that their images show in place of "auto".
+def begin_rows(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tuple[Contexts, Run]:
+    (models, schedule, config), (conditioning, keys) = static, rows
+    static = {"unet": models.unet, "schedule": schedule, "config": config}
+    denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
+    return denoiser.contexts, begin(denoiser)
 
-    Raises:
-      UserError: for a model that cannot tell, or where no word of a prompt fits an image.
-    """
-    if not any(subject.words == AUTO for own in subjects for subject in own):
-        return [list(own) for own in subjects]
-    matcher = pipe.matcher or own_pair(pipe.models, pipe.params, pipe.tokenizers)
-    if matcher is None:
-        raise UserError(
-            "this model's image encoder cannot tell which words a reference image shows: give the words of "
-            'each subject instead of "auto", or load the model with a CLIP that tells them (matcher)'
+
+def advance_rows(static: Any, params: Any, rows: tuple[Conditioning, Array, Contexts, Run, Array]) -> Run:
+    (models, schedule, config), (conditioning, keys, contexts, run, span) = static, rows
+    denoiser = Denoiser(models.unet, schedule, config, params["unet"], conditioning, contexts, keys)
+    return advance(denoiser, run, (span[0, 0], span[0, 1]))  # every row's span is the same
+
+
+def _records(pipe: Pipeline, requests: Sequence[Request], options: SamplingOptions) -> tuple[Record, ...]:
+    """What makes each image again."""
+    return tuple(
+        Record(
+            request.prompt, request.negative_prompt, request.seed,
+            tuple(map(with_files_read, request.subjects)), options.of_request(i), dict(pipe.source),
         )
-    nouns = matcher.vocabulary()
-    return [with_words(prompt, own, matcher, nouns) for prompt, own in zip(prompts, subjects, strict=True)]
-
-
-def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
-    """Height and width of the masks."""
-    config = options.sampler_config(*latent_size(models, options.height, options.width))
-    return config.mask_height, config.mask_width
+        for i, request in enumerate(requests)
+    )  # fmt: skip

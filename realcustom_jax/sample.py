@@ -23,9 +23,10 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists, make_folder
 from realcustom_jax.common.progress import Progress
-from realcustom_jax.generate import SEED, plan, sample
+from realcustom_jax.generate import plan, sample
+from realcustom_jax.inputs.checks import still_used
 from realcustom_jax.inputs.prompts import text_or_file, texts_of
-from realcustom_jax.inputs.sanity import still_used
+from realcustom_jax.inputs.requests import SEED, Request
 from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 from realcustom_jax.inputs.target_words import find_phrase, phrases_of
 from realcustom_jax.inputs.transforms import load_image
@@ -47,7 +48,8 @@ def main() -> None:
     models, schedule, defaults = model_settings(args)
     recorded = _changes(request.options, defaults)
     options = {**still_used(recorded, given, defaults), **given}
-    plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
+    requests = [Request(request.prompt, request.subjects, seed) for seed in seeds]
+    plan(models, schedule, defaults, options, requests)
     with Progress() as progress:
         progress.stage(f"loading {args.model}")
         pipe = load_model(args, matcher=args.matcher)

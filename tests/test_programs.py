@@ -12,8 +12,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import realcustom_jax as rc
-from realcustom_jax import programs
+from realcustom_jax.common import devices as devices_module
+from realcustom_jax.inputs import encode
 from realcustom_jax.models.vae_tiles import decode_in_tiles
+from realcustom_jax.outputs import decode
 
 FEW = {"steps": 2}
 PHOTO = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
@@ -61,11 +63,13 @@ def test_a_batch_is_divided_among_the_devices(saved, expected, layout):
 
 
 def test_only_as_many_devices_work_as_have_rows(saved, monkeypatch):
-    used, restrict = [], programs._restrict
-    monkeypatch.setattr(programs, "_restrict", lambda x, over: (used.append(over.size), restrict(x, over))[1])
+    used, restrict = [], devices_module._restrict
+    monkeypatch.setattr(
+        devices_module, "_restrict", lambda x, over: (used.append(over.size), restrict(x, over))[1]
+    )
     pipe = rc.load(saved)
     for count, devices in ((1, 1), (6, 6), (8, 8), (9, 5)):  # 9 rows are 2 on each of 5
-        images = programs.images_of(pipe, jnp.zeros((count, 8, 8, 4)))
+        images = decode.images_of(pipe, jnp.zeros((count, 8, 8, 4)))
         assert len(images) == count and used.pop() == devices
 
 
@@ -74,25 +78,25 @@ def test_slices_of_a_batch_share_one_program(micro_pipe, monkeypatch, count, siz
     """Of 3 images at most, the last filled up; each image is that of its latents decoded alone."""
     traced = []
 
-    def decode(models, params, latents):  # called where a program is traced
+    def spy(models, params, latents):  # called where a program is traced
         traced.append(len(latents))
         return original(models, params, latents)
 
-    original, decode_alone = programs._decode, jax.jit(programs.decode, static_argnums=0)
+    original, decode_alone = decode.decode_rows, jax.jit(decode.decode, static_argnums=0)
     latents = jax.random.normal(jax.random.key(count), (count, 8, 8, 4))
     alone = [
         np.asarray(decode_alone(micro_pipe.models, micro_pipe.params["vae"], one[None]))[0] for one in latents
     ]
-    monkeypatch.setattr(programs, "_decode", decode)
-    monkeypatch.setattr(programs, "_DECODED_AT_ONCE", 3 * 16 * 16 + 1)
+    monkeypatch.setattr(decode, "decode_rows", spy)
+    monkeypatch.setattr(decode, "_DECODED_AT_ONCE", 3 * 16 * 16 + 1)
     ran = []
-    run = programs._run_with
-    monkeypatch.setattr(programs, "_run_with", lambda *x: (ran.append(len(x[-1])), run(*x))[1])
-    images = programs.images_of(micro_pipe, latents)
+    run = decode.run_rows
+    monkeypatch.setattr(decode, "run_rows", lambda *x: (ran.append(len(x[-1])), run(*x))[1])
+    images = decode.images_of(micro_pipe, latents)
     assert ran == sizes and traced == sizes[:1]
     assert images.shape == (count, 16, 16, 3) and np.abs(images.astype(int) - alone).max() <= 1
     with pytest.raises(rc.UserError, match=f"the result of request {count - 1} is not finite"):
-        programs.images_of(micro_pipe, latents.at[-1].set(jnp.nan))
+        decode.images_of(micro_pipe, latents.at[-1].set(jnp.nan))
 
 
 def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected):
@@ -107,11 +111,11 @@ def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected)
 
 def test_black_is_encoded_once_a_pipeline(micro_pipe, monkeypatch):
     pipe, calls = micro_pipe.replace(), []
-    encode = programs.reference_features
-    monkeypatch.setattr(programs, "reference_features", lambda *x: (calls.append(1), encode(*x))[1])
-    first, second = programs.black_features(pipe), programs.black_features(pipe)
+    encode_references = encode.reference_features
+    monkeypatch.setattr(encode, "reference_features", lambda *x: (calls.append(1), encode_references(*x))[1])
+    first, second = encode.black_features(pipe), encode.black_features(pipe)
     assert first is second and len(calls) == 1
-    programs.black_features(pipe.replace())
+    encode.black_features(pipe.replace())
     assert len(calls) == 2, "other parameters may lie in another pipeline"
 
 

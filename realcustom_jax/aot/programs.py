@@ -17,7 +17,7 @@ from realcustom_jax.diffusion.phases import Phase, phases
 from realcustom_jax.diffusion.sampler import SamplerState, sample_latents, sample_step
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable
-from realcustom_jax.generate import latent_size, mask_grid
+from realcustom_jax.inputs.sizes import latent_size, mask_grid
 from realcustom_jax.models.config import HIGH_RES, from_mapping
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.flash import flash_attention

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from realcustom_jax import programs as sampling
+from realcustom_jax import generate
 from realcustom_jax.aot.programs import (
     Program,
     conditioning_shapes,
@@ -18,11 +18,14 @@ from realcustom_jax.aot.programs import (
     per_chip_bytes,
     sample_program,
 )
+from realcustom_jax.common.devices import lower
 from realcustom_jax.common.precision import AUTO, vae_compute_dtype
-from realcustom_jax.generate import latent_size
+from realcustom_jax.inputs import encode
+from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.options import SamplingOptions
+from realcustom_jax.outputs import decode
 from realcustom_jax.pipeline import base_defaults, dtype_of_param
 from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.weights.keys import flatten, unflatten
@@ -84,26 +87,26 @@ def request_programs(
     conditioning = conditioning_shapes(models, options, subjects, struct)
     ids = tuple(struct(models.text_tokens, of=jnp.int32) for _ in models.text_configs)
     # Prompt and negative prompt are encoded together; a black image beside the references, once.
-    jobs = {"text encoders": (TEXT, sampling._encode_text, models, _times(ids, 2))}
+    jobs = {"text encoders": (TEXT, encode.encode_text_rows, models, _times(ids, 2))}
     if subjects:
-        jobs["image towers"] = (IMAGE, sampling._encode_references, models, _views(models, struct))
-    jobs["contexts"] = (("unet",), sampling._begin, static, (conditioning, keys))
+        jobs["image towers"] = (IMAGE, encode.encode_reference_rows, models, _views(models, struct))
+    jobs["contexts"] = (("unet",), generate.begin_rows, static, (conditioning, keys))
     contexts, run = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
         jax.eval_shape(
-            lambda p, r: sampling._begin(static, p, r), {"unet": params["unet"]}, (conditioning, keys)
+            lambda p, r: generate.begin_rows(static, p, r), {"unet": params["unet"]}, (conditioning, keys)
         ),
     )
     loop_rows = (conditioning, keys, contexts, run, struct(2, of=jnp.int32))
-    jobs[LOOP] = (("unet",), sampling._advance, static, loop_rows)
+    jobs[LOOP] = (("unet",), generate.advance_rows, static, loop_rows)
     latents = struct(config_of_loop.height, config_of_loop.width, models.vae_config.latent_channels)
-    jobs["VAE decoder"] = (("vae",), sampling._decode, models, latents)
+    jobs["VAE decoder"] = (("vae",), decode.decode_rows, models, latents)
     parts = sample_program(config, list(chips), per_chip, subjects, options).parts
     programs, held = {}, {}
     for name, (components, program, fixed, inputs) in jobs.items():
         own = {key: params[key] for key in components if key in params}
         held[name] = per_chip_bytes(own)
-        lowered = sampling.lower(program, fixed, own, inputs, mesh)
+        lowered = lower(program, fixed, own, inputs, mesh)
         is_loop = name == LOOP
         programs[name] = Program(
             lowered, count, {"parameters": held[name]}, is_loop, parts if is_loop else ()

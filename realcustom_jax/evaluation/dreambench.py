@@ -14,9 +14,10 @@ from PIL import Image
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_json, write_whole
 from realcustom_jax.common.progress import Counter
-from realcustom_jax.evaluation.dreambench_data import Task
-from realcustom_jax.evaluation.generate import Generator, Job
+from realcustom_jax.evaluation.dreambench_data import Case
 from realcustom_jax.evaluation.scores import Scorer
+from realcustom_jax.generate import Generator
+from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.weights.digest import params_sha256
@@ -47,13 +48,13 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def own_share(tasks: Sequence[Task]) -> list[Task]:
-    """Every n-th task, of n hosts: equal shares, and a subject's images on all of them."""
-    return list(tasks[jax.process_index() :: jax.process_count()])
+def own_share(cases: Sequence[Case]) -> list[Case]:
+    """Every n-th case, of n hosts: equal shares, and a subject's images on all of them."""
+    return list(cases[jax.process_index() :: jax.process_count()])
 
 
 def make_missing(
-    tasks: Sequence[Task],
+    cases: Sequence[Case],
     out: Path,
     load: Callable[[], Generator],
     options: Mapping[str, Any],
@@ -62,7 +63,7 @@ def make_missing(
     """Make the images that are not there, a batch at a time: a run that is cut off loses one batch.
 
     Args:
-      tasks: of this host.
+      cases: of this host.
       out: for SUBJECT/NUMBER_SEED.png.
       load: the model, which is loaded only where images are missing.
       options: changes of its sampling options.
@@ -75,7 +76,7 @@ def make_missing(
       UserError: when those that are there were made with other weights or options, though the model is
         called the same.
     """
-    missing = [task for task in tasks if not (out / f"{task.name}.png").is_file()]
+    missing = [case for case in cases if not (out / f"{case.name}.png").is_file()]
     if not missing:
         return 0
     generator = load()
@@ -86,22 +87,22 @@ def make_missing(
     with Counter(len(missing), "sampling", "image") as counter:
         for start in range(0, len(missing), generator.batch):
             batch = missing[start : start + generator.batch]
-            for path in {task.photos[0] for task in batch} - photos.keys():
+            for path in {case.photos[0] for case in batch} - photos.keys():
                 photos[path] = load_image(path)
             # Equal photos are one object, so that each is encoded once.
-            subjects = [(Subject(photos[task.photos[0]], task.word),) for task in batch]
+            subjects = [(Subject(photos[case.photos[0]], case.word),) for case in batch]
             jobs = [
-                Job(task.prompt, own, task.seed, negative_prompt)
-                for task, own in zip(batch, subjects, strict=True)
+                Request(case.prompt, own, case.seed, negative_prompt)
+                for case, own in zip(batch, subjects, strict=True)
             ]
             images, _ = generator(jobs, chosen, counter.update)
-            for task, image in zip(batch, images, strict=True):
-                path = out / f"{task.name}.png"
+            for case, image in zip(batch, images, strict=True):
+                path = out / f"{case.name}.png"
                 write_whole(path, lambda half, image=image: Image.fromarray(image).save(half, "PNG"))
     return len(missing)
 
 
-def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
+def score_missing(cases: Sequence[Case], out: Path, scorer: Scorer) -> int:
     """Score the images whose JSON lacks one of the scorer's measures, or has it by another tower.
 
     What else is in it is kept.
@@ -110,31 +111,31 @@ def score_missing(tasks: Sequence[Task], out: Path, scorer: Scorer) -> int:
       how many were scored.
     """
     wanted = scorer.sources.items()
-    missing = [task for task in tasks if not wanted <= read_result(out, task).get("by", {}).items()]
+    missing = [case for case in cases if not wanted <= read_result(out, case).get("by", {}).items()]
     with Counter(len(missing), "scoring", "image") as counter:
-        for _, group in itertools.groupby(missing, key=lambda task: task.subject):
+        for _, group in itertools.groupby(missing, key=lambda case: case.subject):
             for batch in _chunks(group):
-                images = [load_image(out / f"{task.name}.png") for task in batch]
-                for task, scores in zip(batch, scorer.score(batch, images), strict=True):
-                    before = read_result(out, task)
+                images = [load_image(out / f"{case.name}.png") for case in batch]
+                for case, scores in zip(batch, scorer.score(batch, images), strict=True):
+                    before = read_result(out, case)
                     kept = {**before.get("scores", {}), **scores}
                     by = {**before.get("by", {}), **scorer.sources}
-                    write_json(out / f"{task.name}.json", _result(task, kept, by))
+                    write_json(out / f"{case.name}.json", _result(case, kept, by))
                 counter.update(len(batch))
     return len(missing)
 
 
-def read_result(out: Path, task: Task) -> dict[str, Any]:
+def read_result(out: Path, case: Case) -> dict[str, Any]:
     """The JSON of an image, {} where there is none."""
-    path = out / f"{task.name}.json"
+    path = out / f"{case.name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _result(task: Task, scores: Mapping[str, float], by: Mapping[str, str]) -> dict[str, Any]:
-    values = dataclasses.asdict(task) | {"photos": [path.name for path in task.photos]}
+def _result(case: Case, scores: Mapping[str, float], by: Mapping[str, str]) -> dict[str, Any]:
+    values = dataclasses.asdict(case) | {"photos": [path.name for path in case.photos]}
     return {**values, "scores": dict(scores), "by": dict(by)}
 
 
-def _chunks(group: Any, size: int = 64) -> list[list[Task]]:
+def _chunks(group: Any, size: int = 64) -> list[list[Case]]:
     rows = list(group)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

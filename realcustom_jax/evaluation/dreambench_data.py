@@ -36,7 +36,7 @@ class Prompts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Case:
     """One image of the benchmark.
 
     Attributes:
@@ -95,7 +95,7 @@ def _without_token(template: str, path: Path) -> str:
     return template.replace(_WORD, "{}")
 
 
-def read_tasks(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int]) -> list[Task]:
+def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int]) -> list[Case]:
     """All images that the benchmark asks for: 30 subjects × 25 prompts × the seeds.
 
     Args:
@@ -111,7 +111,7 @@ def read_tasks(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
         folder = folder / "dataset"
     prompts = read_prompts(folder / PROMPTS)
     wanted = list(prompts.classes) if subjects is None else list(subjects)
-    tasks = []
+    cases = []
     for subject in wanted:
         if subject not in prompts.classes:
             known = ", ".join(prompts.classes)
@@ -121,5 +121,5 @@ def read_tasks(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
             raise UserError(f"{folder / subject} has no photos of the subject {subject!r}")
         word = prompts.classes[subject]
         for number, prompt in enumerate(prompts.of(subject)):
-            tasks += [Task(subject, word, number, prompt, seed, tuple(photos)) for seed in seeds]
-    return tasks
+            cases += [Case(subject, word, number, prompt, seed, tuple(photos)) for seed in seeds]
+    return cases

@@ -7,55 +7,55 @@ import numpy as np
 
 from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation.dreambench import read_result
-from realcustom_jax.evaluation.dreambench_data import LIVE, Task
+from realcustom_jax.evaluation.dreambench_data import LIVE, Case
 from realcustom_jax.evaluation.plots import scatter
 from realcustom_jax.evaluation.tables import table
 
 ALL = "all"
 
 
-def collect(tasks: Sequence[Task], out: Path, measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+def collect(cases: Sequence[Case], out: Path, measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     """{row: {measure: values}}: all images, those of live subjects, of objects, then each subject's."""
     rows: dict[str, dict[str, list[float]]] = {}
-    for task in tasks:
-        scores = read_result(out, task)["scores"]
-        for row in _rows(task):
+    for case in cases:
+        scores = read_result(out, case)["scores"]
+        for row in _rows(case):
             for name in measures:
                 rows.setdefault(row, {}).setdefault(name, []).append(scores[name])
     first = [name for name in (ALL, "live subjects", "objects") if name in rows]
     return {name: rows[name] for name in [*first, *(name for name in rows if name not in first)]}
 
 
-def _rows(task: Task) -> tuple[str, str, str]:
+def _rows(case: Case) -> tuple[str, str, str]:
     """The rows that an image counts in."""
-    return ALL, "live subjects" if task.word in LIVE else "objects", task.subject
+    return ALL, "live subjects" if case.word in LIVE else "objects", case.subject
 
 
-def _subjects(tasks: Sequence[Task]) -> dict[str, list[str]]:
+def _subjects(cases: Sequence[Case]) -> dict[str, list[str]]:
     """{row: the subject of each of its images}, in the order of `collect`."""
     found: dict[str, list[str]] = {}
-    for task in tasks:
-        for row in _rows(task):
-            found.setdefault(row, []).append(task.subject)
+    for case in cases:
+        for row in _rows(case):
+            found.setdefault(row, []).append(case.subject)
     return found
 
 
 def write_report(
-    tasks: Sequence[Task], out: Path, measures: Sequence[str], settings: Mapping[str, object]
+    cases: Sequence[Case], out: Path, measures: Sequence[str], settings: Mapping[str, object]
 ) -> tuple[str, list[Path]]:
     """Write `report.md` and, where both CLIP measures are there, `report.png`.
 
     Returns:
       the table, and the files.
     """
-    rows = collect(tasks, out, measures)
+    rows = collect(cases, out, measures)
     # Images of a subject are alike, so rows of several draw subjects; a subject's own row draws images.
-    groups = {name: found for name, found in _subjects(tasks).items() if len(set(found)) > 1}
+    groups = {name: found for name, found in _subjects(cases).items() if len(set(found)) > 1}
     text = table(rows, measures, first="subject", groups=groups)
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
-    subjects = len({task.subject for task in tasks})
+    subjects = len({case.subject for case in cases})
     story = (
-        f"# DreamBench\n\n{len(tasks)} images of {subjects} subjects: {how}.\n\n"
+        f"# DreamBench\n\n{len(cases)} images of {subjects} subjects: {how}.\n\n"
         "CLIP-I and DINO-I are means over all generated images × all photos of a subject. In brackets "
         "is the bootstrap 95 % interval: over subjects, for one subject over its images.\n\n"
     )
@@ -66,6 +66,6 @@ def write_report(
         points = {
             name: (float(np.mean(row["clip_t"])), float(np.mean(row["clip_i"]))) for name, row in rows.items()
         }
-        both = {"mean": {ALL: points[ALL]}, "subjects": {t.subject: points[t.subject] for t in tasks}}
+        both = {"mean": {ALL: points[ALL]}, "subjects": {t.subject: points[t.subject] for t in cases}}
         scatter(files[1], both, "CLIP-T: the prompt is obeyed", "CLIP-I: the subject is kept")
     return text, files

@@ -9,15 +9,16 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation import plots
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.report_order import differences_table, order_table
 from realcustom_jax.evaluation.report_runs import Runs
 from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
 from realcustom_jax.evaluation.tables import TITLES, table
-from realcustom_jax.evaluation.toybox import Benchmark, Results, make_requests
+from realcustom_jax.evaluation.toybox import Benchmark, Results, make_cases
+from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.model_flags import add_precision_flags
+from realcustom_jax.pipeline import load
 
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and plots.
@@ -52,10 +53,10 @@ def main() -> None:
             f"--requests must be 2 or more and --batch 1 or more, not {args.requests} and {args.batch}"
         )
     plots.check_plots()
-    generator = Generator.load(args.model, args.batch, dtype=args.dtype, vae_dtype=args.vae_dtype)
+    generator = Generator(load(args.model, args.dtype, vae_dtype=args.vae_dtype), args.batch)
     pipe = generator.pipe
     pair = own_pair(pipe.models, pipe.params, pipe.tokenizers)
-    benchmark = Benchmark(make_requests(args.requests), Judge.load(args.judge), pair)
+    benchmark = Benchmark(make_cases(args.requests), Judge.load(args.judge), pair)
     runs = Runs.open(args.runs, benchmark, generator)
     groups = {
         title: {name: runs.results(name, row.setting) for name, row in rows.items()}

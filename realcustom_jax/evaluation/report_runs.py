@@ -12,8 +12,8 @@ import numpy as np
 
 from realcustom_jax.common.files import write_json, write_whole
 from realcustom_jax.common.progress import Counter
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import SETTINGS, Benchmark, Results, Setting, real_scene, reference
+from realcustom_jax.generate import Generator
 from realcustom_jax.weights.digest import params_sha256
 
 
@@ -37,8 +37,8 @@ class Runs:
     def open(cls, folder: Path, benchmark: Benchmark, generator: Generator) -> "Runs":
         params = {"judge": benchmark.judge.params, **generator.pipe.params}
         drawn = {
-            "references": np.stack([reference(request).image for request in benchmark.requests]),
-            "scenes": np.stack([real_scene(request).image for request in benchmark.requests]),
+            "references": np.stack([reference(request).image for request in benchmark.cases]),
+            "scenes": np.stack([real_scene(request).image for request in benchmark.cases]),
         }
         return cls(folder, benchmark, generator, params_sha256({**jax.device_get(params), "drawn": drawn}))
 
@@ -69,7 +69,7 @@ class Runs:
         return images
 
     def _make(self, name: str, setting: Setting) -> tuple[np.ndarray, np.ndarray | None]:
-        count = len(self.benchmark.requests)
+        count = len(self.benchmark.cases)
         with Counter(count, name, "image") as counter:
             return self.benchmark.make(self.generator, setting, counter.update)
 
@@ -93,7 +93,7 @@ class Runs:
             "subject": setting.subject,
             "masked": setting.masked,
             "params": self.digest,
-            "requests": [list(asdict(request).values()) for request in self.benchmark.requests],
+            "requests": [list(asdict(request).values()) for request in self.benchmark.cases],
         }
 
 

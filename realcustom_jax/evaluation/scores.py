@@ -9,7 +9,7 @@ import numpy as np
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation import metrics
-from realcustom_jax.evaluation.dreambench_data import Task
+from realcustom_jax.evaluation.dreambench_data import Case
 from realcustom_jax.evaluation.reward import MODEL, image_reward
 from realcustom_jax.inputs.encoder_pair import EncoderPair, ImageTower
 from realcustom_jax.inputs.preprocess import segment
@@ -57,15 +57,15 @@ class Scorer:
 
         return {measure: of(measure) for measure in self.measures}
 
-    def score(self, tasks: Sequence[Task], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """{measure: value} of each image, uint8 (H, W, 3), of tasks of one subject."""
-        photos = [load_image(path) for path in tasks[0].photos]
-        prompts = [task.prompt for task in tasks]
+    def score(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        """{measure: value} of each image, uint8 (H, W, 3), of cases of one subject."""
+        photos = [load_image(path) for path in cases[0].photos]
+        prompts = [case.prompt for case in cases]
         found: dict[str, np.ndarray] = {}
         alone: tuple[list, list] | None = None
         if self.masks:
-            photo_names = [f"{tasks[0].subject}/{path.stem}" for path in tasks[0].photos]
-            alone = self._alone(images, [task.name for task in tasks]), self._alone(photos, photo_names)
+            photo_names = [f"{cases[0].subject}/{path.stem}" for path in cases[0].photos]
+            alone = self._alone(images, [case.name for case in cases]), self._alone(photos, photo_names)
         for name, tower in self._towers().items():
             if tower is None:
                 continue
@@ -77,7 +77,7 @@ class Scorer:
                 found["clip_t"] = metrics.clip_t(seen, self.clip.text.directions(prompts))
         if self.reward is not None:
             found["image_reward"] = image_reward(self.reward, prompts, images)
-        return [{name: float(found[name][i]) for name in self.measures} for i in range(len(tasks))]
+        return [{name: float(found[name][i]) for name in self.measures} for i in range(len(cases))]
 
     def _towers(self) -> dict[str, ImageTower | None]:
         return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}

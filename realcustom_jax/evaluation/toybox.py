@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from realcustom_jax.evaluation import metrics
-from realcustom_jax.evaluation.generate import Generator, Job
 from realcustom_jax.evaluation.judge import SIZE, Judge, Verdict
+from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import EncoderPair
 from realcustom_jax.inputs.preprocess import segment
+from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.toybox import (
@@ -42,8 +43,8 @@ Results = dict[str, np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """One image that is asked for: which subject, where, from which noise.
+class Case:
+    """One image of the benchmark: which subject, where, from which noise.
 
     Attributes:
       word: of the subject.
@@ -64,14 +65,14 @@ class Request:
         return prompt([self.word], self.background)
 
 
-def make_requests(count: int, held_out: bool = True) -> list[Request]:
+def make_cases(count: int, held_out: bool = True) -> list[Case]:
     """All words and all backgrounds in turn: 208 requests have each pair of them once, 320 each identity.
 
     Those that are not held out have seeds of their own too, so nothing chosen by them has seen the results'.
     """
     first = 0 if held_out else 5000  # more than there ever are requests
     return [
-        Request(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], first + i, held_out)
+        Case(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], first + i, held_out)
         for i in range(count)
     ]
 
@@ -90,24 +91,24 @@ def references(word: str, held_out: bool = True) -> tuple[Scene, ...]:
     return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word, held_out)))
 
 
-def identity(request: Request) -> Identity:
+def identity(case: Case) -> Identity:
     """Who is asked for."""
-    return identities(request.word, request.held_out)[request.number]
+    return identities(case.word, case.held_out)[case.number]
 
 
-def reference(request: Request) -> Scene:
-    return references(request.word, request.held_out)[request.number]
+def reference(case: Case) -> Scene:
+    return references(case.word, case.held_out)[case.number]
 
 
-def real_scene(request: Request) -> Scene:
+def real_scene(case: Case) -> Scene:
     """What was asked for, drawn: the judge's verdict on these is the ceiling of every measure."""
-    return render_scene(request.background, [identity(request)], request.seed, SIZE)
+    return render_scene(case.background, [identity(case)], case.seed, SIZE)
 
 
-def another_subject(request: Request) -> Scene:
+def another_subject(case: Case) -> Scene:
     """The real scene of a request, but of the next identity of the word."""
-    other = identities(request.word, request.held_out)[(request.number + 1) % IDENTITIES]
-    return render_scene(request.background, [other], request.seed, SIZE)
+    other = identities(case.word, case.held_out)[(case.number + 1) % IDENTITIES]
+    return render_scene(case.background, [other], case.seed, SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +127,12 @@ class Setting:
     masked: bool = True
     negative_prompt: str = ""
 
-    def job(self, request: Request) -> Job:
+    def request(self, case: Case) -> Request:
         # A mask of ones that stands instead of the guided one lets the subject act everywhere.
         mask = None if self.masked else np.ones((1, 1), np.float32)
-        subject = Subject(reference(request).image, request.word, mask=mask)
+        subject = Subject(reference(case).image, case.word, mask=mask)
         subjects = (subject,) if self.subject else ()
-        return Job(request.prompt, subjects, request.seed, self.negative_prompt)
+        return Request(case.prompt, subjects, case.seed, self.negative_prompt)
 
 
 SETTINGS = {
@@ -145,7 +146,7 @@ SETTINGS = {
 class Benchmark:
     """Requests, the judge, and the model's own CLIP pair where it has one."""
 
-    requests: Sequence[Request]
+    cases: Sequence[Case]
     judge: Judge
     pair: EncoderPair | None
 
@@ -154,8 +155,8 @@ class Benchmark:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Images of a setting, uint8 (n, 64, 64, 3), and its last masks, bool (n, 64, 64), if it has any."""
         options: SamplingOptions = generator.pipe.defaults.changed(setting.options)
-        jobs = [setting.job(request) for request in self.requests]
-        images, masks = generator(jobs, options, progress)
+        requests = [setting.request(case) for case in self.cases]
+        images, masks = generator(requests, options, progress)
         return images, enlarge(masks[:, 0] > 0) if setting.subject else None
 
     def measure(
@@ -171,8 +172,8 @@ class Benchmark:
         verdict = self.judge.look(images)
         found = {
             "identity_top1": self._ranks(verdict) == 0,
-            "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.requests]),
-            "word_top1": np.equal(verdict.words, [r.word for r in self.requests]),
+            "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.cases]),
+            "word_top1": np.equal(verdict.words, [r.word for r in self.cases]),
             "mask_iou": None if masks is None else metrics.iou(masks, verdict.regions),
             "leakage": None,
             **self._clip(images, verdict.regions),
@@ -188,11 +189,11 @@ class Benchmark:
         `mask_iou` is that of its region with the exact one. `leakage` is against the same scenes with another
         subject of the word: what even an image has in which no more than the subject changes.
         """
-        scenes = [real_scene(request) for request in self.requests]
+        scenes = [real_scene(case) for case in self.cases]
         return self.measure(
             np.stack([scene.image for scene in scenes]),
             np.stack([scene.masks[0] for scene in scenes]),
-            np.stack([another_subject(request).image for request in self.requests]),
+            np.stack([another_subject(case).image for case in self.cases]),
         )
 
     def ranks(self, images: np.ndarray) -> np.ndarray:
@@ -208,21 +209,21 @@ class Benchmark:
 
     def candidates(self) -> np.ndarray:
         """Directions (n, 20, C) of the identities of each request's word, the right one first."""
-        sets = sorted({(request.word, request.held_out) for request in self.requests})
+        sets = sorted({(case.word, case.held_out) for case in self.cases})
         photos = [photo for of_set in sets for photo in references(*of_set)]
         directions = self.judge.directions(
             np.stack([photo.image for photo in photos]), np.stack([photo.masks[0] for photo in photos])
         )
         by_set = dict(zip(sets, directions.reshape(len(sets), IDENTITIES, -1), strict=True))
-        return np.stack([np.roll(by_set[r.word, r.held_out], -r.number, axis=0) for r in self.requests])
+        return np.stack([np.roll(by_set[r.word, r.held_out], -r.number, axis=0) for r in self.cases])
 
     def _clip(self, images: np.ndarray, regions: np.ndarray) -> Results:
         """CLIP-T with the whole prompt, CLIP-I with the reference, whole and with the subject alone."""
         if self.pair is None:
             return dict.fromkeys(("clip_t", "clip_i", "clip_i_segmented"))
-        photos = [reference(request) for request in self.requests]
+        photos = [reference(case) for case in self.cases]
         see = self.pair.image.directions
-        texts = self.pair.text.directions([request.prompt for request in self.requests])
+        texts = self.pair.text.directions([case.prompt for case in self.cases])
         seen = see(images)
         alone = see([segment(image, region) for image, region in zip(images, regions, strict=True)])
         photos_alone = see([segment(photo.image, photo.masks[0]) for photo in photos])

@@ -1,17 +1,35 @@
-"""The arguments of `sample` as a batch of requests."""
+"""Requests: one for each image to make, and the arguments of `sample` as a list of them."""
 
+import dataclasses
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.rules import is_list
+from realcustom_jax.common.rules import Rule, is_list
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.subjects import Subject
 
+SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
 
-def requests_of(
-    prompt: Any, subjects: Any, negative_prompt: Any, seed: Any
-) -> tuple[list[str], list[list[Subject]], list[str], list[Any]]:
-    """Prompts, subjects, negative prompts and seeds of `sample`, as lists with one entry a request.
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One image to make.
+
+    Attributes:
+      prompt: what it shows.
+      subjects: that must appear; none for text alone.
+      seed: of the noise, see `SEED`.
+      negative_prompt: what it should not show.
+    """
+
+    prompt: str
+    subjects: tuple[Subject, ...] = ()
+    seed: int = 0
+    negative_prompt: str = ""
+
+
+def requests_of(prompt: Any, subjects: Any, negative_prompt: Any, seed: Any) -> list[Request]:
+    """The arguments of `sample` as requests.
 
     Raises:
       UserError: for arguments of wrong types, or lists of different lengths.
@@ -30,11 +48,17 @@ def requests_of(
     batch = len(prompts)
     seed = 0 if seed is None else seed
     seeds = _each("seed", seed, batch) if is_list(seed) else [seed] * batch
+    negatives = _negatives(negative_prompt, batch)
+    return [
+        Request(text, tuple(own), SEED.check("seed", one), negative)
+        for text, own, one, negative in zip(prompts, nested, seeds, negatives, strict=True)
+    ]
+
+
+def _negatives(negative_prompt: Any, batch: int) -> list[str]:
     negative_prompt = "" if negative_prompt is None else negative_prompt
-    negatives = texts_of("negative_prompt", negative_prompt)
-    if isinstance(negative_prompt, str):
-        return prompts, nested, negatives * batch, seeds
-    return prompts, nested, _each("negative_prompt", negatives, batch), seeds
+    texts = texts_of("negative_prompt", negative_prompt)
+    return texts * batch if isinstance(negative_prompt, str) else _each("negative_prompt", texts, batch)
 
 
 def nested_subjects(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:

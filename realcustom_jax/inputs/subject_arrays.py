@@ -19,11 +19,12 @@ from realcustom_jax.inputs.user_masks import load_mask, resize_area
 from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.models.family import Models
 
-Requests = Sequence[Sequence[Subject]]
+# The subjects of each request.
+Nested = Sequence[Sequence[Subject]]
 
 
 def target_tokens(
-    tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str], subjects: Requests, slots: int
+    tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str], subjects: Nested, slots: int
 ) -> np.ndarray:
     """The target tokens of every subject, float32 (B, R, n_t), 0/1.
 
@@ -57,22 +58,22 @@ def _check_apart(prompt: str, subjects: Sequence[Subject], tokens: np.ndarray) -
 
 
 def slot_arrays(
-    subjects: Requests, slots: int, height: int, width: int
+    subjects: Nested, slots: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`flags`, `strengths`, `user_masks` and `instead` of `Conditioning`; masks are (B, R, height, width)."""
+    """`flags`, `strengths`, `user_masks` (B, R, height, width) and `replace_guided` of `Conditioning`."""
     flags = np.zeros((len(subjects), slots), np.float32)
-    strengths, instead = np.ones_like(flags), np.zeros_like(flags)
+    strengths, replace_guided = np.ones_like(flags), np.zeros_like(flags)
     masks = np.ones((*flags.shape, height, width), np.float32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
             flags[i, r], strengths[i, r] = 1.0, subject.strength
             if subject.mask is not None:
                 masks[i, r] = resize_area(load_mask(subject.mask), height, width)
-                instead[i, r] = subject.mask_mode == "instead"
-    return flags, strengths, masks, instead
+                replace_guided[i, r] = subject.mask_mode == "instead"
+    return flags, strengths, masks, replace_guided
 
 
-def photo_flags(subjects: Requests, slots: int) -> np.ndarray | None:
+def photo_flags(subjects: Nested, slots: int) -> np.ndarray | None:
     """Which photos of each slot there are, float32 (B, R, P), 0/1; None where no subject has several.
 
     The first counts also in an empty slot, whose attention needs some token.
@@ -88,7 +89,7 @@ def photo_flags(subjects: Requests, slots: int) -> np.ndarray | None:
     return flags
 
 
-def different_references(subjects: Requests, slots: int, models: Models) -> tuple[np.ndarray, np.ndarray]:
+def different_references(subjects: Nested, slots: int, models: Models) -> tuple[np.ndarray, np.ndarray]:
     """The reference images' views, each image once, and which of them every slot shows.
 
     Returns:

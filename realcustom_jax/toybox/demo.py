@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,22 +44,6 @@ PLAN: tuple[tuple[tuple[Identity, ...], tuple[str, ...]], ...] = (
 MASKS_OF_ROW = 1
 
 
-@dataclass(frozen=True)
-class Request:
-    """One image to make: who and where, with the name of its files."""
-
-    identities: tuple[Identity, ...]
-    background: str
-
-    @property
-    def prompt(self) -> str:
-        return prompt([i.word for i in self.identities], self.background)
-
-    @property
-    def name(self) -> str:
-        return "_".join([*(i.word for i in self.identities), self.background])
-
-
 def sample_rows(sample: Callable[..., Any], seed: int) -> list[Row]:
     """Samples `PLAN`, everything without subjects in one call and everything with them in another.
 
@@ -68,22 +51,24 @@ def sample_rows(sample: Callable[..., Any], seed: int) -> list[Row]:
       sample: `realcustom_jax.sample` with its pipeline already given.
       seed: of the noise. An image and its text-only counterpart begin with the same noise.
     """
-    requests = [Request(identities, place) for identities, places in PLAN for place in places]
-    prompts = [r.prompt for r in requests]
-    seeds = [seed + k for k in range(len(requests))]
-    subjects = [[rc.Subject(image=_reference(i), words=i.word) for i in r.identities] for r in requests]
+    shown = [(identities, place) for identities, places in PLAN for place in places]
+    prompts = [prompt([i.word for i in identities], place) for identities, place in shown]
+    seeds = [seed + k for k in range(len(shown))]
+    subjects = [
+        [rc.Subject(image=_reference(i), words=i.word) for i in identities] for identities, _ in shown
+    ]
     plain = sample(prompts, seed=seeds)
     custom = sample(prompts, subjects=subjects, seed=seeds)
     pictures = iter(
         Picture(
-            name=request.name,
-            prompt=request.prompt,
+            name="_".join([*(i.word for i in identities), place]),
+            prompt=prompts[k],
             text_only=np.asarray(plain.images[k]),
             customized=np.asarray(custom.images[k]),
             # The call has room for two subjects in every request; rows with one use the first place.
-            masks=np.asarray(custom.masks[k])[:, : len(request.identities)],
+            masks=np.asarray(custom.masks[k])[:, : len(identities)],
         )
-        for k, request in enumerate(requests)
+        for k, (identities, place) in enumerate(shown)
     )
     return [
         Row(

@@ -12,12 +12,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import LAST_STEP, option
 from realcustom_jax.diffusion.sampler import sample_latents
-from realcustom_jax.generate import image_size, latent_size, make_conditioning, request_keys
+from realcustom_jax.generate import request_keys
+from realcustom_jax.inputs.encode import encode_requests
+from realcustom_jax.inputs.requests import Request
+from realcustom_jax.inputs.sizes import image_size, latent_size
 from realcustom_jax.inputs.subjects import AUTO, Subject
 from realcustom_jax.inputs.target_words import words_mask
 from realcustom_jax.inputs.transforms import center_crop_resize, load_image
+from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.programs import decode
 from realcustom_jax.toybox import WORDS, Identity, render_reference
 from realcustom_jax.training.partition import BATCH, merge
 
@@ -50,20 +53,21 @@ class SampleGrid:
     def __init__(self, config: "TrainConfig", pipe: Pipeline, mesh: Mesh):
         """With the run's config, and its model; the parameters are given later."""
         customize = config.stage == "customize"
-        requests = [_request(*request) for request in config.samples.requests]
-        self._size = image_size(pipe.models, pipe.defaults)
-        self._references = [reference for _, _, reference in requests] if customize else []
-        for prompt, words, _ in requests:  # now, and not hours later at the first picture
+        asked = [_request(*request) for request in config.samples.requests]
+        for prompt, words, _ in asked:  # now, and not hours later at the first picture
             words_mask(pipe.tokenizers, prompt, words)
-        prompts = [prompt for prompt, _, _ in requests]
-        jobs: list[tuple[str, list[Subject]]] = [(prompt, []) for prompt in prompts]
+        requests = [Request(prompt, (), config.seed) for prompt, _, _ in asked]
         if customize:
-            jobs += [(prompt, [Subject(image, words)]) for prompt, words, image in requests]
-        self._count = len(jobs)
+            requests += [
+                Request(prompt, (Subject(image, words),), config.seed) for prompt, words, image in asked
+            ]
+        self._size = image_size(pipe.models, pipe.defaults)
+        self._references = [reference for _, _, reference in asked] if customize else []
+        self._count = len(requests)
         # Images depend on their own request alone, so the batch may be filled up for the devices with any.
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        jobs += jobs[-1:] * (-len(jobs) % shards)
-        self._draw = _drawing(pipe, jobs, config.seed, mesh)
+        requests += requests[-1:] * (-len(requests) % shards)
+        self._draw = _drawing(pipe, requests, mesh)
 
     def __call__(self, trained: Any, frozen: Any) -> np.ndarray:
         """The picture, uint8 (rows · H, columns · W, 3); all processes must call it."""
@@ -91,25 +95,19 @@ def _request(prompt: str, words: str, reference: str) -> tuple[str, str, np.ndar
     return prompt, words, render_reference(Identity(word, int(seed))).image
 
 
-def _drawing(
-    pipe: Pipeline, jobs: Sequence[tuple[str, list[Subject]]], seed: int, mesh: Mesh
-) -> Callable[[Any, Any], Array]:
+def _drawing(pipe: Pipeline, requests: Sequence[Request], mesh: Mesh) -> Callable[[Any, Any], Array]:
     """Jitted (trained, frozen parameters) → uint8 images (n, H, W, 3), whole on every device."""
-    prompts, subjects = [prompt for prompt, _ in jobs], [own for _, own in jobs]
     options = pipe.defaults
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    static = {"unet": pipe.models.unet, "schedule": pipe.schedule, "config": config}
     rows = NamedSharding(mesh, BATCH)
+    keys = request_keys([request.seed for request in requests])
 
     def draw(trained: Any, frozen: Any) -> Array:
         params = merge(trained, frozen)
-        conditioning = make_conditioning(
-            pipe.replace(params=params), prompts, subjects, [""] * len(jobs), options
-        )
+        conditioning = encode_requests(pipe.replace(params=params), requests, options, config)
         conditioning = jax.lax.with_sharding_constraint(conditioning, rows)
-        keys = request_keys([seed] * len(jobs))
-        latents, _ = sample_latents(
-            params["unet"], conditioning, keys, unet=pipe.models.unet, schedule=pipe.schedule, config=config
-        )
+        latents, _ = sample_latents(params["unet"], conditioning, keys, **static)
         return decode(pipe.models, params["vae"], latents)
 
     return jax.jit(draw, out_shardings=NamedSharding(mesh, PartitionSpec()))

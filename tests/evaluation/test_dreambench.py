@@ -13,7 +13,7 @@ from PIL import Image
 from realcustom_jax import evaluate
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation import dreambench, metrics
-from realcustom_jax.evaluation.dreambench_data import read_prompts, read_tasks
+from realcustom_jax.evaluation.dreambench_data import read_cases, read_prompts
 from realcustom_jax.evaluation.dreambench_report import collect
 from realcustom_jax.evaluation.scores import Scorer
 from realcustom_jax.inputs.encoder_pair import own_pair
@@ -59,12 +59,12 @@ def test_the_file_gives_words_and_prompts_without_the_token(bench):
 
 
 def test_tasks_are_all_subjects_prompts_and_seeds(bench):
-    tasks = read_tasks(bench, None, [0, 5])
-    assert len(tasks) == (1 + 2 + 2) * 2
-    assert [task.name for task in tasks[:3]] == ["cat2/00_0", "cat2/00_5", "red_cup/00_0"]
-    assert [path.name for path in tasks[0].photos] == ["00.jpg", "01.jpg"]
-    some = read_tasks(bench / "dataset", ["bear"], [1])
-    assert [task.prompt for task in some] == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
+    cases = read_cases(bench, None, [0, 5])
+    assert len(cases) == (1 + 2 + 2) * 2
+    assert [case.name for case in cases[:3]] == ["cat2/00_0", "cat2/00_5", "red_cup/00_0"]
+    assert [path.name for path in cases[0].photos] == ["00.jpg", "01.jpg"]
+    some = read_cases(bench / "dataset", ["bear"], [1])
+    assert [case.prompt for case in some] == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,21 @@ def test_a_broken_file_is_named(tmp_path, text, message):
 
 def test_unknown_subjects_and_missing_photos_are_named(bench):
     with pytest.raises(UserError, match="no subject 'dog'; there are: cat2, red_cup, bear"):
-        read_tasks(bench, ["dog"], [0])
+        read_cases(bench, ["dog"], [0])
     for photo in (bench / "dataset" / "bear").iterdir():
         photo.unlink()
     with pytest.raises(UserError, match="bear has no photos"):
-        read_tasks(bench, None, [0])
+        read_cases(bench, None, [0])
 
 
 def test_hosts_share_the_tasks(bench, monkeypatch):
-    tasks = read_tasks(bench, None, [0, 1, 2])
+    cases = read_cases(bench, None, [0, 1, 2])
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     shares = []
     for host in range(4):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        shares.append(dreambench.own_share(tasks))
-    assert sorted(t.name for share in shares for t in share) == sorted(t.name for t in tasks)
+        shares.append(dreambench.own_share(cases))
+    assert sorted(t.name for share in shares for t in share) == sorted(t.name for t in cases)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -118,44 +118,44 @@ class Painter:
 
 
 def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pipe):
-    tasks, out = read_tasks(bench, None, [0, 1]), tmp_path / "out"
+    cases, out = read_cases(bench, None, [0, 1]), tmp_path / "out"
     painter = Painter(paired_pipe)
-    assert dreambench.make_missing(tasks[:3], out, lambda: painter, {}) == 3  # the run is cut off here
-    assert dreambench.make_missing(tasks, out, lambda: painter, {}) == len(tasks) - 3
-    assert [job.prompt for job in painter.jobs] == [task.prompt for task in tasks]
-    assert [job.subjects[0].words for job in painter.jobs] == [task.word for task in tasks]
-    (out / f"{tasks[4].name}.png").unlink()
+    assert dreambench.make_missing(cases[:3], out, lambda: painter, {}) == 3  # the run is cut off here
+    assert dreambench.make_missing(cases, out, lambda: painter, {}) == len(cases) - 3
+    assert [job.prompt for job in painter.jobs] == [case.prompt for case in cases]
+    assert [job.subjects[0].words for job in painter.jobs] == [case.word for case in cases]
+    (out / f"{cases[4].name}.png").unlink()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    assert dreambench.make_missing(tasks, out, lambda: painter, {}) == 1
-    assert painter.jobs[-1].prompt == tasks[4].prompt
+    assert dreambench.make_missing(cases, out, lambda: painter, {}) == 1
+    assert painter.jobs[-1].prompt == cases[4].prompt
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
     def no_model():
         raise AssertionError("the model is loaded though nothing is missing")
 
-    assert dreambench.make_missing(tasks, out, no_model, {}) == 0
+    assert dreambench.make_missing(cases, out, no_model, {}) == 0
     pair = own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers)
-    assert dreambench.score_missing(tasks, out, Scorer(clip=pair)) == len(tasks)
-    kept = json.loads((out / f"{tasks[2].name}.json").read_text())
-    (out / f"{tasks[0].name}.json").unlink()
-    assert dreambench.score_missing(tasks, out, Scorer(clip=pair)) == 1
+    assert dreambench.score_missing(cases, out, Scorer(clip=pair)) == len(cases)
+    kept = json.loads((out / f"{cases[2].name}.json").read_text())
+    (out / f"{cases[0].name}.json").unlink()
+    assert dreambench.score_missing(cases, out, Scorer(clip=pair)) == 1
     # A further measure is added to what is there.
     both = Scorer(clip=pair, dino=pair.image)
-    assert dreambench.score_missing(tasks, out, both) == len(tasks)
-    now = json.loads((out / f"{tasks[2].name}.json").read_text())
+    assert dreambench.score_missing(cases, out, both) == len(cases)
+    now = json.loads((out / f"{cases[2].name}.json").read_text())
     assert now["scores"].keys() - kept["scores"].keys() == {"dino_i"}
     assert now["prompt"] == "a cup in the snow" and now["photos"] == ["00.jpg", "01.jpg"]
     # Scores of another CLIP are not taken for this one's.
     other = dataclasses.replace(both, clip_name="another")
-    assert dreambench.score_missing(tasks, out, other) == len(tasks)
-    assert dreambench.score_missing(tasks, out, other) == 0
-    by = json.loads((out / f"{tasks[2].name}.json").read_text())["by"]
+    assert dreambench.score_missing(cases, out, other) == len(cases)
+    assert dreambench.score_missing(cases, out, other) == 0
+    by = json.loads((out / f"{cases[2].name}.json").read_text())["by"]
     assert by == {"clip_t": "another", "clip_i": "another", "dino_i": ""}
     assert not list(out.rglob(".*")), "a half-written file is left"
 
 
 def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, paired_pipe):
-    (task,) = read_tasks(bench, ["cat2"], [3])
+    (case,) = read_cases(bench, ["cat2"], [3])
     pair, masks = own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers), tmp_path / "masks"
     image = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     mask = np.zeros((20, 24), bool)
@@ -163,19 +163,19 @@ def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, pai
     for name in ("00", "01", "00_3"):
         (masks / "cat2").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.uint8(255) * mask).save(masks / "cat2" / f"{name}.png")
-    (scores,) = Scorer(clip=pair, masks=masks).score([task], [image])
+    (scores,) = Scorer(clip=pair, masks=masks).score([case], [image])
     assert list(scores) == ["clip_t", "clip_i", "clip_i_segmented"]
-    photos = [np.asarray(Image.open(path)) for path in task.photos]
+    photos = [np.asarray(Image.open(path)) for path in case.photos]
     see = pair.image.directions
     assert scores["clip_i"] == pytest.approx(float((see([image]) @ see(photos).T).mean()), abs=1e-6)
     alone = [segment(x, mask) for x in (image, *photos)]
     expected = metrics.image_similarity(see(alone[:1]), see(alone[1:]))[0]
     assert scores["clip_i_segmented"] == pytest.approx(float(expected), abs=1e-6)
-    text = pair.text.directions([task.prompt])
+    text = pair.text.directions([case.prompt])
     assert scores["clip_t"] == pytest.approx(float((see([image]) * text).sum()), abs=1e-6)
     with pytest.raises(UserError, match=r"01\.png"):
         (masks / "cat2" / "01.png").unlink()
-        Scorer(clip=pair, masks=masks).score([task], [image])
+        Scorer(clip=pair, masks=masks).score([case], [image])
 
 
 def test_images_made_otherwise_are_not_mixed(tmp_path):
@@ -187,18 +187,18 @@ def test_images_made_otherwise_are_not_mixed(tmp_path):
 
 
 def test_images_of_two_models_of_one_name_are_not_mixed(bench, tmp_path, paired_pipe):
-    tasks, out = read_tasks(bench, ["cat2"], [0, 1]), tmp_path / "out"
-    dreambench.make_missing(tasks[:1], out, lambda: Painter(paired_pipe), {})
+    cases, out = read_cases(bench, ["cat2"], [0, 1]), tmp_path / "out"
+    dreambench.make_missing(cases[:1], out, lambda: Painter(paired_pipe), {})
     params = jax.tree.map(np.array, paired_pipe.params)
     jax.tree.leaves(params)[0].flat[0] += 1  # trained on, saved to the same folder
     retrained = dataclasses.replace(paired_pipe, params=params)
     with pytest.raises(UserError, match=f"{out} has images .*weights '.*' there, '.*' now"):
-        dreambench.make_missing(tasks, out, lambda: Painter(retrained), {})
+        dreambench.make_missing(cases, out, lambda: Painter(retrained), {})
     retuned = dataclasses.replace(paired_pipe, defaults=paired_pipe.defaults.changed({"steps": 3}))
     with pytest.raises(UserError, match=r"otherwise \(steps 2 there, 3 now\)"):
-        dreambench.make_missing(tasks, out, lambda: Painter(retuned), {})
+        dreambench.make_missing(cases, out, lambda: Painter(retuned), {})
     # The option that was a default before, given by hand, makes the same images.
-    assert dreambench.make_missing(tasks, out, lambda: Painter(retuned), {"steps": 2}) == 1
+    assert dreambench.make_missing(cases, out, lambda: Painter(retuned), {"steps": 2}) == 1
 
 
 def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
@@ -224,10 +224,10 @@ def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeyp
     ]
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     evaluate.main()
-    tasks = read_tasks(bench, None, [0, 1])
-    rows = collect(tasks, out, ["clip_t", "clip_i"])
+    cases = read_cases(bench, None, [0, 1])
+    rows = collect(cases, out, ["clip_t", "clip_i"])
     assert list(rows) == ["all", "live subjects", "objects", "cat2", "red_cup", "bear"]
-    assert len(rows["all"]["clip_t"]) == len(tasks) == 10 and len(rows["cat2"]["clip_i"]) == 2
+    assert len(rows["all"]["clip_t"]) == len(cases) == 10 and len(rows["cat2"]["clip_i"]) == 2
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last == pytest.approx({name: np.mean(values) for name, values in rows["all"].items()})
     lines = (out / "report.md").read_text().splitlines()

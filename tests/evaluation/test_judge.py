@@ -10,7 +10,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation.judge import SHIPPED, Judge, cut_out
 from realcustom_jax.evaluation.judge_augment import blur, soften
 from realcustom_jax.evaluation.judge_data import draw_pairs, load_or_draw
-from realcustom_jax.evaluation.toybox import Benchmark, make_requests, means
+from realcustom_jax.evaluation.toybox import Benchmark, make_cases, means
 from realcustom_jax.evaluation.train_judge import IDENTITIES, draw_batch, train
 
 
@@ -121,7 +121,7 @@ def test_other_images_and_files_are_refused(random_judge, tmp_path):
 def test_the_shipped_judge_knows_the_toybox():
     """On 64 scenes of held-out identities; `benchmarks/judge.py` tells what it does on 208, and its floor."""
     assert SHIPPED.stat().st_size < 3e6
-    scores = means(Benchmark(make_requests(64), Judge.load(), None).ceiling())
+    scores = means(Benchmark(make_cases(64), Judge.load(), None).ceiling())
     assert scores["identity_top1"] > 0.95 and scores["word_top1"] > 0.95
     assert scores["background_top1"] > 0.95 and scores["mask_iou"] > 0.85
     assert 0 < scores["leakage"] < 0.01 and scores["clip_t"] is None

@@ -12,7 +12,7 @@ from realcustom_jax.evaluation.toybox import (
     MEASURES,
     Benchmark,
     Setting,
-    make_requests,
+    make_cases,
     real_scene,
     reference,
 )
@@ -55,7 +55,7 @@ class Painter:
 
 
 def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_path):
-    benchmark = Benchmark(make_requests(2), random_judge, None)
+    benchmark = Benchmark(make_cases(2), random_judge, None)
     painter = Painter(paired_pipe)
     runs = Runs.open(tmp_path, benchmark, painter)
     first = runs.results("γ_scope 0.3", Setting({"gamma_scope": 0.3}))
@@ -70,7 +70,7 @@ def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_
     runs.results("full", Setting())  # the same setting under another name
     assert len(painter.made) == 3
     runs.results("no mask", Setting(masked=False))
-    more = Benchmark(make_requests(3), random_judge, None)
+    more = Benchmark(make_cases(3), random_judge, None)
     Runs.open(tmp_path, more, painter).results("full", Setting())
     assert len(painter.made) == 6  # other requests: text only and its own again
     other = dataclasses.replace(runs, digest="another model")
@@ -81,7 +81,7 @@ def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_
 @pytest.mark.parametrize("drawn", [real_scene, reference])
 def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp_path, monkeypatch, drawn):
     """The drawn pixels are part of what results depend on, not the requests' numbers alone."""
-    benchmark, painter = Benchmark(make_requests(2), random_judge, None), Painter(paired_pipe)
+    benchmark, painter = Benchmark(make_cases(2), random_judge, None), Painter(paired_pipe)
     Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
 
     def darker(request):

@@ -14,7 +14,6 @@ import realcustom_jax as rc
 from realcustom_jax import evaluate, pipeline
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation import metrics
-from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.toybox import (
     CONTRACT,
     IDENTITIES,
@@ -23,24 +22,25 @@ from realcustom_jax.evaluation.toybox import (
     enlarge,
     identities,
     identity,
-    make_requests,
+    make_cases,
     real_scene,
     reference,
     references,
 )
+from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, is_held_out, render_scene
-from realcustom_jax.training.logs import params_sha256
+from realcustom_jax.weights.digest import params_sha256
 from realcustom_jax.weights.keys import flatten
 
 
 def test_requests_take_all_words_places_and_identities_in_turn():
-    requests = make_requests(320)
+    requests = make_cases(320)
     pairs = {(r.word, r.background) for r in requests[:208]}
     assert len(pairs) == len(WORDS) * len(BACKGROUNDS) == 208
     assert len({(r.word, r.number) for r in requests}) == 16 * IDENTITIES
     assert [r.seed for r in requests] == list(range(320))
-    assert make_requests(40) == requests[:40]
+    assert make_cases(40) == requests[:40]
     assert requests[17].prompt == "a dog in the desert"
 
 
@@ -53,7 +53,7 @@ def test_identities_are_20_held_out_ones_of_the_word():
 
 def test_requests_to_choose_by_share_no_subject_and_no_seed_with_those_of_the_results():
     """Colours, pattern and proportions of a subject all come from its identity's number."""
-    results, choices = make_requests(320), make_requests(320, held_out=False)
+    results, choices = make_cases(320), make_cases(320, held_out=False)
     assert [(r.word, r.background) for r in choices] == [(r.word, r.background) for r in results]
     assert not {r.seed for r in choices} & {r.seed for r in results}
     drawn = {reference(request).identities[0] for request in choices}
@@ -62,7 +62,7 @@ def test_requests_to_choose_by_share_no_subject_and_no_seed_with_those_of_the_re
 
 @pytest.mark.parametrize("held_out", (True, False))
 def test_the_real_scene_shows_what_the_reference_does(held_out):
-    request = make_requests(35, held_out)[34]
+    request = make_cases(35, held_out)[34]
     scene, photo = real_scene(request), reference(request)
     assert scene.identities == photo.identities and scene.background == request.background
     assert scene.caption == request.prompt
@@ -79,14 +79,14 @@ def test_masks_are_enlarged_pixel_by_pixel():
 @pytest.fixture(scope="module")
 def benchmark(paired_pipe, random_judge):
     return Benchmark(
-        make_requests(3),
+        make_cases(3),
         random_judge,
         own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers),
     )
 
 
 def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark, one_device):
-    generator = Generator.of(paired_pipe, per_device=3)
+    generator = Generator(paired_pipe, per_device=3)
     made = {name: benchmark.make(generator, setting) for name, setting in SETTINGS.items()}
     assert made["text_only"][1] is None
     assert made["no_mask"][1].all()
@@ -103,12 +103,12 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     masks = rng.random((3, 64, 64)) < 0.3
     found = benchmark.measure(images, masks, plain)
     verdict, other = random_judge.look(images), random_judge.look(plain)
-    words = [w == r.word for w, r in zip(verdict.words, benchmark.requests, strict=True)]
+    words = [w == r.word for w, r in zip(verdict.words, benchmark.cases, strict=True)]
     assert found["word_top1"].tolist() == words
-    places = [b == r.background for b, r in zip(verdict.backgrounds, benchmark.requests, strict=True)]
+    places = [b == r.background for b, r in zip(verdict.backgrounds, benchmark.cases, strict=True)]
     assert found["background_top1"].tolist() == places
     ranks = benchmark.ranks(images)
-    for n, request in enumerate(benchmark.requests):
+    for n, request in enumerate(benchmark.cases):
         known = references(request.word)
         seen = random_judge.directions(
             np.stack([photo.image for photo in known]), np.stack([photo.masks[0] for photo in known])
@@ -119,22 +119,22 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     np.testing.assert_allclose(found["mask_iou"], metrics.iou(masks, verdict.regions))
     expected = metrics.leakage(images, plain, verdict.regions | other.regions)
     np.testing.assert_allclose(found["leakage"], expected)
-    texts = benchmark.pair.text.directions([r.prompt for r in benchmark.requests])
+    texts = benchmark.pair.text.directions([r.prompt for r in benchmark.cases])
     see = benchmark.pair.image.directions
     np.testing.assert_allclose(found["clip_t"], (see(images) * texts).sum(-1), atol=1e-6)
-    photos = see([reference(r).image for r in benchmark.requests])
+    photos = see([reference(r).image for r in benchmark.cases])
     np.testing.assert_allclose(found["clip_i"], (see(images) * photos).sum(-1), atol=1e-6)
     alone = [
         np.where(region[..., None], image, 255) for image, region in zip(images, verdict.regions, strict=True)
     ]
-    shown = [reference(r) for r in benchmark.requests]
+    shown = [reference(r) for r in benchmark.cases]
     photos_alone = [np.where(photo.masks[0][..., None], photo.image, 255) for photo in shown]
     expected = (see(np.stack(alone)) * see(np.stack(photos_alone))).sum(-1)
     np.testing.assert_allclose(found["clip_i_segmented"], expected, atol=1e-6)
 
 
 def test_real_scenes_leak_what_another_subject_changes_around_it(random_judge):
-    requests = make_requests(3)
+    requests = make_cases(3)
     found = Benchmark(requests, random_judge, None).ceiling()["leakage"]
     others = [identities(request.word)[(request.number + 1) % 20] for request in requests]
     assert all(other != identity(request) for other, request in zip(others, requests, strict=True))
@@ -156,8 +156,8 @@ def test_real_scenes_leak_what_another_subject_changes_around_it(random_judge):
 
 def test_the_reference_photo_itself_is_the_right_identity(random_judge):
     """Even a judge that has learned nothing finds the very picture among the 20, held out or not."""
-    benchmark = Benchmark(make_requests(3) + make_requests(3, held_out=False), random_judge, None)
-    photos = [reference(r) for r in benchmark.requests]
+    benchmark = Benchmark(make_cases(3) + make_cases(3, held_out=False), random_judge, None)
+    photos = [reference(r) for r in benchmark.cases]
     directions = random_judge.directions(
         np.stack([p.image for p in photos]), np.stack([p.masks[0] for p in photos])
     )
@@ -227,7 +227,7 @@ def test_other_commands_take_the_precision(module, folders, tmp_path, monkeypatc
         monkeypatch.setattr(command.rc, "load", load, raising=False)
     else:
         monkeypatch.setattr(command.plots, "check_plots", lambda: None)
-        monkeypatch.setattr(command.Generator, "load", lambda path, batch, **options: load(path, **options))
+        monkeypatch.setattr(command, "load", load)
     line = ["--model", str(folders[0]), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [module, *line, "--dtype", "float16", "--vae-dtype", "bfloat16"])
     with pytest.raises(KeyboardInterrupt):

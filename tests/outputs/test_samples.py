@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from PIL import Image, PngImagePlugin
 
 import realcustom_jax as rc
-from realcustom_jax.inputs.sanity import still_used
+from realcustom_jax.inputs.checks import still_used
 from realcustom_jax.options import SDXL
 from realcustom_jax.outputs.records import KEY, read_record
 from realcustom_jax.toybox import Identity, render_reference

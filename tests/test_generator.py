@@ -2,9 +2,11 @@
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import realcustom_jax as rc
-from realcustom_jax.evaluation.generate import Generator, Job
+from realcustom_jax.generate import Generator
+from realcustom_jax.inputs.requests import Request
 
 
 def test_batches_over_devices_are_sample(micro_pipe):
@@ -16,14 +18,16 @@ def test_batches_over_devices_are_sample(micro_pipe):
     photos = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     prompts = ["a cat on the beach", "a robot in the snow", "a cup at sunset"]
     words = ["cat", "robot", "cup"]
-    jobs = [Job(prompts[i % 3], (rc.Subject(photos[i % 3], words[i % 3]),), seed=i) for i in range(5)]
+    requests = [Request(prompts[i % 3], (rc.Subject(photos[i % 3], words[i % 3]),), seed=i) for i in range(5)]
     options = micro_pipe.defaults.changed({"steps": 2})
     counts = []
-    generator = Generator.of(micro_pipe, per_device=2, devices=jax.devices()[:2])
+    pipe = micro_pipe.on_mesh(Mesh(np.asarray(jax.devices()[:2]), ("data",)))
+    generator = Generator(pipe, per_device=2)
     assert generator.batch == 4
-    images, masks = generator(jobs, options, counts.append)
+    images, masks = generator(requests, options, counts.append)
     expected = rc.sample(
-        micro_pipe, [j.prompt for j in jobs], [list(j.subjects) for j in jobs], [j.seed for j in jobs],
+        micro_pipe, [r.prompt for r in requests], [list(r.subjects) for r in requests],
+        [r.seed for r in requests],
         steps=2,
     )  # fmt: skip
     assert counts == [4, 1]
@@ -35,6 +39,5 @@ def test_batches_over_devices_are_sample(micro_pipe):
 
 def test_loading_puts_parameters_on_all_devices(micro_pipe, tmp_path):
     rc.save(micro_pipe, tmp_path)
-    generator = Generator.load(tmp_path, per_device=2)
-    kernel = generator.pipe.params["unet"]["conv_in"]["kernel"]
+    kernel = rc.load(tmp_path).params["unet"]["conv_in"]["kernel"]
     assert len(kernel.sharding.device_set) == 8 and kernel.sharding.is_fully_replicated

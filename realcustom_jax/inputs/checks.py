@@ -1,14 +1,11 @@
-"""Checks of requests: options without effect, empty scopes, sizes beyond memory, results that are NaN."""
+"""Checks of requests against options and model: options without effect, empty scopes, sizes beyond memory."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.subjects import Subject
@@ -87,36 +84,3 @@ def _memory() -> int:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     limits = [one.get("bytes_limit", 0) for one in stats]
     return sum(limits) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def finite_rows(x: Array) -> Array:
-    """(B,) whether all numbers of a row (B, …) are finite."""
-    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
-
-
-def check_finite(finite: Array | np.ndarray) -> None:
-    """Raises `UserError` where an image would be black: `finite` are the `finite_rows` of its numbers."""
-    if not np.asarray(finite).all():
-        bad = ", ".join(str(i) for i in np.flatnonzero(~np.asarray(finite)))
-        raise UserError(
-            f"the result of request {bad} is not finite: the weights contain NaN or infinity, or an "
-            "option or a strength is too large"
-        )
-
-
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """A device out of memory is one sentence.
-
-    Raises:
-      UserError: in place of JAX's error.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device is out of memory: use a smaller height and width, fewer images at once, "
-            "dtype='bfloat16', or offload=True when loading"
-        ) from error

@@ -1,0 +1,164 @@
+"""Encoding requests: text and image features, target words, masks, and all of it as the sampler's inputs."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from realcustom_jax.common.devices import Program, is_tracing, run_rows
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.diffusion.conditioning import Conditioning, Settings
+from realcustom_jax.inputs.encoder_pair import own_pair
+from realcustom_jax.inputs.prompts import warn_of_lost_parts
+from realcustom_jax.inputs.requests import Request, requests_of
+from realcustom_jax.inputs.sizes import latent_size
+from realcustom_jax.inputs.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
+from realcustom_jax.inputs.subjects import AUTO, Subject, with_words
+from realcustom_jax.inputs.tokenize import tokenize
+from realcustom_jax.inputs.views import reference_views
+from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
+from realcustom_jax.models.family import IMAGE, TEXT, Models
+from realcustom_jax.options import SamplerConfig, SamplingOptions
+
+if TYPE_CHECKING:
+    from realcustom_jax.pipeline import Pipeline
+
+
+def make_conditioning(
+    pipe: "Pipeline",
+    prompts: Sequence[str],
+    subjects: Sequence[Sequence[Subject]],
+    negative_prompts: Sequence[str],
+    options: SamplingOptions,
+) -> Conditioning:
+    """Encode a batch of requests for `sample_latents`.
+
+    Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
+    with a list of prompts, and its errors.
+    """
+    requests = requests_of(list(prompts), subjects, list(negative_prompts), None)
+    config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+    return encode_requests(pipe, choose_words(pipe, requests), options, config)
+
+
+def encode_requests(
+    pipe: "Pipeline", requests: Sequence[Request], options: SamplingOptions, config: SamplerConfig
+) -> Conditioning:
+    """As `make_conditioning`, of requests whose words were chosen.
+
+    Args:
+      pipe: the model.
+      requests: as many as the batch.
+      options: of all of them, with one number or one for each.
+      config: its static part.
+    """
+    prompts, negatives = ([getattr(r, name) for r in requests] for name in ("prompt", "negative_prompt"))
+    subjects = [request.subjects for request in requests]
+    batch, slots = len(requests), max(map(len, subjects))
+    if slots and pipe.models.realcustom is None:
+        raise UserError("this model has no realcustom/ weights, so it can take no subjects")
+    ids = [tokenize(tokenizer, [*prompts, *negatives]) for tokenizer in pipe.tokenizers]
+    text, pooled = text_features(pipe, ids)
+    text, negative_text = jnp.split(text, 2)
+    pooled, negative_pooled = (None, None) if pooled is None else jnp.split(pooled, 2)
+    down = pipe.models.vae_config.downscale
+    sizes = None if pooled is None else size_ids(batch, config.height * down, config.width * down)
+
+    words = target_tokens(pipe.tokenizers, prompts, subjects, slots)
+    warn_of_lost_parts(pipe.tokenizers, [*prompts, *negatives])
+    flags, strengths, user_masks, replace_guided = slot_arrays(
+        subjects, slots, config.mask_height, config.mask_width
+    )
+    photos = photo_flags(subjects, slots)
+    features, negative_features = _slot_features(pipe, subjects, slots) if slots else ((), ())
+    names = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
+    arrays = jax.tree.map(jnp.asarray, (words, flags, strengths, user_masks, replace_guided))
+    return Conditioning(
+        text, negative_text, features, negative_features, *arrays, settings, pooled, negative_pooled, sizes,
+        None if photos is None else jnp.asarray(photos),
+    )  # fmt: skip
+
+
+def _slot_features(
+    pipe: "Pipeline", subjects: Sequence[Sequence[Subject]], slots: int
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Features of the references in each slot (B, R, N, C), or (B, R, P, N, C), and a black image's."""
+    views, places = different_references(subjects, slots, pipe.models)
+    black = black_features(pipe)
+    encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
+    features = tuple(x[places] for x in encoded)
+    return features, tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
+
+
+def choose_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Request]:
+    """The requests, with the words that their images show in place of "auto".
+
+    Raises:
+      UserError: for a model that cannot tell, or where no word of a prompt fits an image.
+    """
+    if not any(subject.words == AUTO for request in requests for subject in request.subjects):
+        return list(requests)
+    matcher = pipe.matcher or own_pair(pipe.models, pipe.params, pipe.tokenizers)
+    if matcher is None:
+        raise UserError(
+            "this model's image encoder cannot tell which words a reference image shows: give the words of "
+            'each subject instead of "auto", or load the model with a CLIP that tells them (matcher)'
+        )
+    nouns = matcher.vocabulary()
+    return [
+        dataclasses.replace(r, subjects=tuple(with_words(r.prompt, r.subjects, matcher, nouns)))
+        for r in requests
+    ]
+
+
+# ---------------------------------------------------------------- programs
+
+
+def text_features(pipe: "Pipeline", ids: Sequence[np.ndarray]) -> tuple[Array, Array | None]:
+    """Text tokens (B, n_t, C_t) and, for SDXL, pooled text (B, C); see `encode_text`."""
+    return _run(pipe, TEXT, encode_text_rows, pipe.models, tuple(ids))
+
+
+def reference_features(pipe: "Pipeline", views: np.ndarray) -> tuple[Array, ...]:
+    """Features of reference images' views, uint8 (U, V, S, S, 3), each (U, N, C); see `encode_reference`.
+
+    So many at once that few programs are compiled: the next power of two.
+    """
+    count = len(views)
+    filled = 1 << (count - 1).bit_length()
+    rows = np.concatenate([views, np.repeat(views[:1], filled - count, axis=0)])
+    return tuple(x[:count] for x in _run(pipe, IMAGE, encode_reference_rows, pipe.models, rows))
+
+
+def black_features(pipe: "Pipeline") -> tuple[Array, ...]:
+    """A black image's features (1, N, C), of empty slots and the negative pass; computed once a pipeline."""
+    if "black" not in pipe.cache:
+        models = pipe.models
+        size = models.image_configs[0].image_size
+        views = reference_views(np.zeros((size, size, 3), np.uint8), size, models.high_res)
+        features = reference_features(pipe, views[None])
+        if is_tracing():  # what a caller's jit computes is gone after it
+            return features
+        pipe.cache["black"] = features
+    return pipe.cache["black"]
+
+
+def _run(pipe: "Pipeline", components: Sequence[str], program: Program, static: Any, rows: Any) -> Any:
+    """A program with the parameters of some components, which it lets go of when they are offloaded."""
+    params = {name: pipe.params[name] for name in components if name in pipe.params}
+    out = run_rows(pipe.mesh, program, static, params, rows)
+    # Before the next component's parameters come.
+    return jax.block_until_ready(out) if pipe.offloaded else out
+
+
+def encode_text_rows(models: Models, params: Any, ids: Sequence[Array]) -> tuple[Array, Array | None]:
+    return encode_text(models, params, ids)
+
+
+def encode_reference_rows(models: Models, params: Any, views: Array) -> tuple[Array, ...]:
+    return encode_reference(models, params, views)
