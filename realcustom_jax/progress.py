@@ -70,9 +70,17 @@ class Progress:
             if not self._due():
                 return
             seconds = (self._last - self._begun) / max(done - self._before, 1)
-            left = f", {duration(seconds * (total - done))} left" if total and done < total else ""
             of = f" of {total}" if total else ""
-            self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{left}")
+            self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{_left(seconds, done, total)}")
+
+    def amount(self, done: int, total: int | None, what: str) -> None:
+        """So many bytes of a stage are done: "reading the model: 3.1 of 8.7 GiB, 12 s left"."""
+        with self._lock:
+            if not self._due():
+                return
+            seconds = (self._last - self._begun) / max(done - self._before, 1)
+            of = f" of {total / 2**30:.1f}" if total else ""
+            self._write(f"{what}: {done / 2**30:.1f}{of} GiB{_left(seconds, done, total)}")
 
     def _due(self) -> bool:
         """Whether it is time for a line, which is then the newest."""
@@ -141,6 +149,11 @@ def counted(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterato
         for item in items:
             yield item
             counter.update()
+
+
+def _left(seconds: float, done: int, total: int | None) -> str:
+    """Of a stage, one of whose steps takes so many seconds."""
+    return f", {duration(seconds * (total - done))} left" if total and done < total else ""
 
 
 def pace(seconds: float, unit: str) -> str:

@@ -28,7 +28,6 @@ from realcustom_jax.files import exists, make_folder
 from realcustom_jax.model_flags import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
 from realcustom_jax.option_flags import add_option_flags, given_options
 from realcustom_jax.options import SamplingOptions
-from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import text_or_file, texts_of
 from realcustom_jax.records import Record, read_record
 from realcustom_jax.sampling import SEED, plan, sample
@@ -49,9 +48,7 @@ def main() -> None:
     recorded = _changes(request.options, defaults)
     options = {**still_used(recorded, given, defaults), **given}
     plan(models, schedule, defaults, options, [request.subjects] * len(seeds))
-    with Progress() as progress:
-        progress.stage(f"loading {args.model}")
-        pipe = load_model(args, matcher=args.matcher)
+    pipe = load_model(args, matcher=args.matcher)
     samples = sample(
         pipe, request.prompt, request.subjects, seeds, negative_prompt=request.negative_prompt, **options
     )

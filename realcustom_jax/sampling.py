@@ -22,7 +22,7 @@ from realcustom_jax.errors import UserError
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.option_help import documented
-from realcustom_jax.options import Rule, SamplingOptions, shown
+from realcustom_jax.options import Rule, SamplingOptions
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import (
     black_features,
@@ -46,7 +46,7 @@ from realcustom_jax.sanity import (
 )
 from realcustom_jax.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
 from realcustom_jax.subjects import AUTO, Subject, with_words
-from realcustom_jax.watching import Preview, Watch, check_preview
+from realcustom_jax.watching import Preview, Watch, check_preview, check_progress
 
 SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
 
@@ -89,13 +89,12 @@ def sample(
     """
     use_compilation_cache()
     prompts, nested, negatives, seeds = requests_of(prompt, subjects, negative_prompt, seed)
-    if progress is not None and not isinstance(progress, bool):
-        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+    told = check_progress(progress)
     every = check_preview(preview, every)
     keys = request_keys(seeds)
     chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, nested)
     warn_of_unknown_words(pipe.tokenizers, prompts)
-    with Progress(shown=progress is None or progress) as report, memory_errors():
+    with Progress(told) as report, memory_errors():
         report.stage("encoding prompts and reference images")
         nested = choose_words(pipe, prompts, nested)
         conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.options import Rule
+from realcustom_jax.options import Rule, shown
 from realcustom_jax.progress import Progress
 
 # (step, images): the number of steps done, from 1, and the images as they look then, uint8 (B, H, W, 3).
@@ -66,6 +66,17 @@ class Watch:
             return self._steps
         pace = (time.monotonic() - self._begun) / max(done - 1, 1)
         return min(done + max(1, int(_LOOK / max(pace, 1e-6))) if done > 1 else 2, self._steps)
+
+
+def check_progress(progress: Any) -> bool:
+    """Whether to say what takes long: True, False, or None for yes.
+
+    Raises:
+      UserError: for anything else.
+    """
+    if progress is not None and not isinstance(progress, bool):
+        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+    return progress is None or progress
 
 
 def check_preview(preview: Any, every: Any) -> int | None:

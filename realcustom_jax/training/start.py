@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,12 +26,14 @@ from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.init import init_params
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.progress import Progress
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
-from realcustom_jax.weights.lazy import LazyArray, Place, place_params
+from realcustom_jax.weights.lazy import LazyArray, Place
+from realcustom_jax.weights.reading import read_told
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
@@ -60,7 +63,9 @@ def open_data(options: ConfigDict, cache: Path) -> Split:
 def starting_pipeline(config: ConfigDict, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
     """As `open_start`, with the parameters one by one where `place` puts them."""
     pipe = open_start(config, data)
-    return pipe.replace(params=place_params(pipe.params, place))
+    what = "reading the model" if config.init_from else "initialising the model"
+    with Progress(jax.process_index() == 0) as progress:
+        return pipe.replace(params=read_told(pipe.params, place, progress, what=what))
 
 
 def open_start(config: ConfigDict, data: Split | None) -> Pipeline:
