@@ -31,6 +31,9 @@ from realcustom_jax.sanity import check_finite, finite_rows
 # Pixels of the images that a device decodes at once.
 _DECODED_AT_ONCE = 1024 * 1024
 
+# (steps done, the z_0 predicted last, the images of it) → the step at which to call it again. The second and
+# third are functions, called only where they are wanted; an offloaded UNet is read again after the third.
+Watcher = Callable[[int, Callable[[], Array], Callable[[], np.ndarray]], int]
 # (static object, parameters, rows) → rows.
 _Program = Callable[[Any, Any, Any], Any]
 
@@ -69,27 +72,38 @@ def latents_and_masks(
     conditioning: Conditioning,
     keys: Array,
     config: SamplerConfig,
-    watch: Callable[[int, Callable[[], Array]], int] | None = None,
+    watch: Watcher | None = None,
 ) -> tuple[Array, Array]:
     """The denoising loop: z_0 (B, h, w, C) and the masks of all steps (B, steps, R, h', w').
 
     Args:
       pipe, conditioning, keys, config: see `sample_latents`.
-      watch: called between steps, with the number of steps done and a function that returns the z_0
-        predicted last. It returns the step at which to call it again. The same compiled program runs with
-        and without it.
+      watch: called between steps. The same compiled program runs with and without it.
     """
     static = (pipe.models, pipe.schedule, config)
     devices = _Devices.of(pipe, {"unet": pipe.params["unet"]}, len(keys))
     rows = devices.place((conditioning, keys))
     contexts, run = devices.run(_begin, static, rows)
-    done, stop = 0, config.steps if watch is None else watch(0, lambda: devices.collect(run.state.z0))
+
+    def latents() -> Array:
+        return devices.collect(run.state.z0)
+
+    def images() -> np.ndarray:
+        nonlocal devices
+        z0 = jax.block_until_ready(latents())
+        if pipe.offloaded:  # the UNet makes room for the VAE
+            devices = dataclasses.replace(devices, params=None)
+        return images_of(pipe, z0)
+
+    done, stop = 0, config.steps if watch is None else watch(0, latents, images)
     while done < config.steps:
+        if devices.params is None:
+            devices = _Devices.of(pipe, {"unet": pipe.params["unet"]}, len(keys))
         span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
         run = devices.run(_advance, static, (*rows, contexts, run, span))
         done = stop
         if watch is not None:
-            stop = watch(done, lambda run=run: devices.collect(run.state.z0))
+            stop = watch(done, latents, images)
     out = devices.collect((run.state.z0, run.history))
     return jax.block_until_ready(out) if pipe.offloaded else out
 

@@ -1,7 +1,6 @@
 """`sample`: prompts and subjects in, images and masks out. A thin shell over the jitted `sample_latents`."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +74,8 @@ def sample(
       negative_prompt: one for all, or one each; default none.
       progress: whether to say on stderr what takes long: compiling, step k of n. Default yes.
       preview: function of the number of steps done and of the images as they look then, uint8
-        (B, H, W, 3). It changes nothing of the result.
+        (B, H, W, 3). It changes nothing of the result. An offloaded pipeline puts the UNet away for
+        each, to make room for the VAE, and reads it again: about ten seconds for SDXL.
       every: steps between previews (5).
       **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`); in brackets
         stand SD1.5's, and SDXL's where it differs.
@@ -99,7 +99,7 @@ def sample(
         nested = choose_words(pipe, prompts, nested)
         conditioning = make_conditioning(pipe, prompts, nested, negatives, chosen)
         nested = [[with_files_read(subject) for subject in own] for own in nested]
-        watch = Watch(config.steps, report, preview, every, functools.partial(images_of, pipe))
+        watch = Watch(config.steps, report, preview, every)
         latents, masks = latents_and_masks(pipe, conditioning, keys, config, watch)
         check_finite(finite_rows(latents))
         report.stage("decoding")
