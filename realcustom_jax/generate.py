@@ -1,7 +1,6 @@
 """Requests to images: encode, denoise, decode. `sample` is the public call."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,7 @@ from jax import Array
 
 from realcustom_jax.common.compile_cache import use_compilation_cache
 from realcustom_jax.common.devices import Devices, memory_errors
-from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.progress import Progress
-from realcustom_jax.common.rules import shown
+from realcustom_jax.common.progress import Progress, check_progress
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
 from realcustom_jax.diffusion.sampler import Run, advance, begin
@@ -35,8 +32,9 @@ from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview
 from realcustom_jax.pipeline import Pipeline
 
-# (number of steps done, gives the z_0 predicted last) → the step at which to call again.
-StepWatch = Callable[[int, Callable[[], Array]], int]
+# (steps done, the z_0 predicted last, the images of it) → the step at which to call it again. The second and
+# third are functions, called only where they are wanted; an offloaded UNet is read again after the third.
+StepWatch = Callable[[int, Callable[[], Array], Callable[[], np.ndarray]], int]
 
 
 @documented
@@ -63,7 +61,8 @@ def sample(
       negative_prompt: one for all, or one each; default none.
       progress: whether to report on stderr what takes long: compiling, step k of n. Default yes.
       preview: function of the number of steps done and of the images as they look then, uint8
-        (B, H, W, 3). It changes nothing of the result.
+        (B, H, W, 3). It changes nothing of the result. An offloaded pipeline puts the UNet away for
+        each, to make room for the VAE, and reads it again: about ten seconds for SDXL.
       every: steps between previews (5).
       **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`); in brackets
         stand SD1.5's, and SDXL's where it differs.
@@ -77,17 +76,16 @@ def sample(
     """
     use_compilation_cache()
     requests = requests_of(prompt, subjects, negative_prompt, seed)
-    if progress is not None and not isinstance(progress, bool):
-        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+    shown = check_progress(progress)
     every = check_preview(preview, every)
     chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, requests)
     warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
-    with Progress(shown=progress is None or progress) as report, memory_errors():
+    with Progress(shown) as report, memory_errors():
         report.stage("encoding prompts and reference images")
         requests = choose_words(pipe, requests)
         conditioning = encode_requests(pipe, requests, chosen, config)
         records = _records(pipe, requests, chosen)
-        watch = Watch(config.steps, report, preview, every, functools.partial(images_of, pipe))
+        watch = Watch(config.steps, report, preview, every)
         latents, masks = denoise(pipe, conditioning, request_keys([r.seed for r in requests]), config, watch)
         check_finite(finite_rows(latents))
         report.stage("decoding")
@@ -199,13 +197,26 @@ def denoise(
     devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
     rows = devices.place((conditioning, keys))
     contexts, run = devices.run(begin_rows, static, rows)
-    done, stop = 0, config.steps if watch is None else watch(0, lambda: devices.collect(run.state.z0))
+
+    def latents() -> Array:
+        return devices.collect(run.state.z0)
+
+    def images() -> np.ndarray:
+        nonlocal devices
+        z0 = jax.block_until_ready(latents())
+        if pipe.offloaded:  # the UNet makes room for the VAE
+            devices = dataclasses.replace(devices, params=None)
+        return images_of(pipe, z0)
+
+    done, stop = 0, config.steps if watch is None else watch(0, latents, images)
     while done < config.steps:
+        if devices.params is None:
+            devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
         span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
         run = devices.run(advance_rows, static, (*rows, contexts, run, span))
         done = stop
         if watch is not None:
-            stop = watch(done, lambda run=run: devices.collect(run.state.z0))
+            stop = watch(done, latents, images)
     out = devices.collect((run.state.z0, run.history))
     return jax.block_until_ready(out) if pipe.offloaded else out
 

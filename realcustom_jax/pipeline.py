@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.memory import return_freed_memory
 from realcustom_jax.common.precision import resolve_dtype, vae_compute_dtype
+from realcustom_jax.common.progress import Progress, check_progress
 from realcustom_jax.common.rules import shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.encoder_pair import load_pair
@@ -37,6 +38,7 @@ from realcustom_jax.weights.folder import write_folder
 from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
 from realcustom_jax.weights.parts import Parts, find_parts, models_of
+from realcustom_jax.weights.reading import read_told
 from realcustom_jax.weights.towers import open_tower
 
 
@@ -146,6 +148,7 @@ def load(
     matcher: str | Path | None = None,
     tokenizers: Sequence[str | Path] = (),
     revision: str | None = None,
+    progress: bool | None = None,
 ) -> Pipeline:
     """Load a model: every tensor goes from disk straight to its dtype and its devices.
 
@@ -176,6 +179,7 @@ def load(
       tokenizers: of a one-file checkpoint, which has none: a folder or hub id for each text encoder. Default
         those of SD1.5 and SDXL on the hub.
       revision: branch, tag or commit of a hub repository at `path`.
+      progress: whether to say on stderr how far it is, where it takes longer than two seconds. Default yes.
 
     Raises:
       UserError: when a part is missing or does not fit (weights are compared key by key); for an argument of
@@ -190,13 +194,19 @@ def load(
     if mesh is None:
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)
-    parts = find_parts(path, realcustom, image_encoders, tokenizers, revision, unet)
-    models = models_of(parts, compute)
-    vae = vae_compute_dtype(vae_dtype, compute, models.vae_config.force_upcast, mesh)
-    models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
-    dtypes = functools.partial(dtype_of_param, common, vae or common)
-    place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
+    with Progress(check_progress(progress)) as told:
+        told.stage(f"loading {path}")
+        parts = find_parts(path, realcustom, image_encoders, tokenizers, revision, unet)
+        models = models_of(parts, compute)
+        vae = vae_compute_dtype(vae_dtype, compute, models.vae_config.force_upcast, mesh)
+        models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
+        pipe = open_pipeline(parts, models)
+        # Before the model's parameters, which take minutes: a wrong path is told at once.
+        pair = None if matcher is None else load_pair(matcher)
+        dtypes = functools.partial(dtype_of_param, common, vae or common)
+        place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
+        params = Offloaded(pipe.params, place) if offload else read_told(pipe.params, place, told, dtypes)
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
         "revision": revision,
@@ -207,11 +217,7 @@ def load(
         "tokenizers": list(map(str, tokenizers)),
     }
     source = {"model": str(path), **names, **{name: value for name, value in given.items() if value}}
-    pipe = dataclasses.replace(open_pipeline(parts, models), mesh=mesh, source=source)
-    # Before the model's parameters, which take minutes: a wrong path is told at once.
-    pair = None if matcher is None else load_pair(matcher)
-    params = Offloaded(pipe.params, place) if offload else place_params(pipe.params, place)
-    return pipe.replace(params=params, matcher=pair)
+    return pipe.replace(params=params, matcher=pair, mesh=mesh, source=source)
 
 
 def dtype_of_param(common: Any, vae: Any, path: str) -> Any:

@@ -22,7 +22,6 @@ from typing import Any
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists, make_folder
-from realcustom_jax.common.progress import Progress
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.checks import still_used
 from realcustom_jax.inputs.prompts import text_or_file, texts_of
@@ -50,9 +49,7 @@ def main() -> None:
     options = {**still_used(recorded, given, defaults), **given}
     requests = [Request(request.prompt, request.subjects, seed) for seed in seeds]
     plan(models, schedule, defaults, options, requests)
-    with Progress() as progress:
-        progress.stage(f"loading {args.model}")
-        pipe = load_model(args, matcher=args.matcher)
+    pipe = load_model(args, matcher=args.matcher)
     samples = sample(
         pipe, request.prompt, request.subjects, seeds, negative_prompt=request.negative_prompt, **options
     )

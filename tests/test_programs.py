@@ -16,6 +16,7 @@ from realcustom_jax.common import devices as devices_module
 from realcustom_jax.inputs import encode
 from realcustom_jax.models.vae_tiles import decode_in_tiles
 from realcustom_jax.outputs import decode
+from realcustom_jax.pipeline import Offloaded
 
 FEW = {"steps": 2}
 PHOTO = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
@@ -107,6 +108,42 @@ def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected)
     assert_same(samples, expected)
     # No parameter is left, only the features of the black image, and the masks that were returned.
     assert len(jax.live_arrays()) <= before + len(pipe.cache["black"]) + 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_preview_of_an_offloaded_pipeline_puts_the_unet_away(flat_pipe, tmp_path, monkeypatch, devices):
+    """It never lies beside the VAE, and comes back where steps are left; the images are the same."""
+    rc.save(flat_pipe, tmp_path)
+    # A shape that no other array has.
+    kernels = {
+        "unet": ("time_embedding", "linear_1"),
+        "vae": ("decoder", "mid_block", "attentions_0", "to_q"),
+    }
+    shapes = {name: functools.reduce(lambda x, key: x[key], path, flat_pipe.params[name])["kernel"].shape
+              for name, path in kernels.items()}  # fmt: skip
+    asked, seen, get = [], [], Offloaded.__getitem__
+
+    def there() -> list[str]:
+        return [name for name, shape in shapes.items() if shape in {x.shape for x in jax.live_arrays()}]
+
+    def spy(params, name):
+        if name in shapes:
+            asked.append((name, *there()))
+        return get(params, name)
+
+    monkeypatch.setattr(Offloaded, "__getitem__", spy)
+    request = (PROMPTS, SUBJECTS, [1, 2, 3])
+    pipe = rc.load(tmp_path, mesh=mesh(devices), offload=True)
+    assert there() == []
+    samples = rc.sample(pipe, *request, **FEW, preview=lambda *x: seen.append((*x, there())), every=1)
+    assert asked == [(name,) for name in ("unet", "vae", "unet", "vae", "vae")]
+    assert [(step, names) for step, _, names in seen] == [(1, []), (2, [])]
+    np.testing.assert_array_equal(seen[-1][1], samples.images)
+    whole, previews = rc.load(tmp_path, mesh=mesh(devices)), []
+    expected = rc.sample(whole, *request, **FEW, preview=lambda *x: previews.append(x), every=1)
+    assert there() == ["unet", "vae"]
+    assert_same(samples, expected)
+    assert np.abs(seen[0][1].astype(int) - previews[0][1]).max() <= 1
 
 
 def test_black_is_encoded_once_a_pipeline(micro_pipe, monkeypatch):

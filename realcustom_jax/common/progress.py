@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import shown
 
 _Item = TypeVar("_Item")
 
@@ -70,9 +73,17 @@ class Progress:
             if not self._due():
                 return
             seconds = (self._last - self._begun) / max(done - self._before, 1)
-            left = f", {duration(seconds * (total - done))} left" if total and done < total else ""
             of = f" of {total}" if total else ""
-            self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{left}")
+            self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{_left(seconds, done, total)}")
+
+    def amount(self, done: int, total: int | None, what: str) -> None:
+        """So many bytes of a stage are done: "reading the model: 3.1 of 8.7 GiB, 12 s left"."""
+        with self._lock:
+            if not self._due():
+                return
+            seconds = (self._last - self._begun) / max(done - self._before, 1)
+            of = f" of {total / 2**30:.1f}" if total else ""
+            self._write(f"{what}: {done / 2**30:.1f}{of} GiB{_left(seconds, done, total)}")
 
     def _due(self) -> bool:
         """Whether it is time for a line, which is then the newest."""
@@ -143,6 +154,11 @@ def counted(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterato
             counter.update()
 
 
+def _left(seconds: float, done: int, total: int | None) -> str:
+    """Of a stage, one of whose steps takes so many seconds."""
+    return f", {duration(seconds * (total - done))} left" if total and done < total else ""
+
+
 def pace(seconds: float, unit: str) -> str:
     """How long one takes, or, where that is less than a second, how many are done in one."""
     if seconds >= 1:
@@ -155,3 +171,14 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def check_progress(progress: Any) -> bool:
+    """Whether to say what takes long: True, False, or None for yes.
+
+    Raises:
+      UserError: for anything else.
+    """
+    if progress is not None and not isinstance(progress, bool):
+        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+    return progress is None or progress

@@ -59,7 +59,7 @@ from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline, dtype_of_param
 from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
-from realcustom_jax.weights.lazy import place_params
+from realcustom_jax.weights.reading import read_told
 
 _CHUNK = 1024  # examples of one file, whose latents are in memory until it is written
 _DTYPE = "float32"  # unless another is asked for, on all devices: what is stored is used many times
@@ -163,7 +163,9 @@ def make_encoding(
     names = ("vae", *(pipe.models.text_encoders if text else ()))
     own = {name: pipe.params[name] for name in names}
     dtypes = functools.partial(dtype_of_param, compute, vae or compute)
-    params = place_params(own, on_device(dtypes, NamedSharding(mesh, PartitionSpec())))
+    with Progress() as progress:
+        place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()))
+        params = read_told(own, place, progress, dtypes)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     @jax.jit

@@ -21,32 +21,23 @@ _LOOK = 0.5
 
 
 class Watch:
-    """The `watch` of `programs.latents_and_masks`."""
+    """The `watch` of `generate.denoise`."""
 
-    def __init__(
-        self,
-        steps: int,
-        progress: Progress,
-        preview: Preview | None,
-        every: int | None,
-        decode: Callable[[Array], np.ndarray],
-    ):
-        """`decode` makes images (B, H, W, 3) of latents, for `preview`."""
-        self._steps, self._progress, self._preview, self._decode = steps, progress, preview, decode
-        self._every = every
+    def __init__(self, steps: int, progress: Progress, preview: Preview | None, every: int | None):
+        self._steps, self._progress, self._preview, self._every = steps, progress, preview, every
         self._begun = 0.0
 
-    def __call__(self, done: int, latents: Callable[[], Array]) -> int:
+    def __call__(self, done: int, latents: Callable[[], Array], images: Callable[[], np.ndarray]) -> int:
         """After `done` steps: report, and say at which step to look again."""
         if done == 0:
             self._progress.stage("compiling the sampler")
             return self._next_preview(0) if not self._progress.shown else 1
         preview = self._preview is not None and (done % self._every == 0 or done == self._steps)
         if self._progress.shown or preview:
-            jax.block_until_ready(z0 := latents())
+            jax.block_until_ready(latents())
             self._tell(done)
         if preview:
-            self._preview(done, self._decode(z0))
+            self._preview(done, images())
         return min(self._next_preview(done), self._next_report(done))
 
     def _tell(self, done: int) -> None:

@@ -1,8 +1,10 @@
 """What a run reports: a progress bar, `metrics.jsonl` and TensorBoard scalars."""
 
 import json
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -10,12 +12,59 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from realcustom_jax.common.files import replacing
+from realcustom_jax.common.progress import duration
 from realcustom_jax.training.meter import Meter
+
+# Seconds between two lines of a log.
+_BETWEEN_LINES = 60.0
+
+
+class Lines:
+    """The steps of a run in a log, where a redrawn bar would be one endless line; called as `tqdm` is.
+
+    A line tells the step, the newest report and the time left: at the first report, then once a minute, and
+    at the last step.
+    """
+
+    def __init__(self, total: int, initial: int, stream: TextIO):
+        self._total, self._initial, self._done, self._stream = total, initial, initial, stream
+        self._text, self._last = "", time.monotonic()
+        self._begun = self._last
+        self._write(f"training: {initial} of {total} steps are done, the next one compiles first")
+
+    def update(self) -> None:
+        """One more step is done."""
+        self._done += 1
+        if self._done == self._initial + 1:  # it compiled, so the pace is that of those after it
+            self._begun = time.monotonic()
+        if self._done < self._total and time.monotonic() - self._last >= _BETWEEN_LINES:
+            self._tell()
+
+    def set_postfix_str(self, text: str) -> None:
+        """The newest report."""
+        first, self._text = not self._text, f", {text}"
+        if first or self._done == self._total:
+            self._tell()
+
+    def close(self) -> None:
+        """All lines are whole already."""
+
+    def _tell(self) -> None:
+        self._last = time.monotonic()
+        steps, left = self._done - self._initial - 1, ""
+        if steps > 0 and self._done < self._total:
+            left = f", {duration((self._last - self._begun) / steps * (self._total - self._done))} left"
+        self._write(f"training: step {self._done} of {self._total}{self._text}{left}")
+
+    def _write(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
 
 
 class Logger:
-    """Progress bar with loss, images/s and time left; a report is one JSON line in WORKDIR/metrics.jsonl and
-    the same numbers as scalars in WORKDIR/tensorboard/, with pictures.
+    """Progress with loss, images/s and time left: a bar on a terminal, else lines.
+
+    A report is one JSON line in WORKDIR/metrics.jsonl, and the same numbers as scalars in
+    WORKDIR/tensorboard/, with pictures.
 
     Only the first process writes. A resumed run repeats the steps after its checkpoint, so their earlier
     lines are dropped first; TensorBoard drops them by itself.
@@ -29,9 +78,12 @@ class Logger:
             self._file = (workdir / "metrics.jsonl").open("a")
             # `purge_step` tells it which steps come again.
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
-        self._bar = tqdm(
-            total=steps, initial=first_step, unit="step", disable=not self._active, dynamic_ncols=True
-        )
+        if self._active and not sys.stderr.isatty():
+            self._bar = Lines(steps, first_step, sys.stderr)
+        else:
+            self._bar = tqdm(
+                total=steps, initial=first_step, unit="step", disable=not self._active, dynamic_ncols=True
+            )
 
     def advance(self) -> None:
         self._bar.update()

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
 import numpy as np
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import make_folder
+from realcustom_jax.common.progress import Progress
 from realcustom_jax.data.image_text import Split, is_written, open_split
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.tokenize import load_tokenizer
@@ -31,7 +33,8 @@ from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
-from realcustom_jax.weights.lazy import LazyArray, Place, place_params
+from realcustom_jax.weights.lazy import LazyArray, Place
+from realcustom_jax.weights.reading import read_told
 
 # Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
@@ -61,7 +64,9 @@ def open_data(options: DataConfig, cache: Path) -> Split:
 def starting_pipeline(config: TrainConfig, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
     """As `open_start`, with the parameters one by one where `place` puts them."""
     pipe = open_start(config, data)
-    return pipe.replace(params=place_params(pipe.params, place))
+    what = "reading the model" if config.init_from else "initialising the model"
+    with Progress(jax.process_index() == 0) as progress:
+        return pipe.replace(params=read_told(pipe.params, place, progress, what=what))
 
 
 def open_start(config: TrainConfig, data: Split | None) -> Pipeline:

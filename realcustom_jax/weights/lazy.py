@@ -49,12 +49,12 @@ def place_params(params: Any, place: Place, report: Callable[[int], None] | None
     Args:
       params: nested dict of `LazyArray`s.
       place: (path, values) → the parameter; called from several threads.
-      report: is told the bytes of each parameter that was placed.
+      report: is told the bytes of each parameter where it was placed; called from this thread.
     """
 
     def load(path: str, leaf: LazyArray) -> tuple[Any, int]:
-        value = leaf.read()
-        return place(path, value), value.nbytes
+        value = place(path, leaf.read())
+        return value, value.nbytes
 
     placed: dict[str, Any] = {}
     waiting: collections.deque[tuple[str, Future]] = collections.deque()

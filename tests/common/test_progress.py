@@ -122,6 +122,23 @@ def test_what_is_quick_says_nothing(clock):
     assert log.getvalue() == "" and len(clock.timers) == 1
 
 
+def test_amounts_are_of_bytes(clock):
+    """In lines that are some seconds apart; without a total, what is done."""
+    log, gib = io.StringIO(), 2**30
+    with Progress(stream=log) as report:
+        report.stage("reading")
+        for part in range(1, 88):
+            clock.now += 0.5
+            report.amount(part * gib // 10, 87 * gib // 10, "reading")
+        report.stage("reading")
+        clock.now += 5
+        report.amount(3 * gib, None, "reading")
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "reading: 0.4 of 8.7 GiB, 42 s left"
+    assert lines[-2].startswith("reading: 8.4 of 8.7 GiB, ")
+    assert len(lines) == 6 and lines[-1] == "reading: 3.0 GiB"
+
+
 def test_the_pace_is_of_this_stage(clock):
     """Steps that were done before it began do not count."""
     log = io.StringIO()

@@ -1,11 +1,16 @@
-"""metrics.jsonl over a stop and a resume, and the hash of parameters."""
+"""metrics.jsonl over a stop and a resume, progress in logs and on terminals, and the hash of parameters."""
 
+import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
-from realcustom_jax.training.logs import Logger
+from realcustom_jax.training import logs
+from realcustom_jax.training.logs import Lines, Logger
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.weights.digest import params_sha256
 
@@ -30,6 +35,48 @@ def test_a_resumed_run_reports_no_step_twice(tmp_path):
     assert [record["loss"] for record in records[:-1]] == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
     assert "sha256" in records[-1]
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+def test_a_log_has_a_line_a_minute(monkeypatch):
+    """Of steps of 4 s, after one of 100 s that compiles; reports at every fifth, resumed after step 10."""
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    lines = Lines(total=60, initial=10, stream=log)
+    for step in range(11, 61):
+        now[0] += 100 if step == 11 else 4
+        lines.update()
+        if step % 5 == 0:
+            lines.set_postfix_str(f"loss {step}")
+    lines.close()
+    assert log.getvalue().splitlines() == [
+        "training: 10 of 60 steps are done, the next one compiles first",
+        "training: step 11 of 60",
+        "training: step 15 of 60, loss 15, 3 min left",  # the first report
+        "training: step 30 of 60, loss 25, 2 min left",
+        "training: step 45 of 60, loss 40, 60 s left",
+        "training: step 60 of 60, loss 60",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_gets_a_bar(tmp_path, monkeypatch, terminal):
+    """A log has whole lines, a few of them."""
+    log = io.StringIO()
+    monkeypatch.setattr(log, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", log)
+    logger, meter = Logger(tmp_path, 0, 500), Meter(batch_size=2)
+    for step in range(1, 501):
+        meter.step()
+        logger.advance()
+        if step % 100 == 0:
+            logger.report(step, {"loss": np.float32(0.25)}, meter)
+    logger.close()
+    text = log.getvalue()
+    assert ("\r" in text) == terminal and "loss 0.2500, " in text and text.endswith("\n")
+    if not terminal:
+        first, report, last = text.splitlines()
+        assert first.startswith("training: 0 of 500") and report.startswith("training: step 100 of 500, loss")
+        assert last.startswith("training: step 500 of 500, loss 0.2500, ") and last.endswith("images/s")
 
 
 def test_the_hash_is_of_names_shapes_and_values():

@@ -1,8 +1,11 @@
 """A model folder written and read back: the same bits, and every misfit named."""
 
 import dataclasses
+import itertools
 import json
+import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -92,6 +95,46 @@ def test_the_text_encoder_s_class_says_whether_it_projects(
     )
     assert index["text_encoder"] == ["transformers", name]
     assert config["architectures"] == [name]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
+    """Bytes of the parameters as they are on the device, up to all of them, those of the scoring float32."""
+    stages, told, shown = [], [], []
+
+    class Told(pipeline.Progress):
+        def __init__(self, wanted):
+            super().__init__(wanted)
+            shown.append(wanted)
+
+        def stage(self, text, done=0):
+            stages.append(text)
+
+        def amount(self, done, total, what):
+            told.append((done, total, what))
+
+    monkeypatch.setattr(pipeline, "Progress", Told)
+    pipe = pipeline.load(saved, dtype, vae_dtype="float32")
+    sizes = [value.nbytes for value in flatten(pipe.params).values()]
+    assert stages == [f"loading {saved}", "reading the model"] and shown == [True]
+    done, totals, names = zip(*told, strict=True)
+    assert done == tuple(np.cumsum(sizes)) and set(totals) == {sum(sizes)} and set(names) == {stages[1]}
+    pipeline.load(saved, progress=False)
+    assert shown == [True, False]
+    with pytest.raises(UserError, match="progress must be True, False or None, not 1"):
+        pipeline.load(saved, progress=1)
+
+
+def test_a_quick_load_is_silent_and_a_slow_one_is_not(saved, monkeypatch, capfd):
+    pipeline.load(saved)
+    assert capfd.readouterr().err == ""
+    seconds = itertools.count(step=6)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("realcustom_jax.common.progress.time", clock)
+    pipeline.load(saved)
+    lines = capfd.readouterr().err.splitlines()
+    line = re.compile(r"reading the model: 0.0 of 0.0 GiB(, .* left)?")
+    assert lines and all(map(line.fullmatch, lines))
 
 
 def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
