@@ -9,7 +9,7 @@ killed, and resumes. The adapter is taken out of the unfinished run and sampled 
 them that compile, and the peak memory of each phase. With --json the last line is one JSON object.
 
 SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. Its training
-step does not fit either. So a UNet with 4 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
+step does not fit either. So a UNet with 3 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
 and text; `python -m realcustom_jax.aot --config configs/sdxl.py` plans the whole step.
 """
 
@@ -32,7 +32,7 @@ from real_weights import write_parts, write_photos
 GROUPS = ("convert", "sample", "encode", "train", "export")
 _HERE = Path(__file__).parent
 _TRAIN_SIDE = {"sd15": 512, "sdxl": 256}
-_TRAINED_BLOCKS = 4  # of SDXL's ten
+_TRAINED_BLOCKS = 3  # of SDXL's ten
 _CAPTIONS = ("a dog on the beach", "a cat in the snow", "a robot at sunset", "a cup in a garden")
 
 
@@ -172,7 +172,7 @@ def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> Non
         phases.run("encode", "realcustom_jax.data.encode", *encode)
     if trains:
         shutil.rmtree(work, ignore_errors=True)
-        train = _train_arguments(args.family, trained, data, work)
+        train = _train_arguments(args.family, trained, data, work, side)
         phases.run("train", "realcustom_jax.train", *train, until=lambda: _saved(work, 3))
         phases.run("resume", "realcustom_jax.train", *train, until=lambda: _saved(work, 5))
     if "export" in wanted:
@@ -199,9 +199,13 @@ def _convert(family: str, parts: Path, model: Path, blocks: int | None = None) -
     ]
 
 
-def _train_arguments(family: str, model: Path, data: Path, work: Path) -> list[str]:
-    """Batch 1, float32 computation, a checkpoint each step."""
+def _train_arguments(family: str, model: Path, data: Path, work: Path, side: int) -> list[str]:
+    """Batch 1, float32 computation, a checkpoint each step, the shapes of the trained model."""
+    shapes = {"model.unet.sample_size": side // 8}
+    if family == "sdxl":
+        shapes["model.unet.transformer_layers_per_block"] = (1, 2, _TRAINED_BLOCKS)
     values = {
+        **shapes,
         "init_from": model, "data.path": data, "steps": 100, "batch_size": 1, "log_every": 1,
         "checkpoint_every": 1, "compute_dtype": "float32", "data.workers": 2, "data.prefetch": 1,
         "frozen_dtype": "float32",

@@ -30,9 +30,9 @@ from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, Subject
 from realcustom_jax.inputs.target_words import find_phrase, phrases_of
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.inputs.user_masks import load_mask
-from realcustom_jax.model_flags import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
 from realcustom_jax.options import SamplingOptions, add_option_flags, given_options
 from realcustom_jax.outputs.records import Record, read_record
+from realcustom_jax.pipeline import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
 
 
 def main() -> None:

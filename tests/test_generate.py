@@ -423,7 +423,7 @@ def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments
 def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):
     """Words, sizes and steps, from the model's configs alone."""
     Image.fromarray(CAT).save(tmp_path / "cat.png")
-    monkeypatch.setattr("realcustom_jax.model_flags.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
     for wrong in (["--subject", f"dog={tmp_path / 'cat.png'}"], ["--width", "33"], ["--mask-steps", "99"]):
         with pytest.raises(SystemExit):
             run_sample(monkeypatch, "--prompt", "a cat", "--out", str(tmp_path / "out"), *wrong)

@@ -423,7 +423,7 @@ def test_hostile_inputs_are_one_sentence(flat_pipe, tmp_path, rule):
 
 
 def test_the_command_answers_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("realcustom_jax.model_flags.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("a model was loaded"))
     no_images(tmp_path)
     assert check(command_cases(tmp_path)) > 60
 

@@ -52,11 +52,10 @@ from realcustom_jax.data.encoded import (
 from realcustom_jax.data.image_text import Split, open_split, split_names
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.inputs.transforms import center_crop_resize
-from realcustom_jax.model_flags import add_precision_flags
 from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
-from realcustom_jax.pipeline import Pipeline, dtype_of_param
+from realcustom_jax.pipeline import Pipeline, add_precision_flags, dtype_of_param
 from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.reading import read_told
