@@ -34,7 +34,7 @@ from realcustom_jax.programs import (
 from realcustom_jax.progress import Progress
 from realcustom_jax.prompts import warn_of_lost_parts, warn_of_unknown_words
 from realcustom_jax.records import Record, with_files_read
-from realcustom_jax.requests import nested_subjects, requests_of
+from realcustom_jax.requests import nested_subjects, prompt_lists, requests_of
 from realcustom_jax.samples import Samples
 from realcustom_jax.sanity import (
     check_finite,
@@ -191,6 +191,7 @@ def make_conditioning(
     Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
     with a list of prompts, and its errors.
     """
+    prompts, negative_prompts = prompt_lists(prompts, negative_prompts)
     subjects = choose_words(pipe, prompts, nested_subjects(subjects, len(prompts), single=False))
     batch, slots = len(prompts), max(len(own) for own in subjects)
     if slots and pipe.models.realcustom is None:
@@ -207,10 +208,10 @@ def make_conditioning(
     photos = photo_flags(subjects, slots)
     features = negative = ()
     if slots:
-        views, shown = different_references(subjects, slots, pipe.models)
+        views, of_slots = different_references(subjects, slots, pipe.models)
         black = black_features(pipe)
         encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
-        features = tuple(x[shown] for x in encoded)
+        features = tuple(x[of_slots] for x in encoded)
         negative = tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
