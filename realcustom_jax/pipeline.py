@@ -89,8 +89,8 @@ class Pipeline:
             for field in dataclasses.fields(self.defaults)
             if getattr(self.defaults, field.name) != field.default
         }
-        shown = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        lines.append(f"  defaults: {shown or 'those of SamplingOptions()'}")
+        defaults = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        lines.append(f"  defaults: {defaults or 'those of SamplingOptions()'}")
         return "\n".join(lines)
 
     def on_mesh(self, mesh: Mesh) -> "Pipeline":

@@ -197,6 +197,20 @@ def request_cases(pipe):
         yield f"contradiction {given}", lambda g=given: rc.sample(pipe, "a cat", **g)
 
 
+def conditioning_cases(pipe):
+    """What `make_conditioning` cannot encode: no batch, or lists that do not fit each other."""
+    lists = [
+        ([], [], []), ((), (), ()), (np.zeros(0), [], []), ([], [[]], [""]), ("a cat", [[]], [""]),
+        (None, [], []), (5, [], []), ({"a cat"}, [[]], [""]), (["a cat"], [], [""]),
+        (["a cat"], [[], []], [""]), (["a cat"], [[]], []),
+        (["a cat"], [[]], ["", ""]), (["a cat"], [[]], ""), (["a cat"], [[]], None),
+        (["a cat"], [[]], [None]), ([None], [[]], [""]), ([b"a cat"], [[]], [""]), (["\ud800"], [[]], [""]),
+        (["a cat"], [[5]], [""]), (["a cat"], "x", [""]), (["a cat"] * 2, [[]] * 2, [""]),
+    ]  # fmt: skip
+    for i, given in enumerate(lists):
+        yield f"conditioning {i}", lambda g=given: rc.make_conditioning(pipe, *g, pipe.defaults)
+
+
 def subject_cases(pipe):
     for label, value in NO_VALUES.items():
         for name in ("strength", "mask_mode", "plurals", "match_case"):
@@ -413,7 +427,7 @@ def _run(arguments: list[str]) -> None:
         sys.argv = before
 
 
-RULES = (option_cases, name_cases, size_cases, request_cases, subject_cases)
+RULES = (option_cases, name_cases, size_cases, request_cases, conditioning_cases, subject_cases)
 FOLDER_RULES = (image_cases, record_cases, load_cases)
 
 

@@ -14,7 +14,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.conditioning import Conditioning, Settings
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.inputs.prompts import warn_of_lost_parts
-from realcustom_jax.inputs.requests import Request, requests_of
+from realcustom_jax.inputs.requests import Request, prompt_lists, requests_of
 from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.inputs.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
 from realcustom_jax.inputs.subjects import AUTO, Subject, with_words
@@ -40,7 +40,8 @@ def make_conditioning(
     Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
     with a list of prompts, and its errors.
     """
-    requests = requests_of(list(prompts), subjects, list(negative_prompts), None)
+    prompts, negative_prompts = prompt_lists(prompts, negative_prompts)
+    requests = requests_of(prompts, subjects, negative_prompts, None)
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     return encode_requests(pipe, choose_words(pipe, requests), options, config)
 

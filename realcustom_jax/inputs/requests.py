@@ -61,6 +61,20 @@ def _negatives(negative_prompt: Any, batch: int) -> list[str]:
     return texts * batch if isinstance(negative_prompt, str) else _each("negative_prompt", texts, batch)
 
 
+def prompt_lists(prompts: Any, negative_prompts: Any) -> tuple[list[str], list[str]]:
+    """The prompts and negative prompts of a batch, one of each a request.
+
+    Raises:
+      UserError: there are none, they are no lists, or of different lengths.
+    """
+    if not is_list(prompts):
+        raise UserError(f"prompts must be a list, also of one, not {_kind(prompts)}")
+    if not len(prompts):
+        raise UserError("there is no prompt")
+    negatives = _each("negative_prompts", negative_prompts, len(prompts))
+    return texts_of("prompts", prompts), texts_of("negative_prompts", negatives)
+
+
 def nested_subjects(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:
     """The subjects of every request as lists; they may be absent for all or for some."""
     if subjects is None:

@@ -111,6 +111,8 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
 
 def _sampling(init_from: str) -> dict[str, Any]:
     """The sampling options of the model that the run began with, where it is there and has some."""
+    if not init_from:
+        return {}
     folder = (TOYBOX if init_from == "toybox" else Path(init_from)) / "realcustom"
     return read_config(folder, "sampling.json") if (folder / "sampling.json").is_file() else {}
 

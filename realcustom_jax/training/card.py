@@ -80,7 +80,7 @@ def write_card(folder: Path, saved: Saved, averaged: bool, file: str, left: str)
     values = {
         "title": adapter if file else "A text-to-image model",
         "what": f"This is what a run of the stage `{config.stage}` made.",
-        "base": f"`{config.init_from}`" if config.init_from else "none: trained from scratch",
+        "base": _base(config.init_from, file),
         "data": f"`{config.data.path}`, split `{config.data.split}`",
         "step": saved.step,
         "steps": config.steps,
@@ -95,12 +95,21 @@ def write_card(folder: Path, saved: Saved, averaged: bool, file: str, left: str)
     write_text(folder / "README.md", _CARD.format(**values))
 
 
+def _base(init_from: str, file: str) -> str:
+    """The model that the run began with; one that began with none made its own, which an adapter needs."""
+    if init_from:
+        return f"`{init_from}`"
+    own = "the run's own, which `python -m realcustom_jax.export --form diffusers` takes out of it"
+    return own if file else "none: trained from scratch"
+
+
 def _here(saved: Saved, file: str) -> str:
     """The Python code that loads and samples."""
     lines = ["import realcustom_jax as rc", ""]
     if file:
         place = f"FOLDER/{file}" if file == PUBLISHED_FILE else "FOLDER"
-        lines.append(f'pipe = rc.load("{saved.config.init_from}", realcustom="{place}")')
+        base = saved.config.init_from or "BASE"
+        lines.append(f'pipe = rc.load("{base}", realcustom="{place}")')
     else:
         lines.append('pipe = rc.load("FOLDER")')
     if any(re.search(ADDED, path) for path in saved.params):

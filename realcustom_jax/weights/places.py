@@ -1,7 +1,9 @@
 """Where in a file the bytes of its tensors lie, and how one of them is read."""
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,18 +25,44 @@ class Place:
     pieces: tuple[tuple[int, int], ...]
 
 
-def read_place(path: Path, key: str, place: Place) -> np.ndarray:
+class Stamp(NamedTuple):
+    """What tells a file from one that took its place or was written again."""
+
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path | int) -> "Stamp":
+        """Of a path, or of an open file's number."""
+        found = os.stat(path)
+        return cls(found.st_size, found.st_mtime_ns)
+
+
+def read_place(path: Path, stamp: Stamp, key: str, place: Place) -> np.ndarray:
     """Read one tensor; nothing else of the file comes into memory.
 
+    Args:
+      path: of the file.
+      stamp: that it had when the places were found.
+      key: what the tensor is called.
+      place: where it lies.
+
     Raises:
-      UserError: the file is shorter than it was.
+      UserError: the file cannot be read, or is another than it was: there would be other numbers.
     """
     value = np.empty(place.shape, place.dtype)
     left = memoryview(value.reshape(-1).view(np.uint8))
-    with open(path, "rb") as file:
-        for start, size in place.pieces:
-            file.seek(start)
-            if file.readinto(left[:size]) != size:
-                raise UserError(f"{path} changed while it was read: {key} is not whole")
-            left = left[size:]
+    try:
+        with open(path, "rb") as file:
+            whole = Stamp.of(file.fileno()) == stamp
+            for start, size in place.pieces if whole else ():
+                file.seek(start)
+                whole = whole and file.readinto(left[:size]) == size
+                left = left[size:]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not whole:
+        raise UserError(
+            f"{path} has changed since it was opened, so {key} cannot be read: load the model again"
+        )
     return value

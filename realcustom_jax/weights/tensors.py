@@ -21,7 +21,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import read_json, replacing
 from realcustom_jax.weights.flax_files import flax_places
 from realcustom_jax.weights.keys import unflatten
-from realcustom_jax.weights.places import Place, read_place
+from realcustom_jax.weights.places import Place, Stamp, read_place
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SHARD_BYTES = 5 * 10**9  # as transformers; diffusers allows 10 GB
@@ -58,9 +58,9 @@ def open_tensors(path: Path) -> Tensors:
     if path.name.endswith(".index.json"):
         return _open_shards(path)
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
+        return _open_placed(path, _safetensors_places)
     if path.suffix == ".msgpack":
-        return _at_places(path, flax_places(path))
+        return _open_placed(path, flax_places)
     if path.suffix in PICKLES:
         return _open_pickle(path)
     known = ", ".join((".safetensors", ".safetensors.index.json", ".msgpack", *PICKLES))
@@ -84,7 +84,17 @@ _SAFE_DTYPES = {
 }
 
 
-def _open_safetensors(path: Path) -> Tensors:
+def _open_placed(path: Path, find_places: Callable[[Path], Mapping[str, Place]]) -> Tensors:
+    try:
+        stamp = Stamp.of(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    places, absolute = find_places(path), path.absolute()
+    shapes = {key: place.shape for key, place in places.items()}
+    return Tensors(str(path), shapes, lambda key: read_place(absolute, stamp, key, places[key]))
+
+
+def _safetensors_places(path: Path) -> dict[str, Place]:
     """The library checks the file; tensors are then read by their place in it.
 
     The library would parse the header again for each tensor, or keep in memory all that was read.
@@ -101,16 +111,13 @@ def _open_safetensors(path: Path) -> Tensors:
             start, end = entry["data_offsets"]
             piece = (8 + length + start, end - start)
             places[key] = Place(tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], (piece,))
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     except KeyError as error:
         raise UserError(f"{path} holds tensors of the unknown kind {error}") from None
-    return _at_places(path, places)
-
-
-def _at_places(path: Path, places: Mapping[str, Place]) -> Tensors:
-    shapes = {key: place.shape for key, place in places.items()}
-    return Tensors(str(path), shapes, lambda key: read_place(path, key, places[key]))
+    return places
 
 
 def _open_shards(path: Path) -> Tensors:

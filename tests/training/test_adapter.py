@@ -19,10 +19,13 @@ from safetensors.numpy import load_file
 import realcustom_jax as rc
 from realcustom_jax import export, pipeline
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.data.image_text import open_split, write
+from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, saved
 from realcustom_jax.training.adapter import Choice, export_checkpoint
 from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.saved import finished_steps, read_saved
+from realcustom_jax.training.start import starting_pipeline
 from realcustom_jax.training.state import create_state
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
@@ -38,7 +41,15 @@ def model(micro_pipe, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_run(model, micro_pipe, micro_configs, tmp_path_factory):
+def data(tmp_path_factory) -> Path:
+    """A data set of a few captions, from which a run without `init_from` learns its tokenizer."""
+    folder = tmp_path_factory.mktemp("data")
+    write(folder, {"train": (make_example(seed, held_out=False) for seed in range(4))})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_run(model, micro_pipe, micro_configs, data, tmp_path_factory):
     """A function that writes checkpoints of the steps 1 and 2; their parameters differ by the step."""
 
     def make(**changes) -> tuple[Path, dict, dict]:
@@ -46,8 +57,12 @@ def make_run(model, micro_pipe, micro_configs, tmp_path_factory):
         config.init_from, config.trainable = str(model), (ADDED,)
         config.model = {"realcustom": micro_configs["realcustom"]}
         config.update(changes)
-        workdir = tmp_path_factory.mktemp("run")
-        trained, _ = partition.split_trainable(micro_pipe.params, config.trainable, config.frozen)
+        workdir, pipe = tmp_path_factory.mktemp("run"), micro_pipe
+        if not config.init_from:
+            config.model = {**micro_configs, "scheduler": {"prediction_type": "v_prediction"}}
+            config.data.path = str(data)
+            pipe = starting_pipeline(config, open_split(data, "train"))
+        trained, _ = partition.split_trainable(pipe.params, config.trainable, config.frozen)
         state = create_state(jax.tree.map(jnp.asarray, trained), optax.adam(1e-3))
         checkpoints = Checkpoints(workdir, keep=3)
         for step in (1, 2):
@@ -158,6 +173,30 @@ def test_the_model_that_the_run_began_with_need_not_be_there(make_run, model, tm
         assert len(load_file(file)) == len(ema)
     with pytest.raises(UserError, match="start"):
         written(workdir, tmp_path / "whole", "diffusers")
+
+
+def test_a_run_that_began_with_nothing(make_run, tmp_path, monkeypatch):
+    """Its adapter goes over the base that it made; `init_from` is no path, "" would be the current folder."""
+    (tmp_path / "realcustom").mkdir()
+    (tmp_path / "realcustom" / "sampling.json").write_text('{"steps": 3}')
+    monkeypatch.chdir(tmp_path)
+    workdir, _, ema = make_run(init_from="", trainable=(".*",), fresh="")
+    whole = written(workdir, tmp_path / "whole", "diffusers")
+    found = flatten(rc.load(whole).params)
+    assert found.keys() == ema.keys()
+    for form in ("realcustom", "published"):
+        out = written(workdir, tmp_path / f"as {form}", form)
+        file = out / "realcustom.safetensors" if form == "published" else out
+        pipe = rc.load(whole, realcustom=file)
+        assert pipe.defaults.steps == 50
+        for path, value in flatten(pipe.params).items():
+            np.testing.assert_array_equal(value, ema[path], err_msg=path)
+        card = (out / "README.md").read_text()
+        assert 'rc.load("BASE", realcustom="FOLDER' in card
+        assert (
+            "| base | the run's own, which `python -m realcustom_jax.export --form diffusers` takes" in card
+        )
+    assert "| base | none: trained from scratch |" in (whole / "README.md").read_text()
 
 
 def test_the_card_tells_what_it_is(run, model, tmp_path):

@@ -1,6 +1,8 @@
 """Files of tensors: every kind gives back the same bits; damage is named."""
 
 import json
+import os
+from pathlib import Path
 
 import flax.serialization
 import ml_dtypes
@@ -197,6 +199,38 @@ def test_select_takes_the_tensors_below_a_prefix(tmp_path):
     write_tensors(tmp_path / "m.safetensors", VALUES)
     part = open_tensors(tmp_path / "m.safetensors").select("a/")
     assert_same(part, {"kernel": VALUES["a/kernel"], "bias": VALUES["a/bias"]})
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
+def test_a_file_that_changes_while_it_is_open_is_named(tmp_path, name):
+    """Of the same names and size, but with the tensors elsewhere: its numbers would be taken for others."""
+    path = tmp_path / name
+    write_tensors(path, {"a": np.zeros(4, np.float32), "b": np.ones(4, np.float32)})
+    os.utime(path, (1, 1))  # clocks of file systems are coarse
+    tensors, size = open_tensors(path), path.stat().st_size
+    np.testing.assert_array_equal(tensors.read("a"), np.zeros(4))
+    write_tensors(path, {"a": np.ones(4, np.float32), "b": np.zeros(4, np.float32)})
+    assert path.stat().st_size == size
+    with pytest.raises(UserError, match=rf"{name} has changed since it was opened, so a cannot be read"):
+        tensors.read("a")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{name} has changed since it was opened"):
+        tensors.read("b")
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name} cannot be read: No such file or directory"):
+        tensors.read("b")
+    lazy = LazyArray((4,), lambda: tensors.read("a"), np.dtype(np.float32))
+    with pytest.raises(UserError, match=rf"{name} cannot be read: No such file"):
+        write_tensors(tmp_path / "copy.safetensors", {"a": lazy})
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
+def test_a_relative_path_stays_the_same_file(tmp_path, monkeypatch, name):
+    write_tensors(tmp_path / name, VALUES)
+    monkeypatch.chdir(tmp_path)
+    tensors = open_tensors(Path(name))
+    monkeypatch.chdir("/")
+    assert_same(tensors, VALUES)
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
