@@ -32,7 +32,7 @@ from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import make_training_loader
 from realcustom_jax.training.config import read_config
-from realcustom_jax.training.plan import make_plan
+from realcustom_jax.training.step import make_plan
 
 EXAMPLES = 1024
 

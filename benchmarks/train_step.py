@@ -24,7 +24,7 @@ from realcustom_jax.training.config import read_config
 from realcustom_jax.training.losses import make_loss
 from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.partition import split_trainable
-from realcustom_jax.training.state import create_state, make_train_step
+from realcustom_jax.training.step import create_state, make_train_step
 
 # name → changes of the UNet's config
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import check_local
 from realcustom_jax.common.folders import replacing_folder
-from realcustom_jax.training.adapter import FORMS, Choice, export_checkpoint
+from realcustom_jax.training.export import FORMS, Choice, export_checkpoint
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
 

@@ -16,7 +16,7 @@ from realcustom_jax.common.cli import cache_dir, parse_flags, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.hosts import connect
 from realcustom_jax.training.config import describe_options
-from realcustom_jax.training.profile import parse_window
+from realcustom_jax.training.logs import parse_window
 from realcustom_jax.training.run import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")

@@ -28,7 +28,7 @@ from realcustom_jax.pipeline import base_defaults, read_models
 from realcustom_jax.training import partition
 from realcustom_jax.training.batches import check_stored, example_shapes
 from realcustom_jax.training.config import DTYPES, TrainConfig
-from realcustom_jax.training.plan import make_plan
+from realcustom_jax.training.step import make_plan
 from realcustom_jax.weights.keys import flatten
 
 

@@ -23,7 +23,7 @@ from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.training.batches import DataConfig
-from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.examples import Curriculum
 from realcustom_jax.training.losses import STAGES, LossConfig
 from realcustom_jax.training.optimizer import OptimizerConfig
 from realcustom_jax.training.partition import AXES, MeshConfig

@@ -1,8 +1,10 @@
-"""What a run reports: a progress bar, `metrics.jsonl` and TensorBoard scalars."""
+"""What a run reports: progress, `metrics.jsonl`, TensorBoard scalars, speed and memory, profiles."""
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,11 +13,75 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from realcustom_jax.common.chips import chip_of
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import replacing
 from realcustom_jax.common.progress import duration
-from realcustom_jax.training.meter import Meter
+
 
 # Seconds between two lines of a log.
+class Meter:
+    """Rates since they were last asked for.
+
+    Args:
+      batch_size: images of a step, over all processes.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._peak_share = batch_size, None
+        self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def count(self, flops: Callable[[], float]) -> None:
+        """Have utilisation told too, where the devices' peak is known.
+
+        Args:
+          flops: gives the operations of a step over all devices; called only then, as it must trace the step.
+        """
+        chip = chip_of(jax.local_devices()[0].device_kind)
+        if chip:
+            self._peak_share = flops() / chip.peak / jax.device_count()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around taking a batch from the loader: how long the step had to wait for its data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def aside(self, pending: Any) -> Iterator[None]:
+        """Around what is not training: its time does not count, but that of the `pending` arrays does."""
+        jax.block_until_ready(pending)
+        started = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - started
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Rates of the steps since the last reading; to be asked once they are done.
+
+        Returns:
+          images_per_second, step_seconds, input_wait (share of the time), and where the devices tell:
+          utilisation (share of the peak operations of the TPUs) and memory_gib (most ever used of the first).
+        """
+        now = time.perf_counter()
+        seconds, steps = max(now - self._start, 1e-9), max(self._steps, 1)
+        values = {
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "step_seconds": seconds / steps,
+            "input_wait": min(self._waited / seconds, 1.0),
+        }
+        if self._peak_share:
+            values["utilisation"] = self._peak_share * steps / seconds
+        used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        if used:
+            values["memory_gib"] = used / 2**30
+        self._start, self._steps, self._waited = now, 0, 0.0
+        return values
+
+
 _BETWEEN_LINES = 60.0
 
 
@@ -129,3 +195,38 @@ def _drop_after(path: Path, step: int) -> None:
             kept.append(f"{line}\n")
     with replacing(path) as half:
         half.write_text("".join(kept))
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """ "10:15" → the first and the last step.
+
+    Raises:
+      UserError: for anything else.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise UserError(f"--profile {text!r} is not FIRST:LAST, two steps such as 10:15")
+    return int(first), int(last)
+
+
+class Profile:
+    """Records the steps of a window, if there is one, into a folder."""
+
+    def __init__(self, window: tuple[int, int] | None, folder: Path):
+        self._window, self._folder, self._running = window, folder, False
+
+    def before(self, step: int) -> None:
+        if self._window and step == self._window[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, result: Any) -> None:
+        """To be called with what the step gave, so that the last one is recorded to its end."""
+        if self._running and step >= self._window[1]:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

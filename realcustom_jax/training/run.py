@@ -2,12 +2,16 @@
 
 import dataclasses
 import functools
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
@@ -28,15 +32,10 @@ from realcustom_jax.training.batches import (
 from realcustom_jax.training.checkpoint import Checkpoints
 from realcustom_jax.training.config import DTYPES, TrainConfig, check_resume, read_config
 from realcustom_jax.training.export import export
-from realcustom_jax.training.finite import FiniteWatch, all_finite
-from realcustom_jax.training.logs import Logger
-from realcustom_jax.training.meter import Meter
-from realcustom_jax.training.plan import Plan, make_plan
-from realcustom_jax.training.preemption import Preemption
-from realcustom_jax.training.profile import Profile
+from realcustom_jax.training.logs import Logger, Meter, Profile
 from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import check_start, open_data, starting_pipeline
-from realcustom_jax.training.state import TrainState
+from realcustom_jax.training.step import FiniteWatch, Plan, TrainState, all_finite, make_plan
 from realcustom_jax.weights.digest import params_sha256
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
@@ -191,6 +190,33 @@ def _loop(
             if ending:
                 break
     return step, state
+
+
+class Preemption:
+    """While entered, SIGTERM does not end the process, but makes `reached` true: time to save and leave.
+
+    With several processes JAX's own service hears the signal of any of them, and all reach the same step.
+    """
+
+    def __init__(self):
+        self._noticed = threading.Event()
+        self._previous: Any = None
+
+    def __enter__(self) -> "Preemption":
+        # Python lets only the main thread handle signals; elsewhere the process's own ways stay.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._noticed.set())
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def reached(self, step: int) -> bool:
+        """Whether to save after this step and end; to be asked after every step, in all processes."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noticed.is_set()
 
 
 def _say(sentence: str) -> None:

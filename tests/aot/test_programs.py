@@ -15,7 +15,7 @@ from realcustom_jax.aot.collectives import by_part
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.training import partition
 from realcustom_jax.training.config import read_config
-from realcustom_jax.training.plan import make_plan
+from realcustom_jax.training.step import make_plan
 
 MODULES = ("CLIPText", "UNet", "UNet, backward", "VAE")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -34,8 +34,7 @@ from realcustom_jax.models.conditioning import encode_text, to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.examples import MakeExample
+from realcustom_jax.training.examples import Curriculum, MakeExample
 from realcustom_jax.training.losses import LossConfig, make_loss
 from realcustom_jax.weights.keys import flatten, unflatten
 

@@ -22,11 +22,11 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import open_split, write
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, saved
-from realcustom_jax.training.adapter import Choice, export_checkpoint
 from realcustom_jax.training.checkpoint import Checkpoints
+from realcustom_jax.training.export import Choice, export_checkpoint
 from realcustom_jax.training.saved import finished_steps, read_saved
 from realcustom_jax.training.start import starting_pipeline
-from realcustom_jax.training.state import create_state
+from realcustom_jax.training.step import create_state
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
 
@@ -314,7 +314,7 @@ def test_a_changed_number_is_noticed(run, tmp_path, monkeypatch):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from realcustom_jax.training.adapter import Choice, export_checkpoint
+from realcustom_jax.training.export import Choice, export_checkpoint
 from realcustom_jax.training.saved import read_saved
 
 def peak():

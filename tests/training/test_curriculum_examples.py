@@ -8,8 +8,7 @@ import pytest
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.inputs.tokenize import tokenize
-from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.examples import MakeExample, MakeViews
+from realcustom_jax.training.examples import Curriculum, MakeExample, MakeViews
 
 COUNT = 1500
 IMAGE = np.random.default_rng(0).integers(1, 256, size=(16, 16, 3), dtype=np.uint8)

@@ -19,7 +19,7 @@ from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import run
 from realcustom_jax.training.config import read_config
 from realcustom_jax.training.losses import STAGES
-from realcustom_jax.training.plan import Plan
+from realcustom_jax.training.step import Plan
 
 TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 get_config = runpy.run_path(str(TINY))["get_config"]

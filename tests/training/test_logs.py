@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax.training import logs
-from realcustom_jax.training.logs import Lines, Logger
-from realcustom_jax.training.meter import Meter
+from realcustom_jax.training.logs import Lines, Logger, Meter
 from realcustom_jax.weights.digest import params_sha256
 
 

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import pytest
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.training import meter
-from realcustom_jax.training.profile import Profile, parse_window
+from realcustom_jax.training import logs
+from realcustom_jax.training.logs import Profile, parse_window
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(time=100.0)
-    monkeypatch.setattr(meter.time, "perf_counter", lambda: now.time)
+    monkeypatch.setattr(logs.time, "perf_counter", lambda: now.time)
     return now
 
 
 def test_rates_are_of_the_steps_since_the_last_reading(clock):
-    made = meter.Meter(batch_size=8)
+    made = logs.Meter(batch_size=8)
     for seconds in (1.0, 3.0):
         for _ in range(4):
             with made.waiting():
@@ -33,7 +33,7 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
 
 
 def test_what_is_not_training_does_not_count(clock):
-    made = meter.Meter(batch_size=8)
+    made = logs.Meter(batch_size=8)
     made.step()
     clock.time += 2.0
     with made.aside(jnp.zeros(())):
@@ -44,9 +44,9 @@ def test_what_is_not_training_does_not_count(clock):
 def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
     """Two v5e chips of 197 TFLOP/s, on which a step of 98.5 TFLOP takes a second: a quarter of the peak."""
     chip = types.SimpleNamespace(device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 2**31})
-    monkeypatch.setattr(meter.jax, "local_devices", lambda: [chip])
-    monkeypatch.setattr(meter.jax, "device_count", lambda: 2)
-    made = meter.Meter(batch_size=8)
+    monkeypatch.setattr(logs.jax, "local_devices", lambda: [chip])
+    monkeypatch.setattr(logs.jax, "device_count", lambda: 2)
+    made = logs.Meter(batch_size=8)
     made.count(lambda: 98.5e12)
     for _ in range(3):
         clock.time += 1.0
@@ -56,7 +56,7 @@ def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
 
 
 def test_a_cpu_is_not_asked_for_its_operations(clock):
-    made = meter.Meter(batch_size=8)
+    made = logs.Meter(batch_size=8)
     made.count(lambda: pytest.fail("the step was traced for nothing"))
     assert "utilisation" not in made.read()
 

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.training.finite import FiniteWatch
-from realcustom_jax.training.state import create_state, make_train_step
+from realcustom_jax.training.step import FiniteWatch, create_state, make_train_step
 
 BAD = {"loss": (np.nan, 0.0), "gradient": (0.0, np.inf)}
 
