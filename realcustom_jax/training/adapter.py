@@ -72,7 +72,10 @@ def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dt
 def _read(workdir: Path, choice: Choice, within: str) -> Saved:
     """Those trained parameters that a regex finds."""
     saved = read_saved(workdir, *choice, lambda path: bool(re.search(within, path)))
-    check_config(saved.config)
+    try:
+        check_config(saved.config)
+    except UserError as error:
+        raise UserError(f"the config in {workdir / 'checkpoints' / str(saved.step)}: {error}") from None
     return saved
 
 

@@ -81,7 +81,7 @@ def check_config(config: ConfigDict) -> None:
     """
     values = dict(_flat(config.to_dict()))
     stage = values.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown; known: {', '.join(STAGES)}")
     _check_keys(values, stage)
     check_values(values)

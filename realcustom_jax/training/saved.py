@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from realcustom_jax.errors import UserError
-from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
+from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,14 @@ def finished_steps(workdir: Path) -> list[int]:
       UserError: the folder is not there, or is no training's.
     """
     folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        what = "has no checkpoints/: it is no training's" if workdir.is_dir() else "does not exist"
-        raise UserError(f"the workdir {str(workdir)!r} {what}")
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and _is_finished(path))
+    try:
+        if not folder.is_dir():
+            what = "has no checkpoints/: it is no training's" if workdir.is_dir() else "does not exist"
+            raise UserError(f"the workdir {str(workdir)!r} {what}")
+        names = [path.name for path in folder.iterdir() if path.name.isdecimal() and _is_finished(path)]
+    except OSError as error:
+        raise UserError(f"the workdir {str(workdir)!r} cannot be read: {error.strerror}") from None
+    return sorted(map(int, names))
 
 
 def _is_finished(folder: Path) -> bool:
@@ -79,8 +83,10 @@ def read_saved(workdir: Path, step: int | None, averaged: bool, wanted: Callable
         saved, reason = None, ""
         try:
             saved = _read(folder, averaged, wanted)
-        except UNREADABLE as error:
-            reason = damage(error)
+        except (*UNREADABLE, TypeError, AttributeError) as error:  # the last two for JSON of other types
+            reason = _damage(folder, error)
+        except OSError as error:
+            raise UserError(f"the checkpoint {folder} cannot be read: {error.strerror or error}") from None
         if not _is_finished(folder):  # deleted meanwhile: what was read may lack something
             continue
         if saved:
@@ -89,13 +95,25 @@ def read_saved(workdir: Path, step: int | None, averaged: bool, wanted: Callable
         print(f"the checkpoint {folder} cannot be read: {reason}", flush=True)
 
 
+def _damage(folder: Path, error: BaseException) -> str:
+    """What is damaged, in one line.
+
+    Raises:
+      UserError: the error says that the files may be whole: no permission, a network that fails.
+    """
+    try:
+        return damage(error)
+    except Exception:
+        raise UserError(f"the checkpoint {folder} cannot be read now: {one_line(error)}") from None
+
+
 def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path:
     """The folder of the checkpoint to read next; `damaged` has those that could not be read, and why.
 
     Raises:
       UserError: none is left.
     """
-    folder, steps = workdir / "checkpoints", finished_steps(workdir)
+    folder, steps = workdir.absolute() / "checkpoints", finished_steps(workdir)  # Orbax takes no other path
     if step is not None and step not in steps:
         known = f"those of the steps {', '.join(map(str, steps))} are" if steps else "none is"
         raise UserError(f"there is no checkpoint of step {step} in {folder}: {known} there")
@@ -128,10 +146,11 @@ def _read(folder: Path, averaged: bool, wanted: Callable[[str], bool]) -> Saved:
             partial_restore=True,
         )
         params = flatten_dict(handler.restore(folder / "state", args=args)[tree], sep="/")
-    places = {path: i for i, path in enumerate(data.get("checksums", ()))}  # earlier versions have none
+    checksums = data.get("checksums", {})  # earlier versions have none
+    places = {path: i for i, path in enumerate(checksums)}
     for path, value in params.items():
         name = f"{tree}/{path}"
-        if places and int(leaf_checksum(value, places[name])) != data["checksums"][name]:
+        if places and int(leaf_checksum(value, places[name])) != checksums[name]:
             raise ValueError(f"{name} gives another checksum than it was saved with")
     others = tuple(path for path in leaves if path not in params)
     return Saved(int(folder.name), ConfigDict(config), data["loader"], params, others)
