@@ -1,6 +1,7 @@
 """Makes the two pictures of the README: `python docs/figures.py`.
 
-method.svg is drawn here. readme.png is cut out of demo.png, which `python -m realcustom_jax.toybox.demo` writes.
+method.svg is drawn here. readme.png is cut out of demo.png, which `python -m realcustom_jax.toybox.demo`
+writes.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,15 @@ def method_figure() -> str:
         _box(230, 302, 200, 94, ["image towers", "and projector", "→ visual tokens f"], ORANGE),
         _box(490, 302, 180, 94, ["adaptive scoring", "f ∘ (1 + S), keep", "the top γ_num"], ORANGE, number=3),
         # generation branch
-        _box(490, 176, 180, 88, ["generation branch", "UNet with text and", "visual tokens in M̂"], INK, number=4),
-        _box(740, 126, 210, 112, ["guidance and solver", "ε_∅, ε_T, ε_TI", "→ latents of the", "next step"], INK, number=5),
+        _box(490, 176, 180, 88, ["generation branch", "UNet with text and", "visual tokens in M̂"], number=4),
+        _box(
+            740,
+            126,
+            210,
+            112,
+            ["guidance and solver", "ε_∅, ε_T, ε_TI", "→ latents of", "the next step"],
+            number=5,
+        ),
         # arrows
         _arrow([(170, 91), (230, 91)]),
         _arrow([(170, 200), (200, 200), (200, 110), (230, 110)]),
@@ -74,7 +82,9 @@ def method_figure() -> str:
     )
 
 
-def _box(x: int, y: int, width: int, height: int, lines: Sequence[str], colour: str, number: int = 0) -> str:
+def _box(
+    x: int, y: int, width: int, height: int, lines: Sequence[str], colour: str = INK, number: int = 0
+) -> str:
     """A rounded box; its first line is bold, and a number sits on its left top corner."""
     shapes = [
         f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="8" fill="white" stroke="{colour}" '
