@@ -73,7 +73,7 @@ demo: $(STAMP) ## customize the toybox model shortly, sample held-out subjects i
 	$(BIN)/python -m realcustom_jax.toybox.demo --model runs/demo/train/model --out runs/demo
 
 # Some 17 settings of 208 requests each, 26 at once as for the docs; what is in runs/report is not made again.
-report: $(STAMP) ## measure the method and its ablations in the toybox, write docs/evaluation.md and its plots
+report: $(STAMP) ## measure the method and its ablations in the toybox, write docs/evaluation.md and its plot
 	$(BIN)/python -m realcustom_jax.evaluation.report --model toybox --batch 26 --runs runs/report --out docs
 
 # The tests are the same everywhere, so they run on CPU. Files mostly stay with one worker, whose tests share what
@@ -91,6 +91,6 @@ lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP) ## put style right where that is mechanical
+format: $(STAMP) ## fix formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -1,7 +1,7 @@
 """The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, STAGE one of `STAGES`.
 
 The stages run in this order, each from the model folder that the one before wrote (`--config.init_from`).
-Without a stage it is `customize`, from the base that ships with the package. docs/training.md tells how the
+Without a stage it is `customize`, from the base that ships with the package. docs/toybox.md tells how the
 shipped model came to be, and how long that took.
 """
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
+    from realcustom_jax.toybox import example
 
 _MODULES = {
     "diffusion.conditioning": ("Conditioning", "Settings"),
@@ -31,6 +32,7 @@ _MODULES = {
     "generate": ("sample",),
     "inputs.encode": ("make_conditioning",),
     "inputs.subjects": ("Subject",),
+    "toybox": ("example",),
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Settings",
     "Subject",
     "UserError",
+    "example",
     "load",
     "make_conditioning",
     "sample",

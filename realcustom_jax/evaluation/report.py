@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_text
@@ -20,10 +18,10 @@ from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.pipeline import add_precision_flags, load
 
 STORY = """\
-Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and plots.
+Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and a plot.
 
-The raw values of each setting are kept in --runs: a report that was cut off goes on, and one that is complete
-takes seconds. What stands below the marker in evaluation.md is written by hand and stays.
+The raw values of each setting are kept in --runs: an interrupted report resumes, and a complete one takes
+seconds. What stands below the marker in evaluation.md is written by hand and stays.
 
   python -m realcustom_jax.evaluation.report --model toybox --out docs
 """
@@ -79,7 +77,7 @@ def write_report(
     Returns:
       the files.
     """
-    page, scope, trade = (out / f"evaluation{name}" for name in (".md", "_scope.png", "_tradeoff.png"))
+    page, scope = (out / f"evaluation{name}" for name in (".md", "_scope.png"))
     parts = [_story(requests)]
     for title, rows in groups.items():
         main = "full" in rows
@@ -87,27 +85,32 @@ def write_report(
         parts += [table({**rows, "real scenes": ceiling} if main else rows, CLIP)]
         parts += [differences_table(rows)] if main else []
     parts += ["## Against the paper\n", order_table(groups)]
-    parts += [f"![What γ_scope trades]({scope.name})\n", f"![All settings]({trade.name})\n"]
+    parts += [f"![Identity, CLIP-I, CLIP-T and leakage by γ_scope]({scope.name})\n"]
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     by_hand = before.split(MARKER, 1)[1] if MARKER in before else "\n"
     write_text(page, "\n".join(parts) + f"\n{MARKER}{by_hand}")
     _plot_scope(scope, groups["The influence scope"])
-    _plot_trade(trade, groups)
-    return [page, scope, trade]
+    return [page, scope]
 
 
 def _story(requests: int) -> str:
-    return f"""# What the method is worth, measured in the toybox
+    return f"""# The method, measured in the toybox
 
-{requests} requests, each a held-out subject on a background, all words and backgrounds in turn, with fixed
-seeds. In brackets is the bootstrap 95 % interval over requests. A judge that never conditioned an image says
-which of 20 subjects of the same word an image shows (identity top-1, 5 % by chance), its background, its word
-and where the subject is. Mask IoU compares the last mask with that region, and, for the judge itself, its
-region with the exact one. Leakage is the mean absolute change of pixels, as a share of their range, against
-the text-only image of the same seed, where neither image has the subject; that of a real scene is against
-the same scene with another subject of the word, and so about what even a perfect image has. CLIP-T and
-CLIP-I are by the model's own towers, which also conditioned the images; segmented means that all but the
-subject is white.
+`make report` makes {requests} requests. Each puts one held-out subject into one background; seeds are fixed.
+Brackets hold bootstrap 95 % intervals over requests.
+
+| measure | meaning |
+|---|---|
+| identity top-1 | the judge picks the true subject among 20 of its word; chance is 0.05 |
+| background top-1, word top-1 | the judge picks the right background, the right word |
+| mask IoU | overlap of the last mask with the region where the judge sees the subject |
+| leakage | mean pixel change from the text-only image of that seed, outside both subjects; pixels in [0, 1] |
+| CLIP-T, CLIP-I | scores of the model's own CLIP, which also conditioned the images |
+| CLIP-I, segmented | the same with all but the subject white |
+
+The judge is a small network that never conditioned an image. The row *the judge, on real scenes* scores drawn
+scenes, so it is the ceiling. Its mask IoU compares the judge's region with the exact mask. Its leakage
+compares a scene with the same scene that has another subject of the word.
 """
 
 
@@ -119,21 +122,6 @@ def _plot_scope(path: Path, rows: Mapping[str, Results]) -> None:
         if all(found is not None for found in column):  # without a CLIP pair there are two
             values[TITLES[measure]] = column
     plots.panels(path, list(SCOPES), values, "γ_scope")
-
-
-def _plot_trade(path: Path, groups: Mapping[str, Mapping[str, Results]]) -> None:
-    """Similarity against controllability, all settings; by the background where there is no CLIP pair."""
-    known = all(row["clip_t"] is not None for rows in groups.values() for row in rows.values())
-    measure = "clip_t" if known else "background_top1"
-    points = {
-        title: {
-            name: (float(np.mean(row[measure])), float(np.mean(row["identity_top1"])))
-            for name, row in rows.items()
-        }
-        for title, rows in groups.items()
-    }
-    across = f"{TITLES[measure]}: the prompt is obeyed"
-    plots.scatter(path, points, across, "identity top-1: the subject is kept")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def differences_table(rows: Mapping[str, Results]) -> str:
     shown = {f"{later} less {earlier}": _less(rows[later], rows[earlier]) for earlier, later in pairs}
     measures = [name for name in MEASURES if any(found[name] is not None for found in shown.values())]
     return (
-        "Differences, request by request, with their own intervals; one that holds 0 tells nothing apart:\n\n"
-        + table(shown, measures, first="difference")
+        "Paired differences over the same requests. If an interval contains 0, the two settings cannot "
+        "be told apart:\n\n" + table(shown, measures, first="difference")
     )
 
 
@@ -46,9 +46,9 @@ def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:
         short = {"clip_t": "CLIP-T", "clip_i": "CLIP-I"}[clip]
         heads += [f"{short}, paper", f"{short}, here", f"{truth.replace('_top1', ' top-1')}, here"]
     lines = [
-        "The paper's values are of DreamBench and the real CLIP, so only the order can be compared. The sign "
-        "behind a value is that of its difference from the full method; here it is ≈ where the 95 % interval "
-        "of the differences, request by request, holds 0.\n",
+        "The paper measured DreamBench with the real CLIP, so only the order compares. The sign after a "
+        "value is that of its difference from the full method; ≈ means that the 95 % interval of the paired "
+        "differences contains 0.\n",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
     ]

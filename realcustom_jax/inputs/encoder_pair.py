@@ -31,7 +31,7 @@ from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import load_tower
 
 # The toybox's captions know no bare words, so its sentence says what a reference photo is;
-# `benchmarks/auto_words.py` compares it with others. CLIP's is the one of its paper.
+# `studies/auto_words.py` compares it with others. CLIP's is the one of its paper.
 OWN_TEMPLATE = "a {} on a plain background"
 CLIP_TEMPLATE = "a photo of a {}"
 

@@ -4,7 +4,7 @@ from realcustom_jax.toybox.backgrounds import BACKGROUNDS, paint_background
 from realcustom_jax.toybox.captions import describe, prompt
 from realcustom_jax.toybox.contact_sheet import contact_sheet
 from realcustom_jax.toybox.palette import WORDS, Identity, is_held_out, random_identity
-from realcustom_jax.toybox.scenes import Scene, render_reference, render_scene, sample_scene
+from realcustom_jax.toybox.scenes import Scene, example, render_reference, render_scene, sample_scene
 
 __all__ = [
     "BACKGROUNDS",
@@ -13,6 +13,7 @@ __all__ = [
     "Scene",
     "contact_sheet",
     "describe",
+    "example",
     "is_held_out",
     "paint_background",
     "prompt",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.toybox import creatures, things
 from realcustom_jax.toybox.backgrounds import BACKGROUNDS, check_background, paint_background
 from realcustom_jax.toybox.captions import prompt, sample_caption
@@ -28,6 +29,11 @@ REFERENCE_AREA = (0.30, 0.34)
 
 # Of the image height.
 TALLEST = 0.86
+
+# Identities of `example` that the shipped model draws well; other words have the first held-out one. Held-out
+# seeds end in 9.
+EXAMPLE_SEEDS = {"bird": 29, "balloon": 59, "boat": 69}
+FIRST_HELD_OUT = 9
 
 PLAIN_SHARE = 0.08
 TWO_SUBJECTS_SHARE = 0.30
@@ -168,6 +174,28 @@ def render_scene(background: str, identities: Sequence[Identity], seed: int, siz
 def render_reference(identity: Identity, seed: int = 0, size: int = 64) -> Scene:
     """The reference photo of a subject: alone, large and centred on a plain background."""
     return _render("plain", [identity], seed, size, REFERENCE_AREA, centred=True)
+
+
+def example_identity(word: str) -> Identity:
+    """The fixed held-out subject of a word that `example` draws."""
+    return Identity(word, EXAMPLE_SEEDS.get(word, FIRST_HELD_OUT))
+
+
+def example(word: str) -> Image.Image:
+    """A reference image to try the toybox model with, `rc.Subject(image=rc.example("bird"), words="bird")`.
+
+    Args:
+      word: one of the toybox's words, such as "bird".
+
+    Returns:
+      RGB, 64×64: always the same subject of that word, which no training saw, on a plain background.
+
+    Raises:
+      UserError: for another word; it lists those that there are.
+    """
+    if word not in WORDS:
+        raise UserError(f"there is no example of {word!r}; the words of the toybox are {', '.join(WORDS)}")
+    return Image.fromarray(render_reference(example_identity(word)).image)
 
 
 def sample_scene(seed: int, *, held_out: bool = False, size: int = 64) -> Scene:

@@ -1,10 +1,13 @@
 """The toybox draws what it says: pure functions, exact masks, true captions, a clean identity split."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import realcustom_jax as rc
 from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,
@@ -21,7 +24,7 @@ from realcustom_jax.toybox import (
 )
 from realcustom_jax.toybox.backgrounds import PHRASES
 from realcustom_jax.toybox.palette import COLOUR_PAIRS, COLOURS, PATTERNS, Look
-from realcustom_jax.toybox.scenes import FLOATING, SUPERSAMPLING, draw_figure
+from realcustom_jax.toybox.scenes import FLOATING, SUPERSAMPLING, draw_figure, example_identity
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +211,25 @@ def test_contact_sheet_lays_images_out_in_rows():
     sheet = np.array(contact_sheet(images, columns=2, scale=3))
     assert sheet.shape == (24, 24, 3)
     assert [sheet[0, 0, 0], sheet[0, 12, 0], sheet[12, 0, 0], sheet[12, 12, 0]] == [10, 20, 30, 255]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_an_example_is_one_held_out_subject_of_its_word(word):
+    """The same at every call, and a reference that `rc.Subject` takes."""
+    image = rc.example(word)
+    identity = example_identity(word)
+    assert (image.mode, image.size, identity.word) == ("RGB", (64, 64), word) and is_held_out(identity.seed)
+    np.testing.assert_array_equal(image, rc.example(word))
+    np.testing.assert_array_equal(image, render_reference(identity).image)
+    assert rc.Subject(image=image, words=word).photos == (image,)
+
+
+@pytest.mark.parametrize("word", ["zebra", "", "Bird", None])
+def test_an_example_of_an_unknown_word_lists_the_known_ones(word):
+    with pytest.raises(rc.UserError, match=f"no example of {word!r}; .*cat, dog, bird"):
+        rc.example(word)
+
+
+def test_an_example_needs_no_jax():
+    code = "import sys, realcustom_jax as rc; rc.example('bird'); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""How well `words="auto"` finds what a reference shows: `python benchmarks/auto_words.py [--requests 96]`.
+"""How well `words="auto"` finds what a reference shows: `python studies/auto_words.py [--requests 96]`.
 
 Held-out subjects of all words, each with a prompt that names its word and one other. Printed are how often
 the choice is right, wrong or refused; how often a prompt of two other words is refused; and how often the

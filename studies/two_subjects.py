@@ -1,4 +1,4 @@
-"""Do two subjects in one prompt keep their own looks? `python benchmarks/two_subjects.py [--requests 52]`
+"""Do two subjects in one prompt keep their own looks? `python studies/two_subjects.py [--requests 52]`
 
 Each request has two held-out subjects of different words. The judge looks at each where it sees a subject
 inside the mask that this one had in the full method, and says which of the 20 of its word it is, and whether

@@ -1,5 +1,5 @@
-"""Where images leak, and whether the latents or the decoder carry it: `python benchmarks/leakage_curve.py
-[--requests 104] [--out docs]`.
+"""Where images leak, and whether the latents or the decoder carry it: `python studies/leakage_curve.py
+[--requests 104] [--out runs/studies]`.
 
 How much an image differs from the text-only image of the same seed, by the distance in pixels from the
 latents that have the subject of any of them, without a mask and with it: leakage_distance.png. What lies next

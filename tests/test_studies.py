@@ -1,4 +1,4 @@
-"""What the scripts of `benchmarks/` compute by themselves: leakage, two subjects, curves of losses."""
+"""What the scripts of `studies/` compute by themselves: leakage, two subjects, curves of losses."""
 
 import json
 import sys

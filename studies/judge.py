@@ -1,4 +1,4 @@
-"""How far the toybox's judge can be trusted: `python benchmarks/judge.py [--requests 208]`.
+"""How far the toybox's judge can be trusted: `python studies/judge.py [--requests 208]`.
 
 Printed are its scores on real held-out scenes as they are, after the model's VAE (encoded and decoded, as
 generated images look), and blurred by one pixel; and its floor: scenes of another identity of the word than

@@ -1,4 +1,4 @@
-"""The losses of runs as one picture: `python benchmarks/loss_curves.py RUN [RUN …] --out docs/losses.png`.
+"""The losses of runs as one picture: `python studies/loss_curves.py RUN [RUN …] --out runs/losses.png`.
 
 RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
 windows of steps, with the standard error of that mean. With --apart losses above that value are a curve of
@@ -7,10 +7,10 @@ which lose much more. Needs matplotlib, which the extra `eval` brings.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
-from small_runs import reports
 
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.common.errors import UserError
@@ -22,7 +22,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/losses.png"), help="the picture (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/losses.png"), help="the picture (%(default)s)")
     parser.add_argument("--windows", type=int, default=20, help="of each run (%(default)s)")
     parser.add_argument(
         "--apart",
@@ -53,8 +53,12 @@ def main() -> None:
 
 def read_losses(run: Path) -> np.ndarray:
     """Of all lines of the metrics in a folder, in the order of their steps."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    # The end of a killed process may have cut the last line off.
+    reports = [json.loads(line) for line in lines if line.endswith("}")]
     # Of lines that a resumed run wrote again, the last.
-    by_step = {line["step"]: line["loss"] for line in reports(run) if "loss" in line}
+    by_step = {report["step"]: report["loss"] for report in reports if "loss" in report}
     return np.array([by_step[step] for step in sorted(by_step)])
 
 

@@ -1,4 +1,5 @@
-"""What leaks in one pass of the UNet: `python benchmarks/leakage_of_a_pass.py [--requests 104] [--out docs]`
+"""What leaks in one pass of the UNet: `python studies/leakage_of_a_pass.py
+[--requests 104] [--out runs/studies]`
 
 A real scene of each request, noised for steps of the sampler, is denoised in one pass from the text alone and
 in one with the subject: with the soft mask that the text-only pass gives, with the same mask in zeros and

@@ -1,4 +1,4 @@
-"""How much of a subject does the network take from its reference? `python benchmarks/reference_use.py`
+"""How much of a subject does the network take from its reference? `python studies/reference_use.py`
 
 A real scene of each request, noised for steps of the sampler, is denoised in one pass: how far is the
 predicted z_0 from the scene's inside the subject (mean square, latents), from the text alone, with the

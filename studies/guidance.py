@@ -1,4 +1,4 @@
-"""How strong should guidance be, when and where should it act? `python benchmarks/guidance.py
+"""How strong should guidance be, when and where should it act? `python studies/guidance.py
 [--requests 104] [--weights 3,6 5,14] [--intervals 0,1 0,0.64] [--scopes image mask] [--held-out]`
 
 The toybox benchmark with each pair of weights (text and image, ω_t and ω_i of eq. 13) in each interval of the

@@ -1,4 +1,4 @@
-"""When is the subject lost? `python benchmarks/identity_noise.py [--requests 52] [--out docs]`
+"""When is the subject lost? `python studies/identity_noise.py [--requests 52] [--out runs/studies]`
 
 Sampling that begins with a noised real scene of the request, at a step of the 25, instead of noise alone: how
 often does the judge find the subject in what the model makes of it, with the reference and from the text

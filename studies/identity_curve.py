@@ -1,4 +1,4 @@
-"""Why identity top-1 is what it is: `python benchmarks/identity_curve.py [--requests 208] [--out docs]`.
+"""Why identity top-1 is what it is: `python studies/identity_curve.py [--requests 208] [--out runs/studies]`.
 
 Two curves, of held-out requests of the toybox benchmark. How near does an image come: for which share of them
 is the true subject among the first k of the 20 of its word (identity_ranks.png)? And how much detail does the

@@ -31,5 +31,7 @@ def flags(story: str, requests: int, plots: bool = True) -> argparse.ArgumentPar
     parser.add_argument("--model", default="toybox", help="a toybox model (the shipped one)")
     parser.add_argument("--batch", type=int, default=26, help="images made at once (%(default)s)")
     if plots:
-        parser.add_argument("--out", type=Path, default=Path("docs"), help="of the plots (%(default)s)")
+        parser.add_argument(
+            "--out", type=Path, default=Path("runs/studies"), help="of the plots (%(default)s)"
+        )
     return parser
