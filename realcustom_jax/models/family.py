@@ -13,7 +13,7 @@ from realcustom_jax.models.config import HIGH_RES, RealCustomConfig, UNetConfig,
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.projector import FEATURES
-from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vae import VAE, VAEConfig
 from realcustom_jax.models.vit import ViT, ViTConfig
@@ -183,10 +183,10 @@ def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: in
       vision_dim: channels of the image features.
     """
     c, realcustom = unet.config, unet.realcustom
-    features = quantity = pooled = time_ids = None
+    features = token_selection = pooled = time_ids = None
     if realcustom:
         features = (_struct(1, 1, visual_tokens, vision_dim),) * FEATURES[realcustom.projector]
-        quantity = InfluenceQuantity(_struct(1), _struct(1), _struct(1))
+        token_selection = TokenSelection(_struct(1), _struct(1), _struct(1))
     if c.addition_embed_type == "text_time":
         time_ids = _struct(1, 6)
         pooled = _struct(1, c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim)
@@ -199,16 +199,23 @@ def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: in
         features,
         pooled,
         time_ids,
-        quantity,
+        token_selection,
         method=_encode_and_run,
     )
 
 
 def _encode_and_run(
-    unet: UNet, latents: Any, t: Any, text: Any, features: Any, pooled: Any, time_ids: Any, quantity: Any
+    unet: UNet,
+    latents: Any,
+    t: Any,
+    text: Any,
+    features: Any,
+    pooled: Any,
+    time_ids: Any,
+    token_selection: Any,
 ) -> Any:
     context = unet.encode_context(text, features, pooled=pooled, time_ids=time_ids)
-    return unet(latents, t, context, quantity=quantity)
+    return unet(latents, t, context, token_selection=token_selection)
 
 
 def _struct(*shape: int) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ from jax import Array
 
 
 @flax.struct.dataclass
-class InfluenceQuantity:
+class TokenSelection:
     """Traced settings of the scoring in one pass.
 
     Attributes:
@@ -56,7 +56,7 @@ class AdaptiveScoring(nn.Module):
         visual: Array,
         text: Array,
         latents: Array,
-        quantity: InfluenceQuantity,
+        token_selection: TokenSelection,
         present: Array | None = None,
     ) -> Array:
         """Fused, softmaxed scores S of eq. 8.
@@ -65,7 +65,7 @@ class AdaptiveScoring(nn.Module):
           visual: (B, N, C_i) visual tokens f_i, the projector's output.
           text: (B, n_t, C_t) text tokens f_t.
           latents: (B, h, w, C_z) z_t, in the generation branch already times M̂.
-          quantity: the weights of the two scores.
+          token_selection: the weights of the two scores.
           present: (B, N) whether a token is one and not padding; None for all.
 
         Returns:
@@ -77,7 +77,10 @@ class AdaptiveScoring(nn.Module):
         visual_context = _attentive_pool(pixels, _dense(1, use_bias=False, name="visual_attention")(pixels))
         text_score = _Score(self.features, name="text_score")(_concat_context(visual, text_context))
         visual_score = _Score(self.features, name="visual_score")(_concat_context(visual, visual_context))
-        fused = quantity.text_weight[:, None] * text_score + quantity.visual_weight[:, None] * visual_score
+        fused = (
+            token_selection.text_weight[:, None] * text_score
+            + token_selection.visual_weight[:, None] * visual_score
+        )
         return jax.nn.softmax(fused, axis=-1, where=present)
 
 

@@ -29,7 +29,7 @@ from realcustom_jax.models.layers import (
 from realcustom_jax.models.projector import make_projector
 from realcustom_jax.models.remat import call
 from realcustom_jax.models.resize import resize_mask
-from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
+from realcustom_jax.models.scoring import AdaptiveScoring, TokenSelection, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
 
 
@@ -269,7 +269,7 @@ class UNet(nn.Module):
         *,
         masks: Array | None = None,
         words: Array | None = None,
-        quantity: InfluenceQuantity | None = None,
+        token_selection: TokenSelection | None = None,
         self_attention_level: int | None = None,
     ) -> tuple[Array, Aux]:
         """One denoising pass: with the context's subjects if it has any, else text only.
@@ -279,7 +279,7 @@ class UNet(nn.Module):
           t: (B,) timesteps.
           masks: (B, R, h', w') influence scopes M̂ in [0, 1] of any size; None for 1 everywhere.
           words: (B, R, n_t) 0/1 target tokens; word maps are computed only where given.
-          quantity: settings of adaptive scoring; None keeps all tokens as they are.
+          token_selection: settings of adaptive scoring; None keeps all tokens as they are.
           self_attention_level: the level, from 0, whose self-attention to return; it must have some.
 
         Returns:
@@ -299,7 +299,7 @@ class UNet(nn.Module):
         emb = self.time_embedding(emb.astype(self.dtype))
         emb = emb if context.added is None else emb + context.added
 
-        scores, controls = self._controls(latents, context, masks, quantity)
+        scores, controls = self._controls(latents, context, masks, token_selection)
         x = self.conv_in(latents.astype(self.dtype))
         skips, maps, contexts = [x], [], iter(context.layers)
         self_attentions = []
@@ -315,7 +315,7 @@ class UNet(nn.Module):
         return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 
     def _controls(
-        self, latents: Array, context: Context, masks: Array | None, quantity: InfluenceQuantity | None
+        self, latents: Array, context: Context, masks: Array | None, token_selection: TokenSelection | None
     ) -> tuple[Array | None, list[VisualControl] | None]:
         """The scores, and how subjects act at each level of the UNet."""
         if context.visual is None:
@@ -329,8 +329,8 @@ class UNet(nn.Module):
         scores = scale = bias = None
         if context.present is not None:
             bias = jnp.where(context.present, 0.0, -jnp.inf)
-        if quantity is not None and self.realcustom.scoring:
-            scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
+        if token_selection is not None and self.realcustom.scoring:
+            scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), token_selection)
         # The strength scales what a subject adds, not which latents judge its tokens.
         strength = scope * context.strengths[..., None, None]
         levels = (
@@ -340,7 +340,7 @@ class UNet(nn.Module):
         return scores, [VisualControl(level, scale, bias) for level in levels]
 
     def _score(
-        self, latents: Array, context: Context, scope: Array, quantity: InfluenceQuantity
+        self, latents: Array, context: Context, scope: Array, token_selection: TokenSelection
     ) -> tuple[Array, Array, Array]:
         """Adaptive scoring of each subject by itself, (B, R, …) flattened into the batch."""
         b, r, n = context.visual.shape[:3]
@@ -353,9 +353,9 @@ class UNet(nn.Module):
 
         # only the subject's own part of the image judges the subject
         inside = latents[:, None] * scope[..., None]
-        quantity = jax.tree.map(repeat, quantity)
+        token_selection = jax.tree.map(repeat, token_selection)
         present = None if context.present is None else flatten(context.present)
         visual = flatten(context.visual)
-        scores = self.scoring(visual, repeat(context.text), flatten(inside), quantity, present)
-        bias = keep_top_tokens(scores, quantity.gamma_num, present)
+        scores = self.scoring(visual, repeat(context.text), flatten(inside), token_selection, present)
+        bias = keep_top_tokens(scores, token_selection.gamma_num, present)
         return scores.reshape(b, r, n), 1.0 + scores.reshape(b, r, n), bias.reshape(b, r, n)
