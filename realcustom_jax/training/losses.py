@@ -13,7 +13,7 @@ from realcustom_jax.common.rules import option
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
 from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids, to_signed
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.models.vae import VAE
 
 Params = Mapping[str, Any]
@@ -201,7 +201,7 @@ def _diffusion_loss(
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
         z = add_noise(z0, noise, signal, sigma)
-        features = flags = quantity = None
+        features = flags = token_selection = None
         if gamma_num is not None:
             # one subject
             features = tuple(x[:, None] for x in encode_reference(models, params, batch["reference"]))
@@ -211,11 +211,11 @@ def _diffusion_loss(
                 jax.random.uniform(k_gamma, (), minval=gamma_num[0], maxval=gamma_num[1]), (count,)
             )
             share = jnp.sqrt(alphas[t])
-            quantity = InfluenceQuantity(gamma, 1.0 - share, share)
+            token_selection = TokenSelection(gamma, 1.0 - share, share)
 
         def predict(unet: Any) -> Array:
             context = unet.encode_context(text, features, flags, pooled=pooled, time_ids=sizes)
-            return unet(z, t, context, quantity=quantity)[0]
+            return unet(z, t, context, token_selection=token_selection)[0]
 
         prediction = models.unet.apply({"params": params["unet"]}, method=predict)
         target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
