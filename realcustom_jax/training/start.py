@@ -34,7 +34,7 @@ from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.lazy import LazyArray, Place
-from realcustom_jax.weights.reading import read_told
+from realcustom_jax.weights.reading import read_with_progress
 
 # Kernels initialised with 0. Customization then starts as exactly the base model, and a new UNet as the
 # identity of its residual blocks, which trains more stably.
@@ -68,7 +68,7 @@ def starting_pipeline(config: TrainConfig, data: Split | None, place: Place = _O
     pipe = open_start(config, data)
     what = "reading the model" if config.init_from else "initialising the model"
     with Progress(jax.process_index() == 0) as progress:
-        return pipe.replace(params=read_told(pipe.params, place, progress, what=what))
+        return pipe.replace(params=read_with_progress(pipe.params, place, progress, what=what))
 
 
 def open_start(config: TrainConfig, data: Split | None) -> Pipeline:
