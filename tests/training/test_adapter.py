@@ -195,7 +195,7 @@ def test_a_run_that_began_with_nothing(make_run, tmp_path, monkeypatch):
         card = (out / "README.md").read_text()
         assert 'rc.load("BASE", realcustom="FOLDER' in card
         assert (
-            "| base | the run's own, which `python -m realcustom_jax.export --form diffusers` takes" in card
+            "| base | the run's own, which `python -m realcustom_jax.export --form diffusers` exports" in card
         )
     assert "| base | none: trained from scratch |" in (whole / "README.md").read_text()
 
