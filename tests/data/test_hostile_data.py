@@ -163,7 +163,7 @@ def test_odd_metadata_beside_an_image(tmp_path, odd):
         (["--source", ""], "a source is empty"),
         (["--source", " "], "a source is empty"),
         (["--source", "{source}", "--source", ""], "a source is empty"),
-        (["--source", "{source}", "--source", "nowhere"], "there is no 'nowhere'"),
+        (["--source", "{source}", "--source", "nowhere"], "'nowhere' does not exist"),
         (["--source", "{source}", "--image-key", "x"], "--image-key is for .jsonl and parquet, but "),
         (
             ["--source", "{source}", "--aesthetic-key", "x"],
@@ -173,7 +173,7 @@ def test_odd_metadata_beside_an_image(tmp_path, odd):
         (["--source", "{source}", "--workers", "1000000"], "at most 4096"),
         (["--source", "{source}", "--min-aesthetic", "nan"], "must be a number"),
         (["--source", "{source}", "--validation", "nan"], "between 0 and 1"),
-        (["--source", "{source}", "--max-aspect", "0.5"], "must be a number from 1 on"),
+        (["--source", "{source}", "--max-aspect", "0.5"], "must be a number of at least 1"),
         (["--source", "{source}", "--min-side", "-1"], "at least 1"),
         (["--source", "{source}", "--data-dir", ""], "--data-dir is empty"),
     ],

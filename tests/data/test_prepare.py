@@ -310,7 +310,7 @@ def no_beam(import_):
         (["--min-side", "0"], "--min-side: must be at least 1, not 0"),
         (["--min-side", "big"], "--min-side: invalid whole number value: 'big'"),
         (["--validation", "2"], "--validation: must be between 0 and 1, not 2"),
-        (["--max-aspect", "0.5"], "--max-aspect: must be a number from 1 on, not 0.5"),
+        (["--max-aspect", "0.5"], "--max-aspect: must be a number of at least 1, not 0.5"),
         (["--quality", "101"], "--quality: must be at least 1 and at most 100, not 101"),
         (["--min-caption", "5", "--max-caption", "4"], "--min-caption 5 is above --max-caption 4"),
         (["--", "--runner=x"], "options after -- are Beam's, such as --runner=x, and need --beam"),

@@ -126,7 +126,9 @@ def test_parquet(tmp_path, struct):
     raws = read(tmp_path)
     assert_are_the_samples(raws, 5)
     assert raws[4].key == "0/4" and "vector" not in raws[0].metadata
-    with pytest.raises(UserError, match=r"--caption-key prompt is not a column: .*image, text, number, vector"):
+    with pytest.raises(
+        UserError, match=r"--caption-key prompt is not a column: .*image, text, number, vector"
+    ):
         read(tmp_path, caption="prompt")
     other = pa.table({"photo": images, "prompt": captions, "number": list(range(5))})
     pq.write_table(other, tmp_path / "0.parquet")

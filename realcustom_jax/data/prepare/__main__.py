@@ -300,7 +300,7 @@ def _number(least: float = -math.inf) -> Callable[[str], float]:
         value = float(text)
         if not least <= value < math.inf:  # also rejects NaN
             raise argparse.ArgumentTypeError(
-                f"must be a number{'' if least < 0 else f' from {least} on'}, not {text}"
+                f"must be a number{'' if least < 0 else f' of at least {least}'}, not {text}"
             )
         return value
 
