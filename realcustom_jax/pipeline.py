@@ -18,6 +18,7 @@ from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.encoder_pair import load_pair
 from realcustom_jax.errors import UserError
+from realcustom_jax.files import make_folder, reading
 from realcustom_jax.matching import Matcher
 from realcustom_jax.memory import return_freed_memory
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
@@ -39,7 +40,7 @@ from realcustom_jax.weights.components import (
     write_params,
 )
 from realcustom_jax.weights.configs import text_to_json, vision_to_json
-from realcustom_jax.weights.hub import find_folder
+from realcustom_jax.weights.hub import check_path, find_folder
 from realcustom_jax.weights.keys import flatten, torch_key, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
 from realcustom_jax.weights.lazy import Place, place_params
@@ -270,6 +271,7 @@ class Parts:
     defaults: Path | None
 
 
+@reading()
 def find_parts(
     path: str | Path,
     realcustom: str | Path | None = None,
@@ -288,6 +290,10 @@ def find_parts(
         raise UserError("image_encoders must be a list of one or two folders, also of one")
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
+    if realcustom is not None:
+        check_path("realcustom", realcustom)
+    if not (revision is None or isinstance(revision, str)):
+        raise UserError(f"revision must be a branch, tag or commit, not {shown(revision)}")
     towers = tuple(find_folder(one) for one in image_encoders)
     folder = TOYBOX if str(path) == "toybox" else find_folder(path, COMPONENTS, revision)
     if folder.is_file():
@@ -306,7 +312,7 @@ def find_parts(
     added_path = Path(realcustom) if realcustom else own.get("realcustom")
     base_keys = functools.cache(lambda: set(map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))))
     added = open_added(added_path, base_keys) if added_path else None
-    if unet:
+    if unet is not None:
         base = with_unet(base, find_folder(unet, ("", "unet")))
     elif added and added.base:
         _LOG.warning("%s also holds a base UNet, which is used instead of the one of %s", added_path, folder)
@@ -331,6 +337,7 @@ def load_parts(parts: Parts, place: Place, dtype: Any = jnp.float32) -> Pipeline
     return pipe.replace(params=place_params(pipe.params, place))
 
 
+@reading()
 def open_pipeline(parts: Parts, models: Models) -> Pipeline:
     """A pipeline whose parameters are `LazyArray`s.
 
@@ -367,6 +374,7 @@ def read_settings(parts: Parts) -> tuple[Models, ScheduleConfig, SamplingOptions
     return models, parts.base.schedule, _load_defaults(parts, models)
 
 
+@reading()
 def _read_models(parts: Parts, dtype: Any) -> Models:
     towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]
     # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
@@ -410,11 +418,15 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     """Write a model folder that `load` reads, and of which diffusers and transformers read their parts.
 
     Raises:
-      UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`.
+      UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`, and for a folder that cannot be
+        written to, or holds a part of another model that this one lacks.
     """
     check_dtype(weights_dtype)
-    folder = Path(path)
-    models = pipe.models
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a model is saved to a folder, not to {shown(path)}")
+    folder, models = Path(path), pipe.models
+    make_folder(folder, "model folder")
+    _check_no_other_parts(folder, models)
     base, added = split_added(pipe.params["unet"])
     for name, config in models.configs.items():
         params = base if name == "unet" else pipe.params[name]
@@ -435,6 +447,19 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
 
 
 _SCHEDULER = "DDIMScheduler"
+
+
+def _check_no_other_parts(folder: Path, models: Models) -> None:
+    """Raises UserError for a part that would stay of an earlier model, and be loaded with this one."""
+    own = {*models.configs, *TOKENIZERS[: len(models.text_configs)]}
+    if models.realcustom:
+        own.add("realcustom")
+    for name in (*COMPONENTS, *TOKENIZERS):
+        if name not in own and (folder / name).exists():
+            raise UserError(
+                f"the model folder {str(folder)!r} has a {name}/, which this model lacks and loading would "
+                "add: use another folder, or remove it"
+            )
 
 
 def component_layout(name: str, config: Any) -> Layout:
