@@ -19,7 +19,7 @@ from pathlib import Path
 from realcustom_jax import pipeline
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import check_local
+from realcustom_jax.common.files import check_local, reading
 from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import (
@@ -54,6 +54,7 @@ def main() -> None:
     print(f"wrote {out}")
 
 
+@reading()
 def _check_out(to: str, out: Path) -> None:
     """Before minutes of reading: whether the output can be what was asked for."""
     check_local(out, "--out")

@@ -19,7 +19,7 @@ import jax
 
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import check_local
+from realcustom_jax.common.files import check_local, reading
 from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.training.export import FORMS, Choice, export_checkpoint
 from realcustom_jax.weights.components import WEIGHT_DTYPES
@@ -31,10 +31,11 @@ def main() -> None:
     out = Path(args.out)
     check_local(args.workdir, "workdir")
     check_local(out, "--out")
-    if out.is_file():
-        raise UserError(f"--out {str(out)!r} is a file, but an export is a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {str(out)!r} is not empty: files of two models would mix")
+    with reading():
+        if out.is_file():
+            raise UserError(f"--out {str(out)!r} is a file, but an export is a folder")
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"--out {str(out)!r} is not empty: files of two models would mix")
     choice = Choice(args.step, not args.raw)
     with replacing_folder(out, "--out") as half:
         step, left = export_checkpoint(Path(args.workdir), choice, args.form, half, args.dtype)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder, reading
 from realcustom_jax.common.memory import return_freed_memory
 from realcustom_jax.common.precision import AUTO, COMPUTE_DTYPES, resolve_dtype, vae_compute_dtype
 from realcustom_jax.common.progress import Progress, check_progress
@@ -29,6 +30,7 @@ from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.weights.bases import TOKENIZERS
 from realcustom_jax.weights.components import (
     LAYOUTS,
+    check_dtype,
     on_device,
     on_host,
     open_params,
@@ -38,7 +40,7 @@ from realcustom_jax.weights.components import (
 from realcustom_jax.weights.folder import write_folder
 from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
-from realcustom_jax.weights.parts import Parts, find_parts, models_of
+from realcustom_jax.weights.parts import COMPONENTS, Parts, find_parts, models_of
 from realcustom_jax.weights.reading import read_with_progress
 from realcustom_jax.weights.towers import open_tower
 
@@ -250,6 +252,7 @@ def load_on_host(path: str | Path, dtype: Any = jnp.float32, **parts: Any) -> Pi
     return pipe.replace(params=place_params(pipe.params, on_host(jnp.float32)))
 
 
+@reading()
 def open_pipeline(parts: Parts, models: Models) -> Pipeline:
     """A pipeline whose parameters are `LazyArray`s.
 
@@ -309,9 +312,15 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     """Write a model folder that `load` reads, and of which diffusers and transformers read their parts.
 
     Raises:
-      UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`.
+      UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`, and for a folder that cannot be
+        written to, or holds a part of another model that this one lacks.
     """
+    check_dtype(weights_dtype)
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a model is saved to a folder, not to {shown(path)}")
     folder = Path(path)
+    make_folder(folder, "model folder")
+    _check_no_other_parts(folder, pipe.models)
     write_folder(folder, pipe, weights_dtype)
     if pipe.models.realcustom:
         base = dataclasses.asdict(base_defaults(pipe.models))
@@ -319,6 +328,19 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
         write_json(folder / "realcustom" / "sampling.json", changes)
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)
+
+
+def _check_no_other_parts(folder: Path, models: Models) -> None:
+    """Raises `UserError` for a part of an earlier model that would stay, and be loaded with this one."""
+    own = {*models.configs, *TOKENIZERS[: len(models.text_configs)]}
+    if models.realcustom:
+        own.add("realcustom")
+    for name in (*COMPONENTS, *TOKENIZERS):
+        if name not in own and (folder / name).exists():
+            raise UserError(
+                f"the model folder {str(folder)!r} has a {name}/, which this model lacks and loading would "
+                "add: use another folder, or remove it"
+            )
 
 
 # ---------------------------------------------------------------- flags of the commands that load a model

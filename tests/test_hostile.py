@@ -333,6 +333,14 @@ def load_cases(folder):
     ]
     for i, path in enumerate(odd):
         yield f"load {i}", lambda p=path: rc.load(p)
+    for name in ("realcustom", "unet", "matcher"):
+        for i, path in enumerate([*odd[1:], "x" * 1000, "~/x", "/dev/zero", folder / "fifo", True]):
+            yield f"{name} {i}", lambda n=name, p=path: rc.load("toybox", **{n: p})
+            if name == "unet":
+                yield f"image encoder {i}", lambda p=path: rc.load("toybox", image_encoders=[p])
+                yield f"tokenizer {i}", lambda p=path: rc.load("toybox", tokenizers=[p])
+    for revision in (5, b"main", True, {}):
+        yield f"revision {revision!r}", lambda r=revision: rc.load("toybox", revision=r)
     for dtype in ("float33", "int32", 5, object(), "", np.int32, "f2 "):
         yield f"dtype {dtype!r}", lambda d=dtype: rc.load("toybox", d)
     for mesh in (5, "data", []):

@@ -33,13 +33,17 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: when the file is missing or no regular file, or holds anything else.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    if not path.is_file():  # opening a pipe would wait forever
-        raise UserError(f"{path} is no regular file")
     try:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+        if not path.is_file():  # opening a pipe would wait forever
+            raise UserError(f"{path} is no regular file")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
         raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
@@ -75,6 +79,17 @@ def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Turns an `OSError` of what cannot be read, for example without permission, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
 def exists(path: str | os.PathLike) -> bool:
     """Whether there is such a file or folder; a name that no file could have is none."""
     try:
@@ -84,12 +99,24 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def check_local(path: str | os.PathLike, name: str) -> None:
-    """Raises UserError when a path is the address of a bucket, which would become a folder called "gs:"."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+    """Looks at a path before it is made: those that would become a folder called "gs:" or "~" are refused.
+
+    Raises:
+      UserError: it is the address of a bucket, begins with a ~ that no shell replaced, or is no text that
+        files are named with; the sentence calls it `name`.
+    """
+    text = os.fspath(path)
+    if re.match(r"[a-z][a-z0-9+.-]+:/", text):
         raise UserError(
-            f"the {name} {os.fspath(path)!r} is an address, not a folder: mount the bucket, as the scripts "
+            f"the {name} {text!r} is an address, not a folder: mount the bucket, as the scripts "
             "in launch/ do with gcsfuse, and give the folder it is mounted at"
         )
+    if text == "~" or text.startswith("~/"):
+        raise UserError(
+            f"the {name} {text!r} begins with a ~ that the shell did not replace: write $HOME in its place"
+        )
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"the {name} {text!a} is not valid text for the name of a file")
 
 
 def make_folder(path: Path, name: str) -> None:

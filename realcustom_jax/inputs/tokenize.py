@@ -43,11 +43,19 @@ def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> Pre
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
-    """Write a tokenizer folder for `load_tokenizer`, and for `CLIPTokenizer` of transformers 4 and 5."""
-    tokenizer.save_pretrained(folder)
-    # vocab.json and merges.txt: transformers 5 does not write them. diffusers loads CLIPTokenizer of
-    # transformers 4, which reads only these.
-    tokenizer.backend_tokenizer.model.save(os.fspath(folder))
+    """Write a tokenizer folder for `load_tokenizer`, and for `CLIPTokenizer` of transformers 4 and 5.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+        # vocab.json and merges.txt: transformers 5 leaves them out, and 4's CLIPTokenizer, which diffusers
+        # loads, reads nothing else.
+        tokenizer.backend_tokenizer.model.save(os.fspath(folder))
+    except Exception as error:  # tokenizers raises a bare Exception for a full disk
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer cannot be written to '{folder}': {reason}") from None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str]) -> np.ndarray:

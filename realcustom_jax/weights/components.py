@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import read_json
+from realcustom_jax.common.files import read_json, write_text
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.layouts import (
     CLIP_VISION,
@@ -206,6 +206,9 @@ def weights_name(component: str) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file in the format of diffusers and transformers: indented by 2, keys sorted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    """Write a JSON file in the format of diffusers and transformers: indented by 2, keys sorted.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

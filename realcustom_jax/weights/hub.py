@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists
+from realcustom_jax.options import shown
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Files that loading reads. A hub repository may have the same weights in several formats; one is downloaded,
@@ -28,6 +30,7 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
     Raises:
       UserError: the name is neither, or the download fails.
     """
+    check_path("a model or a part of one", name)
     path = Path(name)
     if exists(path):
         return path
@@ -47,6 +50,12 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
         raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {_one_line(error)}") from None
     except (HfHubHTTPError, OSError) as error:
         raise UserError(f"{called} cannot be downloaded from the hub: {_one_line(error)}") from None
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises UserError for what is neither text nor a path; `name` is what it should give the place of."""
+    if not isinstance(value, (str, Path)) or value == "":
+        raise UserError(f"{name} must be a path or a hub id, not {shown(value)}")
 
 
 def _files(name: str, revision: str | None) -> list[str] | None:

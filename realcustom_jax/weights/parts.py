@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import exists
+from realcustom_jax.common.files import exists, reading
 from realcustom_jax.common.rules import shown
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
-from realcustom_jax.weights.hub import find_folder
+from realcustom_jax.weights.hub import check_path, find_folder
 from realcustom_jax.weights.keys import flatten, torch_key
 from realcustom_jax.weights.official import Added, open_added
 from realcustom_jax.weights.original import default_tokenizers, is_original, original_base
@@ -45,6 +45,7 @@ class Parts:
     defaults: Path | None
 
 
+@reading()
 def find_parts(
     path: str | Path,
     realcustom: str | Path | None = None,
@@ -63,6 +64,8 @@ def find_parts(
         raise UserError("image_encoders must be a list of one or two folders, also of one")
     if len(image_encoders) > len(IMAGE):
         raise UserError(f"there can be {len(IMAGE)} image encoders, not {len(image_encoders)}")
+    if realcustom is not None:
+        check_path("realcustom", realcustom)
     towers = tuple(find_folder(one) for one in image_encoders)
     folder = _model_folder(path, revision)
     if folder.is_file():
@@ -83,7 +86,7 @@ def find_parts(
     # Lazy, because the shapes of SDXL's UNet take seconds, and only a file needs them.
     base_keys = functools.cache(lambda: set(map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))))
     added = open_added(added_path, base_keys) if added_path else None
-    if unet:
+    if unet is not None:
         base = with_unet(base, find_folder(unet, ("", "unet")))
     elif added and added.base:
         _LOG.warning("%s also holds a base UNet, which is used instead of the one of %s", added_path, folder)
@@ -113,6 +116,7 @@ def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
     return original_base(tensors, [find_folder(name, ()) for name in names])
 
 
+@reading()
 def models_of(parts: Parts, dtype: Any) -> Models:
     """The modules of a model, computing in `dtype`."""
     towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]

@@ -104,9 +104,7 @@ def _safetensors_places(path: Path) -> dict[str, Place]:
     # The library only checks the file. To read tensors, it would parse the header again for each one, or keep
     # everything that was read in memory.
     try:
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, safetensors.safe_open(path, framework="numpy"):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
@@ -224,8 +222,10 @@ def _write_safetensors(
             size = 0
         shards[-1][key] = value
         size += _nbytes(value)
+    index_path = path.with_name(f"{path.name}.index.json")
     if len(shards) == 1:
         _stream_safetensors(path, shards[0], metadata)
+        index_path.unlink(missing_ok=True)
         return
     weight_map = {}
     # Names and index as in transformers and diffusers.
@@ -234,8 +234,9 @@ def _write_safetensors(
         _stream_safetensors(path.with_name(name), shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
-    with replacing(path.with_name(f"{path.name}.index.json")) as half:
+    with replacing(index_path) as half:
         half.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    path.unlink(missing_ok=True)  # of an earlier model, which readers would take first
 
 
 def _nbytes(value: Any) -> int:

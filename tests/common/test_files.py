@@ -30,6 +30,26 @@ def test_the_address_of_a_bucket_is_no_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("~", "begins with a ~ that the shell did not replace: write $HOME"),
+        ("~/run", "begins with a ~ that the shell did not replace: write $HOME"),
+        ("a\0b", "is not valid text for the name of a file"),
+        ("a\udcffb", "is not valid text for the name of a file"),
+    ],
+)
+def test_names_that_no_folder_should_have_are_refused(tmp_path, monkeypatch, path, reason):
+    """Of "~" a folder would be made; `rm -r ~` then removes another one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        make_folder(Path(path), "workdir")
+    assert str(error.value) == f"the workdir {path!a} {reason}" + " in its place" * ("~" in path)
+    assert not list(tmp_path.iterdir())
+    make_folder(Path("a~/~b é"), "workdir")
+    assert (tmp_path / "a~" / "~b é").is_dir()
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
 def test_a_folder_that_takes_no_files_is_named():
     """/proc also refuses the superuser, whom permissions do not stop."""

@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.inputs.tokenize import tokenize
+from realcustom_jax.inputs.tokenize import save_tokenizer, tokenize
+from realcustom_jax.weights.components import write_json
 from realcustom_jax.weights.keys import flatten, split_added
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -151,6 +152,62 @@ def test_an_unknown_type_of_weights_is_refused_before_anything_is_written(micro_
     with pytest.raises(UserError, match="cannot be written as 'int7'; known: float32, float16, bfloat16"):
         pipeline.save(micro_pipe, tmp_path / "model", "int7")
     assert not (tmp_path / "model").exists()
+
+
+def test_parts_of_another_model_do_not_stay_in_the_folder(micro_pipe, folder):
+    """`load` would add them: SDXL's second text encoder, what RealCustom added, an image tower."""
+    unet, _ = pipeline.split_added(micro_pipe.params["unet"])
+    models = dataclasses.replace(micro_pipe.models, realcustom=None)
+    base = micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": unet})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"model' has a realcustom/, which this model lacks"):
+        pipeline.save(base, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    shutil.rmtree(folder / "realcustom")
+    pipeline.save(base, folder)
+    assert pipeline.load_on_host(folder).models.realcustom is None
+    for name in ("text_encoder_2", "tokenizer_2", "image_encoder_2"):
+        (folder / name).mkdir()
+        with pytest.raises(UserError, match=f"has a {name}/, which this model lacks"):
+            pipeline.save(base, folder)
+        (folder / name).rmdir()
+
+
+def test_a_model_is_saved_over_an_earlier_one(micro_pipe, folder):
+    params = jax.tree.map(lambda x: x + 1, micro_pipe.params)
+    pipeline.save(micro_pipe.replace(params=params), folder)
+    jax.tree.map(np.testing.assert_array_equal, pipeline.load_on_host(folder).params, params)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (None, "a model is saved to a folder, not to None"),
+        (b"x", "a model is saved to a folder, not to b'x'"),
+        ("file", "the model folder 'file' is a file, it must be a folder"),
+        ("file/x", "the model folder 'file/x' cannot be written to: Not a directory"),
+        ("gs://bucket/x", "the model folder 'gs:/bucket/x' is an address"),
+        ("~/x", "the model folder '~/x' begins with a ~"),
+    ],
+)
+def test_where_no_model_can_be_saved_is_named(micro_pipe, tmp_path, monkeypatch, path, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        pipeline.save(micro_pipe, path)
+    assert str(error.value).startswith(reason)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_one_sentence(micro_pipe, tmp_path, small_disk):
+    for write in (
+        lambda: pipeline.save(micro_pipe, tmp_path),
+        lambda: save_tokenizer(micro_pipe.tokenizers[0], tmp_path / "tokenizer"),
+        lambda: write_json(tmp_path / "config.json", {"a": "x" * 2000}),
+    ):
+        with pytest.raises(UserError, match=rf"{tmp_path}.*: .*File too large") as error:
+            write()
+        assert "\n" not in str(error.value)
 
 
 def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.weights.components import find_weights
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import LazyArray
 from realcustom_jax.weights.tensors import Tensors, open_tensors, write_tensors
@@ -152,6 +153,17 @@ def test_large_files_are_written_in_shards_of_at_most_the_size_asked_for(tmp_pat
     assert index["metadata"]["total_size"] == 700
     assert len(safetensors.numpy.load_file(tmp_path / names[0])) == 2
     assert_same(open_tensors(tmp_path / names[-1]), values)
+
+
+def test_what_is_written_over_a_file_in_another_form_is_what_is_read(tmp_path):
+    """A model that was whole and is now in shards, and the other way round; `find_weights` looks for both."""
+    path = tmp_path / "model.safetensors"
+    for number, shard_bytes in enumerate((1000, 100, 200, 1000, 100)):
+        values = {f"layer.{i}": np.full(25, number, np.float32) for i in range(3)}
+        write_tensors(path, values, shard_bytes)
+        assert_same(open_tensors(find_weights(tmp_path)), values)
+        assert path.exists() == (shard_bytes == 1000)
+        assert (tmp_path / "model.safetensors.index.json").exists() == (shard_bytes < 1000)
 
 
 def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
