@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists
-from realcustom_jax.options import shown
+from realcustom_jax.common.rules import shown
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Files that loading reads. A hub repository may have the same weights in several formats; one is downloaded,
