@@ -26,7 +26,7 @@ from realcustom_jax.data.encode import (
 from realcustom_jax.data.encoded import EncodedSplit, encoded_folder, open_encoded, read_info
 from realcustom_jax.data.image_text import Split, open_split
 from realcustom_jax.data.loader import make_loader
-from realcustom_jax.data.prepare import prepare
+from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.inputs.transforms import center_crop_resize, to_float

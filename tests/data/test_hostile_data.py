@@ -15,7 +15,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.encoded import read_info
 from realcustom_jax.data.image_text import open_split
 from realcustom_jax.data.prepare import __main__ as command
-from realcustom_jax.data.prepare import prepare
+from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))

@@ -25,7 +25,7 @@ from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.encode import encode_data_set, make_encoding
 from realcustom_jax.data.image_text import open_split, write
-from realcustom_jax.data.prepare import prepare
+from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.toybox.dataset import make_example
 from realcustom_jax.training import partition, run
