@@ -218,7 +218,8 @@ class CrossAttention(nn.Module):
             mean = probabilities.mean(axis=1)
             word_maps = jnp.einsum("bqk,brk->brq", mean, words, precision=jax.lax.Precision.HIGHEST)
         if control is not None:
-            out = (out + self._visual(q, context, control)).astype(self.dtype)
+            visual = self._visual(q, context, control)
+            out = (out.astype(visual.dtype) + visual).astype(self.dtype)
         return self.to_out_0(merge_heads(out)), word_maps
 
     def _visual(self, q: Array, context: LayerContext, control: VisualControl) -> Array:

@@ -12,6 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class LayerNorm(nn.LayerNorm):
+    """Flax's, whose statistics are float32, also with parameters of less precision in strict mode."""
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, mask=mask)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of (B, …, C) over everything but the batch, statistics in float32.
 
@@ -33,10 +41,13 @@ class GroupNorm(nn.Module):
         mean = grouped.mean(axis=(1, 3))
         variance = jnp.square(grouped - mean[:, None, :, None]).mean(axis=(1, 3))
         per_group = channels // self.groups
-        gain = scale * jnp.repeat(jax.lax.rsqrt(variance + self.eps), per_group, axis=-1)  # (B, C)
+        gain = scale.astype(jnp.float32) * jnp.repeat(
+            jax.lax.rsqrt(variance + self.eps), per_group, axis=-1
+        )  # (B, C)
         centre = jnp.repeat(mean, per_group, axis=-1)
         expand = (slice(None), *(None,) * (x.ndim - 2))
-        return ((x.astype(jnp.float32) - centre[expand]) * gain[expand] + bias).astype(self.dtype)
+        centred = x.astype(jnp.float32) - centre[expand]
+        return (centred * gain[expand] + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 def gelu(x: Array) -> Array:

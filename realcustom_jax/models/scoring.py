@@ -102,9 +102,9 @@ def keep_top_tokens(scores: Array, gamma_num: Array, present: Array | None = Non
     """
     count = scores.shape[-1]
     if present is not None:
-        count, scores = present.sum(axis=-1), jnp.where(present, scores, -jnp.inf)
+        count, scores = present.sum(axis=-1).astype(jnp.float32), jnp.where(present, scores, -jnp.inf)
     # 1e-4 of a token: γ·N such as 0.7·10 must not fall to 6 by float32 rounding.
-    keep = jnp.maximum(jnp.floor(gamma_num * count + 1e-4), 1.0)
+    keep = jnp.maximum(jnp.floor(gamma_num * count + 1e-4), 1.0)[:, None]
     order = jnp.argsort(-jax.lax.stop_gradient(scores), axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
-    return jnp.where(rank < keep[:, None], 0.0, -jnp.inf)
+    return jnp.where(rank.astype(keep.dtype) < keep, 0.0, -jnp.inf)

@@ -238,7 +238,7 @@ def shift_timesteps(t: Array, shift: float, count: int) -> Array:
     Half of uniform ones then lie above s / (1 + s) of the way. The shift of resolution-dependent schedules in
     "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", eq. 23.
     """
-    x = (t + 0.5) / count
+    x = (t.astype(jnp.float32) + 0.5) / count
     return jnp.floor(count * (shift * x / (1.0 + (shift - 1.0) * x))).astype(t.dtype)
 
 

@@ -1,6 +1,7 @@
 """The training step: state, update, skipped updates, and all of it compiled with shardings."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,22 +131,25 @@ def make_train_step(
             (value, metrics), gradients = differentiate(state.params, batch, key)
         else:
             (value, metrics), gradients = _accumulated(differentiate, state.params, batch, key, accumulate)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax computes floats from integer counts
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            # The optimizer counts only the updates that it makes.
+            rate = schedule(state.step - state.skipped)
         params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(gradients)
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        done = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
+        ema = jax.tree.map(functools.partial(_moving_average, decay), state.ema, params)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         params, opt_state, ema = choose(
             finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
         )
-        skipped = state.skipped + ~finite
+        skipped = state.skipped + (~finite).astype(jnp.int32)
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics = {
             "loss": value,
             "gradient_norm": norm,
-            # The optimizer counts only the updates that it makes.
-            "learning_rate": schedule(state.step - state.skipped),
+            "learning_rate": rate,
             "skipped": skipped,
             "skipped_in_a_row": in_a_row,
             **metrics,
@@ -153,6 +157,10 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), metrics
 
     return step
+
+
+def _moving_average(decay: Array, old: Array, new: Array) -> Array:
+    return decay.astype(old.dtype) * old + (1.0 - decay).astype(old.dtype) * new
 
 
 def _accumulated(differentiate: Callable[..., Any], params: Any, batch: Batch, key: Array, parts: int) -> Any:
