@@ -53,6 +53,8 @@ from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt  # noqa: E402
 from realcustom_jax.toybox.tokenizer import train_tokenizer  # noqa: E402
 from realcustom_jax.weights.keys import flatten, unflatten  # noqa: E402
 
+# An operation on two dtypes must say which one it means.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

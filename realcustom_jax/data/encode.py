@@ -161,7 +161,7 @@ def make_encoding(
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)
     pipe = pipeline.open_model(model, dtype=compute)
-    vae = vae_compute_dtype(vae_dtype, compute, pipe.models.vae_config, mesh)
+    vae = vae_compute_dtype(vae_dtype, compute, pipe.models.vae_config.force_upcast, mesh)
     pipe = pipe.replace(models=dataclasses.replace(pipe.models, vae_dtype=vae))
     shapes = training_shapes(pipe.models, buckets, step, max_aspect)
     names = ("vae", *(pipe.models.text_encoders if text else ()))

@@ -61,4 +61,4 @@ class Conditioning:
     @property
     def present(self) -> Array:
         """(B, R) 1 for a subject that acts, 0 for an empty slot or a subject of strength 0."""
-        return self.flags * (self.strengths > 0)
+        return self.flags * (self.strengths > 0).astype(self.flags.dtype)

@@ -92,7 +92,8 @@ def influence_scope(
         # argsort is the rank, and γ may be traced.
         rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
         # 1e-4 of a pixel, so that rounding of γ·h·w in float32 cannot lose a pixel.
-        kept = rank < jnp.floor(gamma * flat.shape[-1] + 1e-4)
+        count = jnp.floor(gamma * flat.shape[-1] + 1e-4)
+        kept = rank.astype(count.dtype) < count
     if present is not None:
         kept &= present[..., None, None] > 0
     masks = jnp.where(kept, 1.0 if kind == "binary" else maps, 0.0)

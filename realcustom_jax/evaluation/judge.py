@@ -138,7 +138,7 @@ def cut_out(images: Array, masks: Array) -> Array:
     def one(image: Array, mask: Array) -> Array:
         # A mask of less than 1 % is no subject; the crop must still be finite.
         area = jnp.maximum(mask.sum(), 0.01 * mask.size)
-        at = jnp.arange(mask.shape[0]) + 0.5
+        at = jnp.arange(mask.shape[0], dtype=jnp.float32) + 0.5
         total = jnp.maximum(mask.sum(), 1e-3)
         centre = jnp.stack([(mask.sum(1) * at).sum(), (mask.sum(0) * at).sum()]) / total
         scale = CROP / (2.0 * jnp.sqrt(area))

@@ -37,7 +37,7 @@ def soften(images: Array, key: Array, strength: float = 1.0) -> Array:
 
 def blur(images: Array, sigma: Array) -> Array:
     """Gaussian blur of (B, H, W, C) by sigma (B,) pixels each, cut off at 3 pixels, edges repeated."""
-    offsets = jnp.arange(-3, 4)
+    offsets = jnp.arange(-3, 4, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3)[:, None]))
     weights = weights / weights.sum(axis=1, keepdims=True)
     for axis in (1, 2):

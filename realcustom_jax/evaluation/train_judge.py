@@ -150,7 +150,8 @@ def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(optimizer: Any, params: Any, state: Any, batch: Batch, key: Array) -> tuple[Any, Any, dict]:
     (_, metrics), gradients = jax.value_and_grad(judge_loss, has_aux=True)(params, batch, key)
-    updates, state = optimizer.update(gradients, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax computes floats from integer counts
+        updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, metrics
 
 

@@ -238,7 +238,8 @@ class CrossAttention(nn.Module):
             # Full precision: pixels are ranked by these values, also on TPUs, which default to bfloat16.
             word_maps = jnp.einsum("bqk,brk->brq", mean, words, precision=jax.lax.Precision.HIGHEST)
         if control is not None:
-            out = (out + self._attend_subjects(q, context, control)).astype(self.dtype)
+            visual = self._attend_subjects(q, context, control)
+            out = (out.astype(visual.dtype) + visual).astype(self.dtype)
         return self.to_out_0(merge_heads(out)), word_maps
 
     def _attend_subjects(self, q: Array, context: LayerContext, control: VisualControl) -> Array:

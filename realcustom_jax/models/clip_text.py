@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.encoder import Encoder
+from realcustom_jax.models.layers import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,7 @@ class _TextModel(nn.Module):
             c.num_hidden_layers, c.num_attention_heads, c.intermediate_size, c.hidden_act,
             c.layer_norm_eps, causal=True, dtype=self.dtype, name="encoder",
         )(x)  # fmt: skip
-        return nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(states[-1]), states[
-            -2
-        ]
+        return LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(states[-1]), states[-2]
 
 
 class CLIPText(nn.Module):

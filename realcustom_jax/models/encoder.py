@@ -9,7 +9,7 @@ from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
-from realcustom_jax.models.layers import gelu
+from realcustom_jax.models.layers import LayerNorm, gelu
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -76,11 +76,11 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = nn.LayerNorm(self.eps, dtype=self.dtype, name="layer_norm1")(x)
+        y = LayerNorm(self.eps, dtype=self.dtype, name="layer_norm1")(x)
         x = x + self._scaled(
             "layer_scale1", Attention(self.heads, self.causal, self.dtype, name="self_attn")(y)
         )
-        y = nn.LayerNorm(self.eps, dtype=self.dtype, name="layer_norm2")(x)
+        y = LayerNorm(self.eps, dtype=self.dtype, name="layer_norm2")(x)
         return x + self._scaled("layer_scale2", MLP(self.hidden, self.act, self.dtype, name="mlp")(y))
 
     def _scaled(self, name: str, x: Array) -> Array:

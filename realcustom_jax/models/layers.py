@@ -12,6 +12,14 @@ import jax.numpy as jnp
 from jax import Array
 
 
+class LayerNorm(nn.LayerNorm):
+    """Flax's, whose statistics are float32, also with parameters of less precision in strict mode."""
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, mask=mask)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of (B, …, C) over all axes except the batch, with statistics in float32."""
 
@@ -30,12 +38,15 @@ class GroupNorm(nn.Module):
         # A second pass over the data: E[x²] − E[x]² loses all digits if the mean is large.
         variance = jnp.square(grouped - mean[:, None, :, None]).mean(axis=(1, 3))
         per_group = channels // self.groups
-        gain = scale * jnp.repeat(jax.lax.rsqrt(variance + self.eps), per_group, axis=-1)  # (B, C)
+        gain = scale.astype(jnp.float32) * jnp.repeat(
+            jax.lax.rsqrt(variance + self.eps), per_group, axis=-1
+        )  # (B, C)
         centre = jnp.repeat(mean, per_group, axis=-1)
         expand = (slice(None), *(None,) * (x.ndim - 2))  # (B, C) → (B, 1, …, 1, C)
         # One subtraction and one multiply-add with numbers per (image, channel): XLA fuses them with the
         # activation that follows. The usual reshape, normalise, reshape prevents this fusion on CPUs.
-        return ((x.astype(jnp.float32) - centre[expand]) * gain[expand] + bias).astype(self.dtype)
+        centred = x.astype(jnp.float32) - centre[expand]
+        return (centred * gain[expand] + bias.astype(jnp.float32)).astype(self.dtype)
 
 
 def gelu(x: Array) -> Array:

@@ -10,7 +10,7 @@ from jax import Array
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
 from realcustom_jax.models.config import HIGH_RES
-from realcustom_jax.models.layers import gelu
+from realcustom_jax.models.layers import LayerNorm, gelu
 
 # Number of feature arrays that each projector takes: global; + local; + three shallow layers.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
@@ -45,7 +45,7 @@ class PlainProjector(nn.Module):
     def __call__(self, features: tuple[Array, ...]) -> Array:
         (tokens,) = features
         tokens = nn.Dense(self.features, dtype=self.dtype, name="proj")(tokens)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(tokens)
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(tokens)
 
 
 class _MinAttention(nn.Module):
@@ -58,8 +58,8 @@ class _MinAttention(nn.Module):
     def __call__(self, x: Array, other: Array) -> Array:
         """Queries x (…, N, C) and keys and values of other (…, K, C) → (…, N, C)."""
         channels = x.shape[-1]
-        x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
-        other = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(other)
+        x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
+        other = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(other)
         q, k, v = (
             split_heads(
                 nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens),
@@ -105,4 +105,4 @@ class HighResProjector(nn.Module):
         x = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name=f"{name}_0")(x)
         x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_2")(gelu(x))
         x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_4")(gelu(x))
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_5")(x)
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_5")(x)

@@ -112,10 +112,10 @@ def keep_top_tokens(scores: Array, gamma_num: Array, present: Array | None = Non
     # A bias and not a gather: a gather has a static size, and γ_num is traced.
     count = scores.shape[-1]
     if present is not None:
-        count, scores = present.sum(axis=-1), jnp.where(present, scores, -jnp.inf)
+        count, scores = present.sum(axis=-1).astype(jnp.float32), jnp.where(present, scores, -jnp.inf)
     # + 1e-4: γ·N such as 0.7·10 may be just below 7 in float32, and must not become 6.
-    keep = jnp.maximum(jnp.floor(gamma_num * count + 1e-4), 1.0)
+    keep = jnp.maximum(jnp.floor(gamma_num * count + 1e-4), 1.0)[:, None]
     # The rank of a token is the argsort of the argsort. It has no gradient; scores get theirs through 1 + S.
     order = jnp.argsort(-jax.lax.stop_gradient(scores), axis=-1, stable=True)
     rank = jnp.argsort(order, axis=-1)
-    return jnp.where(rank < keep[:, None], 0.0, -jnp.inf)
+    return jnp.where(rank.astype(keep.dtype) < keep, 0.0, -jnp.inf)

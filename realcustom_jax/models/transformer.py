@@ -10,7 +10,7 @@ from jax import Array
 
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
 from realcustom_jax.models.flash import FlashAttention
-from realcustom_jax.models.layers import GroupNorm, gelu
+from realcustom_jax.models.layers import GroupNorm, LayerNorm, gelu
 from realcustom_jax.models.remat import call, policed
 
 
@@ -55,11 +55,11 @@ class TransformerBlock(nn.Module):
 
     def setup(self):
         if self.self_attention:
-            self.norm1 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+            self.norm1 = LayerNorm(epsilon=1e-5, dtype=self.dtype)
             self.attn1 = SelfAttention(self.heads, self.dtype, self.flash)
-        self.norm2 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+        self.norm2 = LayerNorm(epsilon=1e-5, dtype=self.dtype)
         self.attn2 = CrossAttention(self.features, self.heads, self.visual, self.dtype)
-        self.norm3 = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)
+        self.norm3 = LayerNorm(epsilon=1e-5, dtype=self.dtype)
         self.ff = _FeedForward(self.dtype)
 
     def encode(self, text: Array, visual: Array | None) -> LayerContext:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.encoder import Encoder
+from realcustom_jax.models.layers import LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ class _Embeddings(nn.Module):
         if c.class_token:
             token = self.param("class_embedding", nn.initializers.normal(0.02), (c.hidden_size,))
             if c.position_prefix:
-                token, positions = token + positions[0], positions[1:]
+                wider = max(token.dtype, positions.dtype, key=lambda dtype: dtype.itemsize)
+                token, positions = token.astype(wider) + positions[0].astype(wider), positions[1:]
             prefix.append(jnp.broadcast_to(token.astype(self.dtype), (b, 1, c.hidden_size)))
         if c.registers:  # they have no position embedding (arXiv 2309.16588)
             shape = (c.registers, c.hidden_size)
@@ -126,14 +128,14 @@ class _VisionModel(nn.Module):
         c = self.config
         x = _Embeddings(c, self.dtype, name="embeddings")(pixels)
         if c.pre_norm:
-            x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layrnorm")(
+            x = LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layrnorm")(
                 x
             )  # transformers' spelling
         states = Encoder(
             c.num_hidden_layers, c.num_attention_heads, c.intermediate_size, c.hidden_act, c.layer_norm_eps,
             layer_scale=c.layer_scale, dtype=self.dtype, name="encoder",
         )(x)  # fmt: skip
-        return states, nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")(states[-1])
+        return states, LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="post_layernorm")(states[-1])
 
 
 class ViT(nn.Module):

@@ -268,7 +268,7 @@ def shift_timesteps(t: Array, shift: float, count: int) -> Array:
     Rectified Flow Transformers for High-Resolution Image Synthesis", eq. 23.
     """
     # + 0.5: each timestep stands for the middle of its interval, so 0 and count − 1 are treated alike.
-    x = (t + 0.5) / count
+    x = (t.astype(jnp.float32) + 0.5) / count
     return jnp.floor(count * (shift * x / (1.0 + (shift - 1.0) * x))).astype(t.dtype)
 
 

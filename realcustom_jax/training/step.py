@@ -1,6 +1,7 @@
 """The training step: the state, the update, skipped updates, and the step compiled with shardings."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,11 +132,13 @@ def make_train_step(
         norm = optax.global_norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updated = _updated(optimizer, ema_decay, state, gradients, finite)
+        with jax.numpy_dtype_promotion("standard"):  # optax computes floats from integer counts
+            # The optimizer counts only the updates that it makes, so skipped steps do not move its schedule.
+            rate = schedule(state.step - state.skipped)
         metrics = {
             "loss": value,
             "gradient_norm": norm,
-            # The optimizer counts only the updates that it makes, so skipped steps do not move its schedule.
-            "learning_rate": schedule(state.step - state.skipped),
+            "learning_rate": rate,
             "skipped": updated.skipped,
             "skipped_in_a_row": updated.skipped_in_a_row,
             **metrics,
@@ -153,17 +156,23 @@ def _updated(
     finite: Array,
 ) -> TrainState:
     """The state after one update, or with only its counters changed where the step was not finite."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax computes floats from integer counts
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The decay starts low: early averages would otherwise be mostly the initial parameters.
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+    done = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
+    ema = jax.tree.map(functools.partial(_moving_average, decay), state.ema, params)
     params, opt_state, ema = choose(
         finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
     )
-    skipped = state.skipped + ~finite
+    skipped = state.skipped + (~finite).astype(jnp.int32)
     in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
     return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row)
+
+
+def _moving_average(decay: Array, old: Array, new: Array) -> Array:
+    return decay.astype(old.dtype) * old + (1.0 - decay).astype(old.dtype) * new
 
 
 def _accumulated(differentiate: Callable[..., Any], params: Any, batch: Batch, key: Array, parts: int) -> Any:

@@ -71,7 +71,7 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subj
         high_res=False,
     )
     image = jnp.zeros((COUNT, 8, 8, 3), jnp.uint8)
-    ids, flag = jnp.zeros((COUNT, 1, 2), jnp.int32), jnp.arange(COUNT) % 2.0
+    ids, flag = jnp.zeros((COUNT, 1, 2), jnp.int32), jnp.arange(COUNT, dtype=jnp.float32) % 2.0
     batch = {"image": image, "reference": image[:, None], "ids": ids, "flag": flag}
     if subject_weight != 1.0:
         batch["region"] = jnp.asarray(REGION)

@@ -38,7 +38,8 @@ def step(name: str, params: dict, *gradients: dict) -> dict:
 def last_update(optimizer: optax.GradientTransformation, params: dict, *gradients: dict) -> dict:
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
-        updates, state = update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # as in `make_train_step`
+            updates, state = update(gradient, state, params)
     return updates
 
 
@@ -104,4 +105,4 @@ def test_adamw_decays_arrays_of_two_dimensions_alone(drawn):
     still = jax.tree.map(jnp.zeros_like, gradient)
     for path, update in step("adamw", params, still).items():
         decays = params[path].ndim > 1
-        np.testing.assert_allclose(update, -RATE * DECAY * params[path] * decays, rtol=1e-6)
+        np.testing.assert_allclose(update, -RATE * DECAY * params[path] * float(decays), rtol=1e-6)
