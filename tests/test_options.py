@@ -16,16 +16,16 @@ from realcustom_jax.diffusion.solvers import SOLVERS, SPACINGS, make_table
 from realcustom_jax.options import SDXL, ProgramOptions
 
 WRONG = [
-    ({"text_weight": None}, "text_weight must be one number or a list of one each request, not None"),
-    ({"text_weight": "7"}, "text_weight must be one number or a list of one each request, not '7'"),
-    ({"text_weight": True}, "text_weight must be one number or a list of one each request, not True"),
-    ({"text_weight": [1.0, "a"]}, "text_weight must be one number or a list of one each request, not 'a'"),
-    ({"text_weight": [[1.0]]}, "text_weight must be one number or a list of one each request, not [1.0]"),
+    ({"text_weight": None}, "text_weight must be one number or a list with one per request, not None"),
+    ({"text_weight": "7"}, "text_weight must be one number or a list with one per request, not '7'"),
+    ({"text_weight": True}, "text_weight must be one number or a list with one per request, not True"),
+    ({"text_weight": [1.0, "a"]}, "text_weight must be one number or a list with one per request, not 'a'"),
+    ({"text_weight": [[1.0]]}, "text_weight must be one number or a list with one per request, not [1.0]"),
     ({"text_weight": float("nan")}, "text_weight must be finite in float32, not nan"),
     ({"image_weight": float("inf")}, "image_weight must be finite in float32, not inf"),
     ({"image_weight": 1e39}, "image_weight must be finite in float32, not 1e+39"),
     ({"text_weight": [1.0, float("nan")]}, "text_weight must be finite in float32, not nan"),
-    ({"gamma_scope": "a"}, "gamma_scope must be one number or a list of one each request, not 'a'"),
+    ({"gamma_scope": "a"}, "gamma_scope must be one number or a list with one per request, not 'a'"),
     ({"gamma_scope": 1.5}, "gamma_scope must be from 0 to 1, not 1.5"),
     ({"gamma_scope": [0.5, -0.1]}, "gamma_scope must be from 0 to 1, not -0.1"),
     ({"gamma_num": 2}, "gamma_num must be from 0 to 1, not 2"),

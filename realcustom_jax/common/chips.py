@@ -1,4 +1,4 @@
-"""TPU chips: what one has. Figures are those of the public documentation of each generation."""
+"""Memory and peak performance of TPU chips, from the public documentation of each generation."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ class Chip:
     """A generation of TPU chips.
 
     Attributes:
-      kind: what JAX calls such a device.
-      accelerator: name of a slice in front of its size.
-      per_size: what the size counts of each chip: its cores (2), or itself (1).
-      hbm: bytes of memory; the compiler keeps a 64th part for itself.
-      peak: bfloat16 operations a second.
-      dimensions: of a topology.
+      kind: JAX's `device_kind`.
+      accelerator: name of a slice without its size, as in "v5litepod-16".
+      per_size: units that one chip adds to the size of a slice: 2 if the size counts cores, 1 if chips.
+      hbm: bytes of memory.
+      peak: bfloat16 operations per second.
+      dimensions: number of sides of a topology.
     """
 
     kind: str
@@ -27,7 +27,8 @@ class Chip:
 
     @property
     def usable(self) -> int:
-        """Bytes of memory that a program can have: of a v5e's 16 GiB the compiler gives 15.75."""
+        """Bytes of memory that a program can use."""
+        # The compiler reserves 1/64: programs get 15.75 GiB of a v5e's 16 GiB.
         return self.hbm * 63 // 64
 
 
@@ -40,5 +41,5 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None for one that is not known, a CPU or a GPU."""
+    """The chip with this JAX `device_kind`; None for a CPU, a GPU or an unknown TPU."""
     return next((chip for chip in CHIPS.values() if chip.kind == device_kind), None)

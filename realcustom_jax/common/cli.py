@@ -1,4 +1,4 @@
-"""What all commands share: the compilation cache, config flags, one clear sentence for a user's mistake."""
+"""Shared parts of all commands: compilation cache, config flags, and one-line errors for user mistakes."""
 
 import argparse
 import importlib.util
@@ -24,32 +24,40 @@ __all__ = ["CommandParser", "cache_dir", "parse_flags", "run_command", "tpu_is_a
 
 
 def tpu_is_absent(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
-    """Whether JAX would look in vain for a TPU: its library is installed, for `aot`, but no such device is.
+    """Whether the TPU library is installed (for `aot`), but the machine has no TPU.
 
-    Looking prints errors and takes seconds. False where the user chose the platforms, or where JAX has a
-    GPU's plugin and must choose itself.
+    False if the user set the platforms, or if JAX has a GPU plugin and must choose itself.
     """
+    # JAX's own search for a TPU then prints errors and takes seconds.
     if environment.get("JAX_PLATFORMS") or not importlib.util.find_spec("libtpu"):
         return False
-    found = any(devices.glob("accel*")) or any(devices.glob("vfio/*"))
-    gpu = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    return not (found or gpu)
+    # device files of the TPU drivers
+    has_tpu = any(devices.glob("accel*")) or any(devices.glob("vfio/*"))
+    has_gpu = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return not (has_tpu or has_gpu)
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's main: compiled programs are cached on disk, a user's mistake ends with status 2."""
+    """Run the main function of a command, with the compilation cache; a `UserError` exits with status 2."""
     if tpu_is_absent():
         jax.config.update("jax_platforms", "cpu")
     use_compilation_cache()
-    # Orbax's tasks report on their own what it also raises.
+    # Orbax raises the errors of its asyncio tasks, and asyncio would log them a second time.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with exit_on_user_error():
         main()
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Of the commands that are not trainings: the story as it is written, and one sentence for a mistake."""
+    """Argument parser for all commands except the training ones; errors are one sentence.
 
+    Args:
+      command: name of the command, after "python -m realcustom_jax.".
+      story: help text; its line breaks are kept.
+      usage: usage line; None for argparse's own.
+    """
+
+    # Abbreviations are off: a new flag could change what an abbreviation means.
     def __init__(self, command: str, story: str, usage: str | None = None):
         super().__init__(
             prog=f"python -m realcustom_jax.{command}",
@@ -60,11 +68,12 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """In place of argparse's usage text: one sentence, as for every other mistake.
+        """Raise a one-sentence error instead of printing argparse's usage text.
 
         Raises:
           UserError: always.
         """
+        # An unknown flag may be the name of ours in another program, such as --num-inference-steps.
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].partition("=")[0]
         ours = our_name(unknown) if unknown.startswith("--") else None
         raise UserError(f"{ours or message}, see --help")
@@ -73,8 +82,11 @@ class CommandParser(argparse.ArgumentParser):
 def parse_flags(help_text: str) -> None:
     """Parse absl and ml_collections flags from the command line.
 
+    Args:
+      help_text: text of --help before the list of flags.
+
     Raises:
-      UserError: for an unknown flag or config key, a value or a config file that can't be read.
+      UserError: for an unknown flag or config key, or an invalid value or config file.
       SystemExit: after printing the help, with status 0.
     """
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
@@ -87,9 +99,10 @@ def parse_flags(help_text: str) -> None:
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname, given)) from None
     except flags.Error as error:
+        # absl's message has several lines: the first names the flag, the last says why.
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]) from None
-    except (AttributeError, KeyError):  # what ml_collections raises for a key that the config lacks
+    except (AttributeError, KeyError):  # raised by ml_collections for a key that the config does not have
         _check_overrides(given)
         raise
     except (TypeError, ValueError) as error:
@@ -99,17 +112,16 @@ def parse_flags(help_text: str) -> None:
 
 
 def _config_file() -> ConfigDict | None:
-    """The config as its file has it, before flags change it; None when none is given.
-
-    ml_collections loads the file too, but hides some of its errors and lets others out as they are.
+    """The config of the --config file, before flags change it; None without --config.
 
     Raises:
-      UserError: when the file is missing, cannot be run, or makes no config.
+      UserError: if the file is missing, fails, or does not return a config.
     """
+    # ml_collections loads the file again later, but its errors for a broken file are unclear or missing.
     argument = _config_argument()
     if argument is None:
         return None
-    path, *stage = argument.split(":", 1)
+    path, *stage = argument.split(":", 1)  # FILE:STAGE
     try:
         get_config = runpy.run_path(path).get("get_config")
         config = get_config(*stage) if get_config else None
@@ -117,7 +129,7 @@ def _config_file() -> ConfigDict | None:
         raise
     except SyntaxError as error:
         raise UserError(f"the config file {path} has an error in line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # the file is the user's, and may raise anything
+    except Exception as error:  # user code can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
@@ -132,6 +144,7 @@ def _config_file() -> ConfigDict | None:
 
 
 def _config_argument() -> str | None:
+    """The value of --config on the command line, as --config=VALUE or --config VALUE."""
     for i, argument in enumerate(sys.argv):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
@@ -140,9 +153,11 @@ def _config_argument() -> str | None:
 
 
 def _unknown_flag(name: str, config: ConfigDict | None) -> str:
+    """Message for an unknown flag or config key; for a key, with the known keys of its section."""
     if not name.startswith("config."):
         return f"unknown option --{name}, see --help"
     *sections, _ = name.split(".")[1:]
+    # Descend to the last section that exists.
     node = config
     for i, section in enumerate(sections):
         if node is None or section not in node:
@@ -155,13 +170,13 @@ def _unknown_flag(name: str, config: ConfigDict | None) -> str:
 
 
 def _check_overrides(config: ConfigDict | None) -> None:
-    """Name the first --config.x.y that the config has no place for.
+    """Check that the config has the key of each --config.x.y flag.
 
     Raises:
-      UserError: with the keys that there are.
+      UserError: for the first unknown key, with the known keys.
     """
     for argument in sys.argv[1:]:
-        match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
+        match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)  # --noconfig.x sets a bool to False
         if not match:
             continue
         node = config

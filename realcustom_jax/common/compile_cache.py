@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept, and the cache of compiled programs there."""
+"""The cache folder, and the cache of compiled programs in it."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,15 @@ import jax
 
 
 def cache_dir() -> Path:
-    """Where things that can be made again are kept: compiled programs, the drawn toybox.
+    """The folder for files that can be regenerated: compiled programs, the images of the toybox.
 
-    `$REALCUSTOM_JAX_CACHE`, else `~/.cache/realcustom_jax`.
+    It is `$REALCUSTOM_JAX_CACHE`, or `~/.cache/realcustom_jax` if that is not set.
     """
     return Path(os.environ.get("REALCUSTOM_JAX_CACHE") or Path.home() / ".cache" / "realcustom_jax")
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, unless the user configured a cache (JAX_COMPILATION_CACHE_DIR)."""
+    """Cache compiled programs on disk, unless the user configured a cache (JAX_COMPILATION_CACHE_DIR)."""
+    # An SDXL sampler compiles for minutes, and each start of a command would compile it again.
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

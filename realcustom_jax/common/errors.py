@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to fix, how a command reports it, and warnings."""
+"""`UserError`, for mistakes that the user can fix; its report by commands; and warnings."""
 
 import contextlib
 import sys
@@ -9,11 +9,12 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class UserError(ValueError):
-    """A user's mistake. Its text is one clear sentence that names the input at fault."""
+    """A mistake that the user can fix. The message is one sentence that names the wrong input."""
 
 
 def warn(sentence: str) -> None:
-    """A Python warning that points at the caller's line outside this package."""
+    """Issue a Python warning that points at the caller's line outside this package."""
+    # Python shows a warning once per line; with our own line, later callers would not see it.
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -22,15 +23,13 @@ def warn(sentence: str) -> None:
 
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turns a `UserError` into `error: …` on stderr and exit status 2; other errors keep their traceback.
+    """Turn a `UserError` into `error: …` on stderr and exit status 2; other errors keep their traceback.
 
-    Warnings become one line too, `warning: …`, without the place in the code.
-
-    Usable both as `with exit_on_user_error(): …` and as a decorator, `@exit_on_user_error()`, of a command's
-    main function.
+    Warnings are also one line, `warning: …`, without the position in the code. It works as a context manager,
+    `with exit_on_user_error(): …`, and as a decorator of a main function, `@exit_on_user_error()`.
 
     Raises:
-      SystemExit: with code 2, in place of the `UserError`.
+      SystemExit: with code 2, instead of the `UserError`.
     """
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, kind, *place, **rest: (

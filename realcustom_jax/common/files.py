@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, so that what was cut off can go on."""
+"""Atomic file writes, so that interrupted work can resume."""
 
 import contextlib
 import json
@@ -15,23 +15,22 @@ from realcustom_jax.common.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is there at the end takes its place.
-
-    The name is unique: a cluster may try the same twice at once.
-    """
-    half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    """Context manager for an atomic write: yields a temporary path, and renames it to `path` at the end."""
+    # A unique name, because a cluster may run the same task twice at once. In the same folder, because a
+    # rename is atomic only within a file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield half
-        half.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        half.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-      UserError: when the file is missing or no regular file, or holds anything else.
+      UserError: if the file is missing, not a regular file, or does not contain a JSON object.
     """
     try:
         if not path.exists():
@@ -43,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deep
         raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(values).__name__}")
@@ -51,29 +50,33 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside the path, then move it there.
+    """Write a file atomically: `write` writes a temporary file, which then replaces `path`.
 
     Raises:
-      UserError: when it cannot be written.
+      UserError: if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as half:
-            write(half)
+        with replacing(path) as temporary:
+            write(temporary)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
 def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
-    """A full disk, a folder without permission: one sentence. What is done stays, and can be gone on from."""
+    """Turn a full disk or missing permission into a `UserError`. Finished parts stay, so the work can resume.
+
+    Raises:
+      UserError: instead of the error of the system or of ArrayRecord.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None:  # raised by other libraries, not by the system
             raise
         raise UserError(f"the data folder '{data_dir}' cannot be written: {error.strerror}") from None
-    except RuntimeError as error:  # ArrayRecord's
+    except RuntimeError as error:  # ArrayRecord's error for a full disk
         if "No space left" not in str(error):
             raise
         raise UserError(f"the data folder '{data_dir}' cannot be written: No space left on device") from None
@@ -91,7 +94,7 @@ def reading() -> Iterator[None]:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Whether there is such a file or folder; a name that no file could have is none."""
+    """Whether a file or folder exists; False for an invalid name, such as one that is too long."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -99,17 +102,18 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def check_local(path: str | os.PathLike, name: str) -> None:
-    """Looks at a path before it is made: those that would become a folder called "gs:" or "~" are refused.
+    """Check that a path names a local file or folder.
 
     Raises:
-      UserError: it is the address of a bucket, begins with a ~ that no shell replaced, or is no text that
-        files are named with; the sentence calls it `name`.
+      UserError: for an address such as "gs://bucket/folder", for a ~ that no shell replaced, and for text
+        that cannot be a file's name. The sentence calls the path `name`.
     """
+    # `Path` would create local folders called "gs:" and "~".
     text = os.fspath(path)
     if re.match(r"[a-z][a-z0-9+.-]+:/", text):
         raise UserError(
             f"the {name} {text!r} is an address, not a folder: mount the bucket, as the scripts "
-            "in launch/ do with gcsfuse, and give the folder it is mounted at"
+            "in launch/ do with gcsfuse, and give the mount folder"
         )
     if text == "~" or text.startswith("~/"):
         raise UserError(
@@ -120,15 +124,19 @@ def check_local(path: str | os.PathLike, name: str) -> None:
 
 
 def make_folder(path: Path, name: str) -> None:
-    """Make a folder that can be written to.
+    """Create a folder if needed, and check that it is writable.
+
+    Args:
+      path: the folder.
+      name: name of the folder in errors.
 
     Raises:
-      UserError: when it can't; the sentence calls the folder `name` and says why.
+      UserError: if it cannot be created or written to.
     """
     check_local(path, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=path):  # permission bits alone do not tell, e.g. on read-only mounts
             pass
     except FileExistsError:
         raise UserError(f"the {name} {str(path)!r} is a file, it must be a folder") from None
@@ -137,9 +145,11 @@ def make_folder(path: Path, name: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, atomically."""
     write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A folder that is there as a whole or not at all, whoever else writes to the same place."""
+"""Atomic folder writes, safe against other writers of the same folder."""
 
 import contextlib
 import fcntl
@@ -14,77 +14,90 @@ from realcustom_jax.common.errors import UserError
 
 @contextlib.contextmanager
 def replacing_folder(path: Path, name: str) -> Iterator[Path]:
-    """A folder beside `path` to write to; at the end it takes the place of `path`, which is absent or empty.
+    """Context manager for an atomic folder write.
 
-    Every writer has its own: for "OUT" a folder such as ".OUT.incomplete-1a2b3c4d", and a lock file beside
-    it. A killed writer leaves both, and the next one removes them. Of two that write at once, the first to
-    finish is kept.
+    It yields a temporary folder, and renames it to `path` at the end.
+
+    Each writer has its own temporary folder, such as ".OUT.incomplete-1a2b3c4d" for "OUT", and a lock file
+    beside it. A killed writer leaves both behind; the next writer removes them. If two writers run at the
+    same time, the first to finish wins.
+
+    Args:
+      path: the folder to write; absent or empty.
+      name: name of the folder in errors.
 
     Raises:
-      UserError: it cannot be written, a file that it is made of cannot be read, or another writer was first.
-        The sentence calls the folder `name`.
+      UserError: if the folder cannot be written, if an input file cannot be read, or if another writer
+        finished first.
     """
     with contextlib.ExitStack() as stack:
-        with _one_sentence(path, name):
-            target = _real_place(path, name)
+        with _as_user_errors(path, name):
+            target = _link_target(path, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(target)
-            half = target.with_name(f".{target.name}.incomplete-{uuid.uuid4().hex[:8]}")
-            stack.enter_context(_lock(half))
-            stack.callback(shutil.rmtree, half, ignore_errors=True)
-            half.mkdir()
-        with _one_sentence(path, name, half):
-            yield half
-        with _one_sentence(path, name):
+            # In the parent folder, because a rename is atomic only within a file system.
+            temporary = target.with_name(f".{target.name}.incomplete-{uuid.uuid4().hex[:8]}")
+            # The lock is taken before the folder exists, so another writer never sees it unlocked.
+            stack.enter_context(_lock(temporary))
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            temporary.mkdir()
+        with _as_user_errors(path, name, temporary):
+            yield temporary
+        with _as_user_errors(path, name):
             if target.is_dir():
                 if any(target.iterdir()):
                     raise UserError(
-                        f"another run has meanwhile written {name} {str(path)!r}: that is kept, and not what "
-                        "this run made"
+                        f"another run has meanwhile written {name} {str(path)!r}: its folder is kept, and "
+                        "the result of this run is discarded"
                     )
                 target.rmdir()
-            half.rename(target)
+            temporary.rename(target)
 
 
-def _real_place(path: Path, name: str) -> Path:
-    """Where the folder will be: at the end of a link, which may lead to a larger disk.
+def _link_target(path: Path, name: str) -> Path:
+    """The folder that `path` leads to, with links resolved: a link may lead to a larger disk.
 
     Raises:
-      UserError: a folder there cannot be replaced.
+      UserError: if a folder cannot be renamed to that path.
     """
     target = Path(os.path.realpath(path))
     if os.path.ismount(target) or target == Path.cwd():
-        what = "the current folder" if target == Path.cwd() else "where a disk is mounted"
-        raise UserError(f"{name} {str(path)!r} is {what}, which cannot be replaced: give one inside it")
+        kind = "the current folder" if target == Path.cwd() else "the mount point of a disk"
+        raise UserError(f"{name} {str(path)!r} is {kind}, which cannot be replaced: give a folder inside it")
     return target
 
 
 @contextlib.contextmanager
-def _one_sentence(path: Path, name: str, half: Path | None = None) -> Iterator[None]:
-    """Turns an `OSError` into a `UserError`.
+def _as_user_errors(path: Path, name: str, temporary: Path | None = None) -> Iterator[None]:
+    """Turn an `OSError` into a `UserError`.
 
-    Where `half` is given, one of a file outside it is told as of reading; sentences name the folder's later
-    place.
+    Args:
+      path: the folder that is written.
+      name: name of the folder in errors.
+      temporary: the temporary folder. Errors name `path` instead of it, and an error for a file outside it is
+        reported as a read error.
     """
     try:
         yield
     except UserError as error:
-        if half and str(half) in str(error):
-            raise UserError(str(error).replace(str(half), str(path))) from None
+        # The user does not know the temporary folder.
+        if temporary and str(temporary) in str(error):
+            raise UserError(str(error).replace(str(temporary), str(path))) from None
         raise
     except OSError as error:
         reason = error.strerror or error
-        if half and error.filename is not None and not Path(str(error.filename)).is_relative_to(half):
+        file = error.filename
+        if temporary and file is not None and not Path(str(file)).is_relative_to(temporary):
             raise UserError(f"{error.filename} cannot be read: {reason}") from None
         raise UserError(f"{name} {str(path)!r} cannot be written: {reason}") from None
 
 
 @contextlib.contextmanager
-def _lock(half: Path) -> Iterator[None]:
-    """A locked file beside the folder. However this process ends, the system takes the lock back."""
-    path = half.with_name(f"{half.name}.lock")
+def _lock(temporary: Path) -> Iterator[None]:
+    """Hold a lock on a file beside the folder; the system releases it when the process ends."""
+    path = temporary.with_name(f"{temporary.name}.lock")
     with open(path, "wb") as file:
-        # On a file system without locks, nothing that is left is removed.
+        # A file system without locks raises. Abandoned folders then stay, because `flock` below fails too.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -95,7 +108,7 @@ def _lock(half: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the folders of writers of `target` whose processes are gone: their locks can be had."""
+    """Remove temporary folders of `target` whose writers have ended: their locks are free."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.incomplete-*.lock"):
         with contextlib.suppress(OSError), open(path, "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,9 @@
-"""What the options are called in diffusers, IP-Adapter, ComfyUI, the A1111 web UI and the published code."""
+"""Names of our options in diffusers, IP-Adapter, ComfyUI, the A1111 web UI and the published code."""
 
 _SEEDS = "several images of one prompt are several seeds here, as seed=[0, 1, 2, 3]"
 _SUBJECT = "a reference image is given as subjects=[rc.Subject(image, words)] here"
 
-# {their name: ours, or a sentence where it is more than a name}
+# {their name: our name, or a phrase if there is no option of one name}
 _OURS = {
     # diffusers
     "num_inference_steps": "steps",
@@ -55,15 +55,17 @@ _OURS = {
 
 
 def our_name(theirs: str) -> str | None:
-    """What to say of an option that others call so; None for a name that none of them uses.
+    """A sentence with our name for an option of another program; None for an unknown name.
 
-    "num-inference-steps", as in a flag, and other cases count too; the answer then is a flag.
+    Args:
+      theirs: the name, as a keyword ("num_inference_steps") or as a flag ("--num-inference-steps"), in any
+        case. For a flag the sentence names our flag.
     """
     plain = theirs.lstrip("-").replace("-", "_").lower()
     ours = _OURS.get(plain)
     if ours is None:
         return None
-    if not ours.isidentifier():
+    if not ours.isidentifier():  # a phrase
         return ours
     flag = "--" + ours.replace("_", "-") if theirs.startswith("--") else ours
     return f"{theirs} is called {flag} here"

@@ -1,4 +1,4 @@
-"""Joins the processes of several hosts before JAX is first used."""
+"""Connects the processes of several hosts. This must happen before the first use of JAX."""
 
 import os
 from collections.abc import Mapping
@@ -7,20 +7,21 @@ import jax
 
 from realcustom_jax.common.errors import UserError
 
-# As JAX names them; `launch/local.sh` sets them, and whoever starts processes by hand may.
+# JAX's names. `launch/local.sh` sets them; a user who starts processes by hand can set them too.
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def connect(multihost: bool, environment: Mapping[str, str] = os.environ) -> None:
-    """Connect this process with the others of its run, if there are any.
+    """Connect this process to the other processes of its run, if there are any.
 
     Args:
-      multihost: take addresses and numbers from the cluster's own environment, as TPU pods and GKE have it.
-      environment: where all three of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID are set,
-        they say it instead.
+      multihost: whether to read addresses and process numbers from the cluster's environment (TPU pods, GKE).
+      environment: environment variables. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+        override the cluster's environment.
 
     Raises:
-      UserError: when only some of them are set, or are no such values, or the cluster cannot be found.
+      UserError: if only some of the three variables are set, if a value is invalid, or if no cluster is
+        found.
     """
     given = {name: environment[name] for name in _VARIABLES if environment.get(name)}
     if not given and not multihost:
@@ -35,4 +36,4 @@ def connect(multihost: bool, environment: Mapping[str, str] = os.environ) -> Non
         else:
             jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the hosts cannot be joined: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"the hosts cannot be connected: {' '.join(str(error).split())[:300]}") from None

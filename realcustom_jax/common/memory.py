@@ -1,4 +1,4 @@
-"""Memory of the process: what the C library keeps of arrays that are gone."""
+"""Returns memory of freed arrays from the C library to the operating system."""
 
 import ctypes
 import ctypes.util
@@ -6,10 +6,8 @@ import gc
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the operating system, where the C library is glibc.
-
-    It keeps freed blocks of up to 32 MiB for later, and the tensors of a model are many such blocks.
-    """
+    """Return freed memory to the operating system, if the C library is glibc."""
+    # glibc keeps freed blocks of up to 32 MiB for reuse, and most tensors of a model are smaller than that.
     gc.collect()
     name = ctypes.util.find_library("c")
     trim = getattr(ctypes.CDLL(name), "malloc_trim", None) if name else None

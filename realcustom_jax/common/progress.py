@@ -1,4 +1,4 @@
-"""What a long piece of work is doing, on stderr: one line that is redrawn on a terminal, else plain lines.
+"""Progress of long work on stderr: one line that is redrawn on a terminal, else plain lines.
 
 Work that ends within two seconds prints nothing.
 """
@@ -15,21 +15,27 @@ from realcustom_jax.common.rules import shown
 
 _Item = TypeVar("_Item")
 
-# Seconds of silence before a stage is named, and between two plain lines of its steps.
+# Seconds before the first output of a stage, between two plain lines, and between two redraws.
 _PATIENCE = 2.0
 _BETWEEN_LINES = 10.0
 _BETWEEN_REDRAWS = 0.2
 
 
 class Progress:
-    """Stages of a piece of work and the steps within one, in a `with` block.
+    """Reports stages of work and their steps, in a `with` block.
 
-    `stage` names what begins now; `step` counts within it. Both cost microseconds, and may be called from any
-    thread: what comes after the end of the block is not shown.
+    `stage` begins a stage, `step` counts within it. Both take microseconds and can be called from any thread.
+    Calls after the end of the block show nothing.
     """
 
     def __init__(self, shown: bool = True, patience: float = _PATIENCE, stream: TextIO | None = None):
-        """Begin; `patience` is how many seconds pass before anything is shown."""
+        """Begin the work.
+
+        Args:
+          shown: whether to show anything.
+          patience: seconds before the first output.
+          stream: where to write; None for stderr.
+        """
         self.shown = shown
         self._patience = patience
         self._stream = stream or sys.stderr
@@ -37,9 +43,11 @@ class Progress:
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._drawn = self._over = False
-        self._turn = 0  # the newest stage or line: the name of an older stage comes too late
-        self._begun = self._last = time.monotonic()
-        self._before = 0  # steps done when the stage began
+        # Counts stages and lines. A timer that fires late compares it, and does not write an old stage's
+        # name.
+        self._turn = 0
+        self._begun = self._last = time.monotonic()  # of the stage, and of the last line
+        self._before = 0  # steps that were done before the stage began
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +61,12 @@ class Progress:
             self._clear()
 
     def stage(self, text: str, done: int = 0) -> None:
-        """Something else begins, of whose steps some may be done; its name is shown when it takes long."""
+        """Begin a stage. Its name is shown if nothing else is within the patience.
+
+        Args:
+          text: name of the stage.
+          done: number of its steps that are already done.
+        """
         if not self.shown:
             return
         with self._lock:
@@ -61,14 +74,20 @@ class Progress:
                 return
             self._stop_timer()
             self._begun, self._before = time.monotonic(), done
-            # The first line comes after the patience.
+            # set so that the first line is due after the patience, and not after `_BETWEEN_LINES`
             self._last = self._begun + self._patience - _BETWEEN_LINES
-            self._timer = threading.Timer(self._patience, self._name, [text, self._turn])
-            self._timer.daemon = True
+            self._timer = threading.Timer(self._patience, self._write_stage, [text, self._turn])
+            self._timer.daemon = True  # it must not keep the process alive
             self._timer.start()
 
     def step(self, done: int, total: int | None, what: str, unit: str) -> None:
-        """So many of a stage are done: "sampling: step 3 of 25, 2.1 s a step, 46 s left"."""
+        """Report steps: "sampling: step 3 of 25, 2.1 s a step, 46 s left".
+
+        Args:
+          done, total: number of finished steps, and of all steps if known.
+          what: name of the stage.
+          unit: name of a step.
+        """
         with self._lock:
             if not self._due():
                 return
@@ -77,7 +96,7 @@ class Progress:
             self._write(f"{what}: {unit} {done}{of}, {pace(seconds, unit)}{_left(seconds, done, total)}")
 
     def amount(self, done: int, total: int | None, what: str) -> None:
-        """So many bytes of a stage are done: "reading the model: 3.1 of 8.7 GiB, 12 s left"."""
+        """Report bytes: "reading the model: 3.1 of 8.7 GiB, 12 s left". Arguments as in `step`, in bytes."""
         with self._lock:
             if not self._due():
                 return
@@ -86,7 +105,7 @@ class Progress:
             self._write(f"{what}: {done / 2**30:.1f}{of} GiB{_left(seconds, done, total)}")
 
     def _due(self) -> bool:
-        """Whether it is time for a line, which is then the newest."""
+        """Whether a line is due now; if so, it becomes the last line. The caller holds the lock."""
         now = time.monotonic()
         between = _BETWEEN_REDRAWS if self._terminal else _BETWEEN_LINES
         quick = now - self._begun < self._patience or now - self._last < between
@@ -97,13 +116,14 @@ class Progress:
         return True
 
     def _stop_timer(self) -> None:
-        """Also where it has rung already and waits for the lock."""
+        """Cancel the timer. A timer that has already fired and waits for the lock sees the new turn."""
         self._turn += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _name(self, text: str, turn: int) -> None:
+    def _write_stage(self, text: str, turn: int) -> None:
+        """Called by the timer: the stage takes longer than the patience."""
         with self._lock:
             if turn == self._turn:
                 self._write(text)
@@ -116,13 +136,13 @@ class Progress:
 
     def _clear(self) -> None:
         if self._drawn:
-            self._stream.write("\r\x1b[2K")
+            self._stream.write("\r\x1b[2K")  # to the start of the line, then erase the line
             self._stream.flush()
             self._drawn = False
 
 
 class Counter:
-    """Counts what is done of a total, where that is known: "sampling: image 3 of 40, 2.1 s an image"."""
+    """A counter that reports progress: "sampling: image 3 of 40, 2.1 s an image"."""
 
     def __init__(self, total: int | None, what: str, unit: str, stream: TextIO | None = None):
         self._progress = Progress(stream=stream)
@@ -137,17 +157,17 @@ class Counter:
         self._progress.__exit__(None, None, None)
 
     def note(self, text: str) -> None:
-        """What is at work now."""
+        """Set a note, which is shown in brackets after the name of the stage."""
         self._note = f" ({text})"
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count `count` more as done."""
         self._done += count
         self._progress.step(self._done, self._total, self._what + self._note, self._unit)
 
 
 def counted(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterator[_Item]:
-    """The items, each counted when the next is asked for."""
+    """Iterate over items, and report each as done when the next one is requested."""
     with Counter(total, what, unit) as counter:
         for item in items:
             yield item
@@ -155,29 +175,29 @@ def counted(items: Iterable[_Item], total: int, what: str, unit: str) -> Iterato
 
 
 def _left(seconds: float, done: int, total: int | None) -> str:
-    """Of a stage, one of whose steps takes so many seconds."""
+    """The time left, ", 46 s left", if each step takes `seconds`; "" if the total is unknown."""
     return f", {duration(seconds * (total - done))} left" if total and done < total else ""
 
 
 def pace(seconds: float, unit: str) -> str:
-    """How long one takes, or, where that is less than a second, how many are done in one."""
+    """Seconds per unit ("2.1 s a step"), or units per second if a unit takes less than a second."""
     if seconds >= 1:
         return f"{seconds:.3g} s {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
     return f"{1 / max(seconds, 1e-9):.3g} {unit}s a second"
 
 
 def duration(seconds: float) -> str:
-    """Roughly: "46 s", "3 min", "2.5 h"."""
+    """A rounded duration: "46 s", "3 min", "2.5 h"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def check_progress(progress: Any) -> bool:
-    """Whether to say what takes long: True, False, or None for yes.
+    """The option `progress` as a bool; None is True.
 
     Raises:
-      UserError: for anything else.
+      UserError: for a value other than True, False or None.
     """
     if progress is not None and not isinstance(progress, bool):
         raise UserError(f"progress must be True, False or None, not {shown(progress)}")

@@ -1,26 +1,27 @@
-"""Worker processes that end with their parent, however it ends."""
+"""Ends worker processes when their parent process ends, even if it is killed."""
 
 import multiprocessing
 import os
 import threading
 
-_SECONDS = 0.5  # between looks at who the parent is
+_POLL_SECONDS = 0.5  # between two checks of the parent
 
 
 def end_with_parent(*_: object) -> None:
-    """To be called first in a worker process; what a pool passes to its initializer is ignored.
+    """Make this worker process end with its parent. Call it first in the worker.
 
-    A parent that is killed ends none of its workers: each would wait for it for minutes, or for ever. Linux
-    can send a signal then (PR_SET_PDEATHSIG), but at the end of the *thread* that started the worker, which
-    in Grain comes early. So a thread waits for the parent's end of a pipe to close.
+    Arguments are ignored: pools pass some to their initializer.
     """
+    # A killed parent does not end its workers: they would wait for it for minutes or forever. Linux can send
+    # a signal (PR_SET_PDEATHSIG), but when the *thread* ends that started the worker, and in Grain that
+    # thread ends early. So a thread here waits until the parent's end of a pipe is closed.
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_exit, args=(parent,), daemon=True).start()
 
 
 def _wait_and_exit(parent: multiprocessing.process.BaseProcess) -> None:
-    # A process that the parent forked may hold the pipe open; the parent's number changes all the same.
+    # Another process forked by the parent may hold the pipe open. The parent's id changes even then.
     while parent.is_alive() and os.getppid() == parent.pid:
-        parent.join(_SECONDS)
-    os._exit(1)  # nobody is left to be told why
+        parent.join(_POLL_SECONDS)
+    os._exit(1)  # without cleanup: nobody needs the results of this worker

@@ -60,7 +60,9 @@ def test_two_writers_at_once_do_not_mix(tmp_path):
         (slow / "slow").write_text("slow")
         write(out, "fast")
         assert tree(slow) == {"slow": "slow"}
-    assert str(error.value).startswith(f"another run has meanwhile written --out {str(out)!r}: that is kept")
+    assert str(error.value).startswith(
+        f"another run has meanwhile written --out {str(out)!r}: its folder is kept"
+    )
     assert tree(tmp_path) == {"out/part/file": "fast"}
 
 
@@ -146,7 +148,7 @@ def test_places_where_no_folder_can_be_are_named(tmp_path, monkeypatch):
     (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path / "empty")
     cases = {
-        "/": "is where a disk is mounted, which cannot be replaced",
+        "/": "is the mount point of a disk, which cannot be replaced",
         ".": "is the current folder, which cannot be replaced",
         str(tmp_path / "empty"): "is the current folder",
         str(tmp_path / "file" / "out"): "cannot be written: ",

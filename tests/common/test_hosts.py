@@ -39,7 +39,7 @@ def test_a_cluster_names_its_hosts_itself(calls):
             {"JAX_NUM_PROCESSES": "2"},
             "is set, but JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not",
         ),
-        (ALL | {"JAX_PROCESS_ID": "two"}, "the hosts cannot be joined: invalid literal"),
+        (ALL | {"JAX_PROCESS_ID": "two"}, "the hosts cannot be connected: invalid literal"),
     ],
 )
 def test_half_an_address_is_an_error(calls, environment, message):
