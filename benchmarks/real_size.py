@@ -9,7 +9,7 @@ killed, and resumes. The adapter is taken out of the unfinished run and sampled 
 them that compile, and the peak memory of each phase. With --json the last line is one JSON object.
 
 SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. Its training
-step does not fit either. So a UNet with 3 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
+step does not fit either. So a UNet with 2 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
 and text; `python -m realcustom_jax.aot --config configs/sdxl.py` plans the whole step.
 """
 
@@ -32,7 +32,7 @@ from real_weights import write_parts, write_photos
 GROUPS = ("convert", "sample", "encode", "train", "export")
 _HERE = Path(__file__).parent
 _TRAIN_SIDE = {"sd15": 512, "sdxl": 256}
-_TRAINED_BLOCKS = 3  # of SDXL's ten
+_TRAINED_BLOCKS = 2  # of SDXL's ten
 _CAPTIONS = ("a dog on the beach", "a cat in the snow", "a robot at sunset", "a cup in a garden")
 
 

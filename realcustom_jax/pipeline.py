@@ -39,7 +39,7 @@ from realcustom_jax.weights.folder import write_folder
 from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
 from realcustom_jax.weights.parts import Parts, find_parts, models_of
-from realcustom_jax.weights.reading import read_told
+from realcustom_jax.weights.reading import read_with_progress
 from realcustom_jax.weights.towers import open_tower
 
 
@@ -207,7 +207,9 @@ def load(
         pair = None if matcher is None else load_pair(matcher)
         dtypes = functools.partial(dtype_of_param, common, vae or common)
         place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
-        params = Offloaded(pipe.params, place) if offload else read_told(pipe.params, place, told, dtypes)
+        params = (
+            Offloaded(pipe.params, place) if offload else read_with_progress(pipe.params, place, told, dtypes)
+        )
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
         "revision": revision,

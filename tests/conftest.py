@@ -11,9 +11,9 @@ The fixtures, all of one session and read-only:
 - `micro_pipe`: a `Pipeline` of these with a v-prediction schedule and a tokenizer of every toybox word.
 - `flat_pipe`: `micro_pipe` with a UNet of one level and no self-attention, for what compiles many samplers.
 - `micro_denoise`, `flat_denoise`: one jitted pass of their UNets, `micro_denoise(unet_params, latents, t,
-  text, features=None, flags=None, masks=None, words=None, quantity=None, strengths=None)`, which returns the
-  prediction and its `Aux`; the arguments are those of `UNet.encode_context` and `UNet.__call__`. They compile
-  once for each combination of shapes.
+  text, features=None, flags=None, masks=None, words=None, token_selection=None, strengths=None)`. They
+  return the prediction and its `Aux`; the arguments are those of `UNet.encode_context` and `UNet.__call__`.
+  They compile once for each combination of shapes.
 """
 
 import importlib.metadata
@@ -174,12 +174,12 @@ def _jitted_pass(unet: UNet):
 
     @jax.jit
     def denoise(
-        params, latents, t, text, features=None, flags=None, masks=None, words=None, quantity=None,
+        params, latents, t, text, features=None, flags=None, masks=None, words=None, token_selection=None,
         strengths=None,
     ):  # fmt: skip
         def run(module):
             context = module.encode_context(text, features, flags, strengths)
-            return module(latents, t, context, masks=masks, words=words, quantity=quantity)
+            return module(latents, t, context, masks=masks, words=words, token_selection=token_selection)
 
         return unet.apply({"params": params}, method=run)
 

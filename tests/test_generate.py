@@ -142,7 +142,7 @@ WRONG = {
         "rescale has no effect: it is an option of guidance 'direct', and the guidance is 'paper'",
     ),
     "beyond any memory": ({"width": 2**40}, "need more than .* GiB of memory"),
-    "half a character": ({"prompt": "a \ud800 cat"}, "is not valid Unicode: half a character stands at 2"),
+    "half a character": ({"prompt": "a \ud800 cat"}, "is not valid Unicode: lone surrogate at position 2"),
     "unknown solver": ({"solver": "heun"}, "solver 'heun' is unknown; known: ddim"),
     "unknown guidance": ({"guidance": "strong"}, "guidance 'strong' is unknown; known: paper, direct"),
     "too many mask steps": ({"mask_steps": 5}, "mask_steps must be from 1 to 2"),
@@ -161,7 +161,7 @@ WRONG = {
     "prompt of bytes": ({"prompt": b"a cat"}, "prompt must be a string or a list of strings, not bytes"),
     "prompts not text": ({"prompt": ["a cat", 2]}, "prompt must be .* strings, not a list with int"),
     "negatives": ({"negative_prompt": ["", ""]}, "negative_prompt must be a list of 1"),
-    "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, also of one: subjects=\[rc.Subject"),
+    "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, even for one: subjects=\[rc.Subject"),
     "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, also"),
     "a path for subjects": ({"subjects": "cat.png"}, "subjects must be a list of rc.Subject.*not str"),
     "one subject for each": (

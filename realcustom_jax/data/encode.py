@@ -58,7 +58,7 @@ from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline, add_precision_flags, dtype_of_param
 from realcustom_jax.weights.components import on_device
 from realcustom_jax.weights.keys import flatten
-from realcustom_jax.weights.reading import read_told
+from realcustom_jax.weights.reading import read_with_progress
 
 _CHUNK = 1024  # examples of one file, whose latents are in memory until it is written
 _DTYPE = "float32"  # unless another is asked for, on all devices: what is stored is used many times
@@ -164,7 +164,7 @@ def make_encoding(
     dtypes = functools.partial(dtype_of_param, compute, vae or compute)
     with Progress() as progress:
         place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()))
-        params = read_told(own, place, progress, dtypes)
+        params = read_with_progress(own, place, progress, dtypes)
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""The UNet's passes for a batch of requests: text-only with word maps, generation with masks."""
+"""The UNet passes of one denoising step: text-only with word maps, and generation with masks."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from realcustom_jax.diffusion.masks import aggregate, influence_scope, with_user
 from realcustom_jax.diffusion.refinement import refine, refinement_level
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.resize import resize_mask
-from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.models.unet import Aux, Context, UNet
 
 if TYPE_CHECKING:
     from realcustom_jax.options import SamplerConfig
 
-# {scoring: weights of the text score and of the visual score at √ᾱ_t}; "fused" is eq. 8.
+# {scoring: √ᾱ_t → weights of the text and the visual score}. "fused" is eq. 8, the others are ablations.
 _SCORE_WEIGHTS = {
     "fused": lambda alpha: (1.0 - alpha, alpha),
     "text": lambda alpha: (1.0, 0.0),
@@ -33,11 +33,11 @@ SCORINGS = (*_SCORE_WEIGHTS, "none")
 
 @flax.struct.dataclass
 class Contexts:
-    """What `encode_context` made of the conditioning, for the passes of a step.
+    """The encoded contexts of a batch, computed once before the loop.
 
     Attributes:
-      text_only: [∅, T] stacked (2B) for `paper` guidance, T (B) for `direct`.
-      subject: TI (B) for `paper`, [neg, TI] stacked (2B) for `direct`.
+      text_only: for `paper` guidance [∅, T] stacked along the batch (2B); for `direct` T alone (B).
+      subject: for `paper` guidance TI alone (B); for `direct` [neg, TI] stacked along the batch (2B).
     """
 
     text_only: Context
@@ -46,14 +46,14 @@ class Contexts:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """The passes of a step, with everything bound that stays the same over the loop.
+    """The passes of a step, bound to everything that stays constant during the loop.
 
     Attributes:
       unet, schedule, config: static.
       params: the UNet's parameters.
       conditioning: the requests.
-      contexts: what `encode_contexts` made of them.
-      keys: (B,) random keys, one a request; used by solvers with noise.
+      contexts: the result of `encode_contexts` for them.
+      keys: (B,) random keys, one per request, for solvers that add noise.
     """
 
     unet: UNet
@@ -75,7 +75,7 @@ class Denoiser:
         schedule: ScheduleConfig,
         config: "SamplerConfig",
     ) -> "Denoiser":
-        """With the contexts of a batch encoded; arguments as in `sample_latents`."""
+        """Encode the contexts of a batch and bind them. Arguments as in `sample_latents`."""
         contexts = encode_contexts(unet, params, conditioning, config.guidance)
         return cls(unet, schedule, config, params, conditioning, contexts, keys)
 
@@ -89,19 +89,21 @@ class Denoiser:
         Args:
           x: (B, h, w, C) latents.
           t: timestep ().
-          empty: whether to run the ∅ pass too, in one batch with T; else ε_∅ is None.
+          empty: whether to run the ∅ pass too, in one batch with T. Without it ε_∅ is None.
           maps: whether to collect word maps and, for refinement, self-attention.
         """
         words, context = self.conditioning.words, self.contexts.text_only
         if empty:
-            x, words = twice(x), twice(words)  # [∅, T], (2B, …)
+            # [∅, T], (2B, …): one pass of 2B reads the weights once, two passes of B twice
+            x, words = twice(x), twice(words)
         elif self.config.guidance == "paper":
-            context = second_half(context)
+            context = second_half(context)  # the context is [∅, T], but only T runs
         level = self._refinement_level if maps else None
         e, aux = self._apply(x, t, context, words=words if maps else None, self_attention_level=level)
         if not empty:
             return None, e, aux
-        e_empty, e_text = jnp.split(e, 2)
+        e_empty, e_text = jnp.split(e, 2)  # (2B, …) → 2 × (B, …)
+        # The word maps of the empty prompt mean nothing.
         return e_empty, e_text, jax.tree.map(second_half, aux) if maps else aux
 
     def generate(
@@ -114,29 +116,36 @@ class Denoiser:
           t: timestep ().
           alpha: √ᾱ_t ().
           masks: (B, R, h', w') influence scopes M̂.
-          negative: whether to run the negative pass too, in one batch with TI; else ε_neg is None.
+          negative: whether to run the negative pass too, in one batch with TI. Without it ε_neg is None.
         """
+        # RealCustom++ gives the negative pass the same masks and token selection as TI.
         context, selection = self.contexts.subject, self.token_selection(alpha)
         if negative:
             selection, masks, x = jax.tree.map(twice, (selection, masks, x))  # [neg, TI], (2B, …)
         elif self.config.guidance == "direct":
             context = second_half(context)
-        e, _ = self._apply(x, t, context, masks=masks if self.has_subjects else None, quantity=selection)
+        e, _ = self._apply(
+            x, t, context, masks=masks if self.has_subjects else None, token_selection=selection
+        )
         return tuple(jnp.split(e, 2)) if negative else (None, e)
 
     def _apply(self, x: Array, t: Array, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
         return self.unet.apply({"params": self.params}, x, jnp.broadcast_to(t, (len(x),)), *args, **kwargs)
 
-    def token_selection(self, alpha: Array) -> InfluenceQuantity | None:
-        """How visual tokens are scored and selected at √ᾱ_t = alpha (); None for all tokens as they are."""
+    def token_selection(self, alpha: Array) -> TokenSelection | None:
+        """Settings of the token scoring at √ᾱ_t = alpha (); None keeps all tokens unscaled."""
         if self.config.scoring == "none" or not self.has_subjects:
             return None
         gamma = self.conditioning.settings.gamma_num
         text, visual = _SCORE_WEIGHTS[self.config.scoring](alpha)
-        return InfluenceQuantity(gamma, jnp.full_like(gamma, text), jnp.full_like(gamma, visual))
+        return TokenSelection(gamma, jnp.full_like(gamma, text), jnp.full_like(gamma, visual))
 
     def new_masks(self, aux: Aux) -> Array:
-        """Influence scopes M̂ (B, R, h', w') from the guidance branch (eq. 11); 0 for subjects not present."""
+        """Influence scopes M̂ (B, R, h', w') from the guidance branch (eq. 11); 0 for absent subjects.
+
+        Raises:
+          UserError: if `mask_layers` names a cross-attention that the UNet does not have.
+        """
         c, config = self.conditioning, self.config
         layers = range(len(aux.word_maps)) if config.mask_layers is None else config.mask_layers
         if max(layers) >= len(aux.word_maps):
@@ -148,7 +157,7 @@ class Denoiser:
         if (level := self._refinement_level) is not None:
             latents = (config.height, config.width)
             maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
-        # A subject whose own mask replaces the guided one does not compete for pixels by its word map.
+        # A subject with a user mask that replaces the guided mask must not take pixels by its word map.
         guided = c.present * (1.0 - c.replace_guided)
         masks = influence_scope(
             maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap, present=guided
@@ -156,18 +165,20 @@ class Denoiser:
         return with_user_masks(masks, c.user_masks, c.present * c.replace_guided, config.mask_overlap)
 
     def subject_region(self, masks: Array) -> Array:
-        """Where ω_i multiplies ε_TI − ε_T: bool (B, h, w, 1), or of whole images (B, 1, 1, 1).
+        """Where ω_i multiplies ε_TI − ε_T: bool (B, h, w, 1) pixels, or (B, 1, 1, 1) whole images.
 
-        Nowhere in an image in which no subject acts: there the difference is rounding.
+        False for an image in which no subject acts.
         """
+        # Without an acting subject ε_TI − ε_T is only rounding error, which ω_i = 12.5 would amplify.
         if self.config.guidance_scope == "image":
-            return masks.max(axis=(1, 2, 3))[:, None, None, None] > 0
+            return masks.max(axis=(1, 2, 3))[:, None, None, None] > 0  # (B, R, h', w') → (B, 1, 1, 1)
         height, width = self.config.height, self.config.width
+        # union of the subjects' masks: (B, R, h', w') → (B, 1, h, w) → (B, h, w, 1)
         return resize_mask(masks.max(axis=1, keepdims=True), height, width)[:, 0, :, :, None] > 0
 
     @property
     def _refinement_level(self) -> int | None:
-        """The UNet level whose self-attention refines the masks; None without refinement."""
+        """UNet level whose self-attention refines the masks; None without refinement."""
         c = self.config
         if c.mask_refine == "none":
             return None
@@ -175,7 +186,7 @@ class Denoiser:
 
 
 def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidance: str) -> Contexts:
-    """All contexts of a batch, once, before the loop.
+    """Encode all contexts of a batch, once before the loop.
 
     Args:
       unet, params: the UNet and its parameters.
@@ -187,10 +198,11 @@ def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidanc
     has_subjects = c.flags.shape[1] > 0
     features, negative_features = (c.features, c.negative_features) if has_subjects else (None, None)
     shared = (c.present, c.strengths)
-    # The negative pass sees one black photo, however many the subject has.
+    # The negative pass sees one black photo, even if the subject has several photos.
     one = None if c.photos is None else c.photos.at[..., 1:].set(0.0)
     subject = encode(c.text, features, *shared, c.pooled, c.time_ids, c.photos)
     negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids, one)
+    # Stacked here, once: stacking inside the loop would copy all keys and values at each step.
     if guidance == "paper":
         return Contexts(_stack(negative.text_only(), subject.text_only()), subject)
     return Contexts(subject.text_only(), _stack(negative, subject))
@@ -201,10 +213,10 @@ def _stack(first: Context, second: Context) -> Context:
 
 
 def second_half(tree: Any) -> Any:
-    """The second of two stacked batches: (2B, …) → (B, …) in every leaf."""
+    """Second of two stacked batches: (2B, …) → (B, …) in every leaf."""
     return jax.tree.map(lambda x: x[len(x) // 2 :], tree)
 
 
 def twice(x: Array) -> Array:
-    """(B, …) → (2B, …)."""
+    """Two copies stacked along the batch: (B, …) → (2B, …)."""
     return jnp.concatenate([x, x])

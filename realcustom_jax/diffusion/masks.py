@@ -1,4 +1,4 @@
-"""Adaptive mask guidance: from word maps to the influence scope M̂ (eq. 11)."""
+"""Adaptive mask guidance: turns word maps into the influence scope M̂ (eq. 11)."""
 
 from collections.abc import Sequence
 
@@ -12,29 +12,38 @@ NORMALISATIONS = ("max_norm", "min_max_norm", "min_max_per_channel")
 KINDS = ("soft", "binary", "threshold")
 OVERLAPS = ("strongest", "shared")
 
-_EPS = 1e-6  # as published; it also keeps an empty map (no target words) empty instead of turning it into 0/0
+_EPS = 1e-6  # the published value; it also keeps an all-zero map (no target words) at 0 instead of 0/0
 
 
 def aggregate(maps: Sequence[Array], height: int, width: int, normalisation: str) -> Array:
-    """Word maps of all layers on one grid, averaged and normalised.
+    """Average the word maps of all layers on one grid, and normalise the result.
 
     Args:
-      maps: word maps (B, R, h_i, w_i).
-      height, width: of the mask grid.
-      normalisation: "max_norm" divides the average by its maximum; "min_max_norm" moves it to 0…1;
-        "min_max_per_channel" moves every layer's map to 0…1 first, and their average again.
+      maps: word maps, one (B, R, h_i, w_i) per layer.
+      height, width: size of the mask grid.
+      normalisation: "max_norm" divides the average by its maximum. "min_max_norm" scales it to 0…1.
+        "min_max_per_channel" first scales the map of each layer to 0…1, then their average.
 
     Returns:
       (B, R, height, width).
+
+    Raises:
+      UserError: for an unknown normalisation.
     """
+    # L × (B, R, h_i, w_i) → (L, B, R, height, width)
     resized = jnp.stack([resize_mask(word_map, height, width) for word_map in maps])
+    # Layers differ in scale; scaled to 0…1 they have equal weight in the average.
     if normalisation == "min_max_per_channel":
         resized = _to_unit(resized)
     return normalise(resized.mean(axis=0), normalisation)
 
 
 def normalise(maps: Array, normalisation: str) -> Array:
-    """The last part of each strategy of `aggregate`: maps (…, h, w) of one grid to at most 1."""
+    """Scale maps (…, h, w) to at most 1: the last part of each normalisation of `aggregate`.
+
+    Raises:
+      UserError: for an unknown normalisation.
+    """
     if normalisation not in NORMALISATIONS:
         known = ", ".join(NORMALISATIONS)
         raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {known}")
@@ -51,51 +60,60 @@ def _to_unit(x: Array) -> Array:
 def influence_scope(
     maps: Array, gamma_scope: Array, kind: str, overlap: str = "shared", present: Array | None = None
 ) -> Array:
-    """M̂ of every subject from its normalised word map.
+    """Cut the influence scope M̂ of every subject out of its normalised word map (eq. 11).
 
     Args:
       maps: (B, R, h, w) normalised word maps.
-      gamma_scope: (B,) share of the pixels in which the subject may act, 0 (nowhere) … 1. Of equal pixels
-        the earlier is kept.
-      kind: "soft" keeps the top share as it is and zeroes the rest, "binary" sets what is kept to 1,
-        "threshold" keeps values of at least 1 − γ_scope, however many, as they are.
-      overlap: "strongest" leaves a pixel that several masks claim to the strongest normalised word map,
-        "shared" to all.
-      present: (B, R) 1 for slots that get a mask; others get 0 everywhere and claim no pixel. None for all.
+      gamma_scope: (B,) γ_scope, the share of the pixels in which the subject may act, 0 (nowhere) … 1. Of
+        pixels with equal values the earlier is kept.
+      kind: "soft" keeps the values of the top share and zeroes the rest. "binary" sets the kept pixels to 1.
+        "threshold" keeps all values of at least 1 − γ_scope, however many there are.
+      overlap: who gets a pixel that several masks claim. "strongest": the subject with the strongest
+        normalised word map; "shared": all of them.
+      present: (B, R) 1 for slots that get a mask. The others get 0 everywhere and claim no pixel. None for
+        all slots.
 
     Returns:
       (B, R, h, w).
+
+    Raises:
+      UserError: for an unknown kind or overlap.
     """
     if kind not in KINDS:
         raise UserError(f"mask kind {kind!r} is unknown; known: {', '.join(KINDS)}")
     if overlap not in OVERLAPS:
         raise UserError(f"mask overlap {overlap!r} is unknown; known: {', '.join(OVERLAPS)}")
-    gamma = gamma_scope[:, None, None, None]
+    gamma = gamma_scope[:, None, None, None]  # (B,) → (B, 1, 1, 1)
     if kind == "threshold":
         kept = maps >= 1.0 - gamma
     else:
-        flat = maps.reshape(*maps.shape[:2], -1)
+        flat = maps.reshape(*maps.shape[:2], -1)  # (B, R, h, w) → (B, R, h·w)
+        # Ranks and not a quantile: exactly ⌊γ·h·w⌋ pixels are kept, also where values are equal. argsort of
+        # argsort is the rank, and γ may be traced.
         rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
+        # 1e-4 of a pixel, so that rounding of γ·h·w in float32 cannot lose a pixel.
         kept = rank < jnp.floor(gamma * flat.shape[-1] + 1e-4)
     if present is not None:
         kept &= present[..., None, None] > 0
     masks = jnp.where(kept, 1.0 if kind == "binary" else maps, 0.0)
     if overlap == "strongest" and maps.shape[1] > 1:
+        # Compare word maps and not masks: binary masks are all 1. Word maps are ≥ 0, so −1 loses against all.
         claims = jnp.where(masks > 0, maps, -1.0)
+        # (B, 1, h, w) == (1, R, 1, 1) → (B, R, h, w)
         winner = jnp.argmax(claims, axis=1)[:, None] == jnp.arange(maps.shape[1])[None, :, None, None]
         masks = jnp.where(winner, masks, 0.0)
     return masks
 
 
 def with_user_masks(masks: Array, user_masks: Array, replace_guided: Array, overlap: str) -> Array:
-    """Guided masks and those that users drew, as the scopes that act.
+    """Combine guided masks with masks that users drew.
 
     Args:
-      masks: (B, R, h, w) from `influence_scope`; those of subjects with a mask instead are not looked at.
-      user_masks: (B, R, h, w) in [0, 1]; 1 everywhere where a subject has none.
-      replace_guided: (B, R) 1 where the user's mask replaces the guided one; else they are multiplied.
-      overlap: "strongest" takes the pixels of a mask that stands instead from all others but those of its
-        kind, which act as the user said, also where two of them overlap; "shared" takes none.
+      masks: (B, R, h, w) from `influence_scope`. The mask of a subject with `replace_guided` is ignored.
+      user_masks: (B, R, h, w) in [0, 1]; 1 everywhere for a subject without one.
+      replace_guided: (B, R) 1 if the user's mask replaces the guided mask, 0 if the two are multiplied.
+      overlap: "strongest" removes the pixels of replacing masks from all guided masks. Two replacing masks
+        may overlap, because the user drew both. "shared" removes nothing.
 
     Returns:
       (B, R, h, w).

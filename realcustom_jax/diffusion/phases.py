@@ -1,4 +1,4 @@
-"""The phases of sampling: steps that run the same passes, each compiled as one loop."""
+"""Phases of sampling: ranges of steps that run the same passes, each compiled as one loop."""
 
 import dataclasses
 import itertools
@@ -10,12 +10,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Steps that run the same passes.
+    """A range of steps that run the same passes.
 
     Attributes:
       start, stop: the steps start … stop − 1.
-      guided: whether the guidance branch makes new masks; else the last ones are reused.
-      weighted: whether the guidance weights act; else the generation branch's prediction is taken as it is.
+      guided: whether the guidance branch makes new masks. If not, the last masks are reused.
+      weighted: whether the guidance weights act. If not, the prediction of the generation branch is used
+        alone.
     """
 
     start: int
@@ -25,9 +26,11 @@ class Phase:
 
 
 def phases(config: "SamplerConfig") -> tuple[Phase, ...]:
-    """All steps in order, cut where a pass is added or left out."""
+    """All steps in order, split at each step where a pass is added or removed."""
+    # Guidance weights in start … stop − 1 alone: at the other noise levels guidance costs a pass and can hurt
+    # (arXiv 2404.07724).
     start, stop = (round(share * config.steps) for share in (config.guidance_start, config.guidance_stop))
-    interval = {start, stop} if start < stop else set()
+    interval = {start, stop} if start < stop else set()  # an empty interval must not split a loop
     edges = sorted({0, config.guided_steps, config.steps} | interval)
     return tuple(
         Phase(a, b, guided=a < config.guided_steps, weighted=start <= a < stop)

@@ -1,12 +1,14 @@
-"""The sampler: both branches and the masks inside one compiled loop, in phases.
+"""The sampler: both branches and the masks inside one compiled loop, split into phases.
 
-While masks are made, every step runs the guidance branch (text only), turns its word maps into masks, and
-runs the generation branch with them; later the last masks are reused. From guidance_start to guidance_stop
-the passes are combined by the guidance weights. Before and after, the generation branch alone predicts: the
-empty or negative pass is left out, and the text-only one where neither masks nor `guidance_scope` need it.
-The step itself does not know which solver it runs (see `solvers`).
+Masks: in the first `guided_steps` steps, the guidance branch (text only) runs first. Its word maps become
+masks, and the generation branch runs with them. Later steps reuse the last masks.
 
-`sample_latents` is the whole loop; `begin` and `advance` are its parts, for callers that stop between steps.
+Guidance: from guidance_start to guidance_stop, the guidance weights combine the passes. Before and after,
+the prediction is that of the generation branch alone. The empty or negative pass is skipped then, and also
+the text-only pass unless masks or `guidance_scope` need it.
+
+The step does not know which solver it runs (see `solvers`). `sample_latents` is the whole loop. `begin` and
+`advance` are its parts, for callers that stop between steps.
 """
 
 import functools
@@ -31,12 +33,12 @@ if TYPE_CHECKING:
 
 @flax.struct.dataclass
 class SamplerState:
-    """What the loop carries.
+    """The carry of the loop.
 
     Attributes:
       x: (B, h, w, C) latents z_t.
-      z0: the z_0 predicted in the last step (m₁ of the next).
-      saved: x of an earlier step, for single-step solvers.
+      z0: (B, h, w, C) the z_0 predicted in the last step; m₁ of the next step.
+      saved: (B, h, w, C) x of an earlier step, for single-step solvers.
       masks: (B, R, h', w') the last influence scopes M̂.
     """
 
@@ -48,11 +50,11 @@ class SamplerState:
 
 @flax.struct.dataclass
 class Run:
-    """A loop under way.
+    """A partly finished loop.
 
     Attributes:
       state: see `SamplerState`.
-      history: (B, steps, R, h', w') the masks of the steps so far, 0 for those to come.
+      history: (B, steps, R, h', w') masks of all steps; 0 for steps that have not run yet.
     """
 
     state: SamplerState
@@ -69,18 +71,18 @@ def sample_latents(
     config: "SamplerConfig",
     initial: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Sample a batch of requests. Pure: put it inside your own jit, vmap or shard_map.
+    """Sample a batch of requests. Pure: it can run inside a caller's jit, vmap or shard_map.
 
     Args:
       params: the UNet's parameters.
       conditioning: the requests.
-      keys: (B,) random keys, one a request; an image depends on its own only.
+      keys: (B,) random keys, one per request. An image depends only on its own key.
       unet, schedule, config: static.
-      initial: (B, h, w, C) noise to begin with instead of the keys'.
+      initial: (B, h, w, C) initial noise; None draws it from the keys.
 
     Returns:
-      latents (B, h, w, C), the z_0 predicted in the last step, ready for the VAE, and the masks of all steps
-      (B, steps, R, h', w').
+      The latents (B, h, w, C) for the VAE, which are the z_0 predicted in the last step, and the masks of all
+      steps (B, steps, R, h', w').
     """
     denoiser = Denoiser.encode(params, conditioning, keys, unet=unet, schedule=schedule, config=config)
     run = advance(denoiser, begin(denoiser, initial), (0, config.steps))
@@ -88,7 +90,9 @@ def sample_latents(
 
 
 def begin(denoiser: Denoiser, initial: Array | None = None) -> Run:
-    """The loop before its first step: noise, and no masks yet. `initial` as in `sample_latents`."""
+    """State before the first step: noise, and masks of 0. `initial` as in `sample_latents`."""
+    # One key per image, so its noise does not depend on its place in the batch. fold_in(key, 0) is for the
+    # initial noise, fold_in(key, i + 1) for the noise of step i.
     config, x = denoiser.config, initial
     if x is None:
         shape = (config.height, config.width, denoiser.unet.config.in_channels)
@@ -100,10 +104,10 @@ def begin(denoiser: Denoiser, initial: Array | None = None) -> Run:
 
 
 def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array]) -> Run:
-    """The steps span[0] … span[1] − 1 of a loop.
+    """Run the steps span[0] … span[1] − 1 of a loop.
 
-    With a traced span, one compiled program runs any number of steps. A caller that stops between steps, to
-    report or to preview, gets the same bits as one that does not.
+    With a traced span, one compiled program runs any number of steps. A caller that stops between steps, for
+    progress or a preview, gets bit-identical results to one that does not.
     """
     config = denoiser.config
     table = make_table(config.solver, config.steps, denoiser.schedule, config.spacing, config.eta)
@@ -114,6 +118,7 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
         state = sample_step(denoiser, phase, run.state, index, row)
         return Run(state, jax.lax.dynamic_update_index_in_dim(run.history, state.masks, index, 1))
 
+    # Which passes run is static, so each phase is a loop of its own. Outside the span it runs 0 steps.
     for phase in phases(config):
         first, last = (_within(bound, phase.start, phase.stop) for bound in span)
         run = jax.lax.fori_loop(first, last, functools.partial(step, phase), run)
@@ -123,44 +128,46 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
 def sample_step(
     denoiser: Denoiser, phase: Phase, state: SamplerState, index: Array, row: SolverTable
 ) -> SamplerState:
-    """One step of the sampler: predict, then one linear combination.
+    """One step of the sampler: a prediction, then one linear combination.
 
     Args:
       denoiser: the passes.
-      phase: which of them the step has.
-      state: what the loop carries.
+      phase: says which passes run.
+      state: the carry of the loop.
       index: number of the step ().
-      row: of the solver table, scalars.
+      row: this step's row of the solver table, scalars.
     """
     e, masks = predict(denoiser, phase, state, row)
     kind = denoiser.schedule.prediction_type
     z0, _ = predicted_z0_and_noise(kind, e, state.x, row.alpha, row.sigma)
     saved = jnp.where(row.save > 0, state.x, state.saved)
+    # x' = a·x + b·m₀ + c·m₁ + d·x_saved + e·noise, the same for all solvers
     x = row.a * state.x + row.b * z0 + row.c * state.z0 + row.d * saved
-    if denoiser.config.eta:
+    if denoiser.config.eta:  # static: without it the random numbers are not even compiled
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index + 1))(denoiser.keys)
         x = x + row.e * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     return SamplerState(x, z0, saved, masks)
 
 
 def predict(denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTable) -> tuple[Array, Array]:
-    """The guided prediction ε (B, h, w, C) of a step, and the masks M̂ (B, R, h', w') that it used."""
+    """Guided prediction (B, h, w, C) of a step, and the masks M̂ (B, R, h', w') that it used."""
     config, weights = denoiser.config, denoiser.conditioning.settings
     x, t, masks = state.x, row.t, state.masks
     paper = config.guidance == "paper" and phase.weighted
     new_masks = phase.guided and denoiser.has_subjects
-    # ε_T is a term of eq. 13, and what the image keeps where `guidance_scope` lets no subject act.
+    # ε_T is a term of eq. 13. It is also the prediction outside the masks with `guidance_scope` "mask".
     needs_text = paper or (config.guidance_scope == "mask" and denoiser.has_subjects)
 
-    # Guidance branch. RealCustom++ needs its word maps alone, so steps that reuse masks run without it.
+    # Guidance branch. RealCustom++ uses only its word maps, so steps that reuse masks skip it.
     if needs_text or new_masks:
         e_empty, e_text, aux = denoiser.text_only(x, t, empty=paper, maps=new_masks)
         if new_masks:
             masks = denoiser.new_masks(aux)
+    # Text only: ε_TI would equal ε_T, so the generation branch is not run.
     if paper and not denoiser.has_subjects:
         return paper_guidance(e_empty, e_text, e_text, weights.text_weight, weights.image_weight), masks
 
-    # Generation branch. `negative` is ε_∅'s counterpart in RealCustom++'s guidance.
+    # Generation branch. The negative pass has the role of ε_∅ in RealCustom++'s guidance.
     negative = config.guidance == "direct" and phase.weighted
     e_negative, e_subject = denoiser.generate(x, t, row.alpha, masks, negative=negative)
     if needs_text:
@@ -168,11 +175,11 @@ def predict(denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTa
 
     if paper:  # eq. 13
         return paper_guidance(e_empty, e_text, e_subject, weights.text_weight, weights.image_weight), masks
-    if negative:
+    if negative:  # RealCustom++
         return direct_guidance(e_negative, e_subject, weights.text_weight, weights.rescale), masks
-    return e_subject, masks  # both with weights of 1
+    return e_subject, masks  # both formulas with all weights at 1
 
 
 def _within(bound: int | Array, low: int, high: int) -> int | Array:
-    # A number known while tracing stays one: then the loop is a scan and can be differentiated.
+    # Static bounds stay Python ints: `fori_loop` then becomes a scan, which can be differentiated.
     return min(max(bound, low), high) if isinstance(bound, int) else jnp.clip(bound, low, high)

@@ -1,4 +1,4 @@
-"""The noise schedule of the base model (eq. 2) and what its network predicts."""
+"""The noise schedule of the base model (eq. 2) and the prediction type of its network."""
 
 import dataclasses
 
@@ -12,7 +12,11 @@ _PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Field names and meaning of diffusers' `scheduler/scheduler_config.json`; defaults are SD1.5's."""
+    """Noise schedule, with the field names of diffusers' `scheduler_config.json`; defaults are SD1.5's.
+
+    Raises:
+      UserError: for an unknown prediction type.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -29,7 +33,10 @@ class ScheduleConfig:
     def alphas_cumprod(self) -> np.ndarray:
         """ᾱ_t for t = 0 … num_train_timesteps − 1, float64.
 
-        `scaled_linear` spaces √β evenly, `linear` β itself.
+        `scaled_linear` spaces √β evenly, `linear` spaces β evenly.
+
+        Raises:
+          UserError: for an unknown `beta_schedule`.
         """
         if self.beta_schedule == "scaled_linear":
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
@@ -46,14 +53,18 @@ def add_noise(z0: Array, noise: Array, signal: Array, sigma: Array) -> Array:
 
 
 def training_target(prediction_type: str, z0: Array, noise: Array, signal: Array, sigma: Array) -> Array:
-    """What the network should predict: ε, or v = √ᾱ_t ε − √(1−ᾱ_t) z_0."""
+    """Training target of the network: ε, or v = √ᾱ_t ε − √(1−ᾱ_t) z_0 (arXiv 2202.00512).
+
+    Arguments as in `add_noise`.
+    """
     return noise if prediction_type == "epsilon" else signal * noise - sigma * z0
 
 
 def predicted_z0_and_noise(
     prediction_type: str, prediction: Array, z: Array, signal: Array, sigma: Array
 ) -> tuple[Array, Array]:
-    """z_0 and ε from the network's prediction at z_t."""
+    """z_0 and ε from the network's prediction at z_t; `signal` is √ᾱ_t and `sigma` √(1−ᾱ_t)."""
+    # The inverse of `add_noise` and `training_target`: two linear equations in z_0 and ε.
     if prediction_type == "epsilon":
         return (z - sigma * prediction) / signal, prediction
     return signal * z - sigma * prediction, sigma * z + signal * prediction

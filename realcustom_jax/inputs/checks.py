@@ -1,4 +1,4 @@
-"""Checks of requests against options and model: options without effect, empty scopes, sizes beyond memory."""
+"""Checks of requests before sampling: options without effect, empty masks, images too large for memory."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,20 @@ from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig, SamplingOptions
 
-# (option, what it needs: option and value)
-_NEEDS = (
+# (option, the other option that it needs, the value that this must have)
+_REQUIREMENTS = (
     ("image_weight", "guidance", "paper"),
     ("rescale", "guidance", "direct"),
 )
 
 
 def check_used(given: Mapping[str, Any], options: SamplingOptions) -> None:
-    """Raises `UserError` for an option that was given and has no effect beside the others."""
-    for name, mode, value in _NEEDS:
+    """Check that each given option has an effect together with the others.
+
+    Raises:
+      UserError: for an option without effect.
+    """
+    for name, mode, value in _REQUIREMENTS:
         if name in given and getattr(options, mode) != value:
             raise UserError(
                 f"{name} has no effect: it is an option of {mode} {value!r}, and the {mode} is "
@@ -34,30 +38,44 @@ def check_used(given: Mapping[str, Any], options: SamplingOptions) -> None:
 def still_used(
     recorded: Mapping[str, Any], given: Mapping[str, Any], defaults: SamplingOptions
 ) -> dict[str, Any]:
-    """The options of a record that have an effect beside those that are given now.
+    """The recorded options that still have an effect together with the given ones.
 
-    A recorded option that the given ones leave idle is dropped: who asks for another guidance need not know
-    what the record says of the old one. A given option that is idle is for `check_used` to report.
+    Args:
+      recorded: options of a record (`sample --from`).
+      given: options that the user gives now; they override recorded ones.
+      defaults: the defaults of the model.
+
+    Returns:
+      `recorded` without the options that have no effect.
     """
+    # Dropped and not an error: a user who changes the guidance need not know the recorded options of the old
+    # one. `check_used` reports given options without effect.
     options = defaults.changed({**recorded, **given})
-    idle = {name for name, mode, value in _NEEDS if getattr(options, mode) != value}
-    idle |= {"gamma_num"} if options.scoring == "none" else set()
-    idle |= {"eta"} if options.eta and options.solver != "ddim" else set()
-    idle |= {"guidance_scope"} if options.guidance_scope == "mask" and options.guidance != "paper" else set()
-    idle |= {"mask_steps"} if "steps" in given else set()  # it was of other steps
-    return {name: value for name, value in recorded.items() if name not in idle}
+    unused = {name for name, mode, value in _REQUIREMENTS if getattr(options, mode) != value}
+    unused |= {"gamma_num"} if options.scoring == "none" else set()
+    unused |= {"eta"} if options.eta and options.solver != "ddim" else set()
+    unused |= (
+        {"guidance_scope"} if options.guidance_scope == "mask" and options.guidance != "paper" else set()
+    )
+    unused |= {"mask_steps"} if "steps" in given else set()  # it counted other steps
+    return {name: value for name, value in recorded.items() if name not in unused}
 
 
 def check_scope(
     options: SamplingOptions, config: SamplerConfig, subjects: Sequence[Sequence[Subject]]
 ) -> None:
-    """Raises `UserError` where no pixel of the mask grid would be left to a subject that words guide."""
+    """Check that the mask of each guided subject can have at least one pixel.
+
+    Raises:
+      UserError: if `gamma_scope` is less than one pixel of the mask grid.
+    """
+    # "threshold" keeps pixels by their value, so it has no fixed number of pixels.
     if options.mask_kind == "threshold":
         return
     pixels = config.mask_height * config.mask_width
     shares = options.scalar("gamma_scope", len(subjects))
     for share, own in zip(shares, subjects, strict=True):
-        # As `influence_scope` counts them.
+        # counted as in `influence_scope`
         if any(subject.guided for subject in own) and np.floor(share * pixels + 1e-4) < 1:
             raise UserError(
                 f"gamma_scope {share:g} leaves no pixel of the mask grid of {config.mask_height}x"
@@ -66,21 +84,27 @@ def check_scope(
 
 
 def check_fits(models: Models, batch: int, config: SamplerConfig) -> None:
-    """Raises `UserError` for sizes whose smallest need alone is beyond the machine's memory."""
+    """Check that a batch can fit into memory. This is a lower bound: larger needs may still fail later.
+
+    Raises:
+      UserError: if the skip connections of one UNet pass alone need more memory than the machine has.
+    """
+    # So a mistyped size is an error at once, and not an out-of-memory kill after minutes of loading.
     unet, down = models.unet_config, models.vae_config.downscale
-    # The skip connections of the UNet's first level, of one pass in half precision, and one copy.
+    # skips of the UNet's first level in one pass, and one copy; 2 bytes each in half precision
     numbers = config.height * config.width * unet.block_out_channels[0] * (unet.layers_per_block + 2)
-    needed, there = batch * numbers * 2, _memory()
-    if needed > there:
+    needed, available = batch * numbers * 2, _memory()
+    if needed > available:
         images = f"{batch} image{'' if batch == 1 else 's'} of {config.height * down}x{config.width * down}"
         raise UserError(
-            f"{images} pixels need more than {needed >> 30} GiB of memory, and there are {there >> 30}: use "
-            "a smaller height and width, or fewer images at once"
+            f"{images} pixels need more than {needed >> 30} GiB of memory, but only {available >> 30} are "
+            "available: use a smaller height and width, or fewer images at once"
         )
 
 
 def _memory() -> int:
-    """Bytes of the devices together, or of the machine where those do not tell."""
+    """Bytes of memory of all devices together, or of the machine if the devices do not report any."""
+    # CPU devices report nothing.
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     limits = [one.get("bytes_limit", 0) for one in stats]
     return sum(limits) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

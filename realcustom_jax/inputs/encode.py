@@ -1,4 +1,4 @@
-"""Encoding requests: text and image features, target words, masks, and all of it as the sampler's inputs."""
+"""Encodes requests: text and image features, target words and masks become the sampler's inputs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,8 +37,14 @@ def make_conditioning(
 ) -> Conditioning:
     """Encode a batch of requests for `sample_latents`.
 
-    Requests may have different numbers of subjects: slots are padded and flagged. Arguments as in `sample`
-    with a list of prompts, and its errors.
+    Requests may have different numbers of subjects. Slots are padded to the largest number, and flagged.
+
+    Args:
+      pipe, prompts, subjects, negative_prompts: as in `sample` with a list of prompts.
+      options: sampling options.
+
+    Raises:
+      UserError: as in `sample`.
     """
     prompts, negative_prompts = prompt_lists(prompts, negative_prompts)
     requests = requests_of(prompts, subjects, negative_prompts, None)
@@ -49,19 +55,23 @@ def make_conditioning(
 def encode_requests(
     pipe: "Pipeline", requests: Sequence[Request], options: SamplingOptions, config: SamplerConfig
 ) -> Conditioning:
-    """As `make_conditioning`, of requests whose words were chosen.
+    """Encode a batch of requests; like `make_conditioning`, for requests without the words "auto".
 
     Args:
       pipe: the model.
-      requests: as many as the batch.
-      options: of all of them, with one number or one for each.
-      config: its static part.
+      requests: B requests, the result of `choose_words`.
+      options: sampling options; numbers are for all requests, sequences have one number per request.
+      config: the static part of `options`.
+
+    Raises:
+      UserError: for subjects without RealCustom's weights, or target words that are not in their prompt.
     """
     prompts, negatives = ([getattr(r, name) for r in requests] for name in ("prompt", "negative_prompt"))
     subjects = [request.subjects for request in requests]
     batch, slots = len(requests), max(map(len, subjects))
     if slots and pipe.models.realcustom is None:
         raise UserError("this model has no realcustom/ weights, so it can take no subjects")
+    # Prompts and negative prompts in one batch (2B, n_t): one program and one pass for both.
     ids = [tokenize(tokenizer, [*prompts, *negatives]) for tokenizer in pipe.tokenizers]
     text, pooled = text_features(pipe, ids)
     text, negative_text = jnp.split(text, 2)
@@ -88,27 +98,28 @@ def encode_requests(
 def _slot_features(
     pipe: "Pipeline", subjects: Sequence[Sequence[Subject]], slots: int
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Features of the references in each slot (B, R, N, C), or (B, R, P, N, C), and a black image's."""
+    """Features of the references and of a black image, each (B, R, N, C), or (B, R, P, N, C)."""
+    # Each different image is encoded once. Index 0 is the black image, for empty slots and padding.
     views, places = different_references(subjects, slots, pipe.models)
     black = black_features(pipe)
     encoded = map(jnp.concatenate, zip(black, reference_features(pipe, views), strict=True))
-    features = tuple(x[places] for x in encoded)
+    features = tuple(x[places] for x in encoded)  # (1 + U, N, C) → (B, R, N, C) or (B, R, P, N, C)
     return features, tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
 
 
 def choose_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Request]:
-    """The requests, with the words that their images show in place of "auto".
+    """Replace the words "auto" of subjects by the words of the prompt that their images show.
 
     Raises:
-      UserError: for a model that cannot tell, or where no word of a prompt fits an image.
+      UserError: if the model has no matcher, or if no word of a prompt fits an image.
     """
     if not any(subject.words == AUTO for request in requests for subject in request.subjects):
         return list(requests)
     matcher = pipe.matcher or own_pair(pipe.models, pipe.params, pipe.tokenizers)
     if matcher is None:
         raise UserError(
-            "this model's image encoder cannot tell which words a reference image shows: give the words of "
-            'each subject instead of "auto", or load the model with a CLIP that tells them (matcher)'
+            "this model's image encoder cannot find the words for a reference image: give the words of "
+            'each subject instead of "auto", or load the model with a CLIP model that finds them (matcher)'
         )
     nouns = matcher.vocabulary()
     return [
@@ -126,40 +137,46 @@ def text_features(pipe: "Pipeline", ids: Sequence[np.ndarray]) -> tuple[Array, A
 
 
 def reference_features(pipe: "Pipeline", views: np.ndarray) -> tuple[Array, ...]:
-    """Features of reference images' views, uint8 (U, V, S, S, 3), each (U, N, C); see `encode_reference`.
+    """Features of U reference images, each (U, N, C); see `encode_reference`.
 
-    So many at once that few programs are compiled: the next power of two.
+    Args:
+      pipe: the model.
+      views: uint8 (U, V, S, S, 3).
     """
     count = len(views)
-    filled = 1 << (count - 1).bit_length()
-    rows = np.concatenate([views, np.repeat(views[:1], filled - count, axis=0)])
+    # Padded to the next power of two, so that different numbers of images compile few programs.
+    padded = 1 << (count - 1).bit_length()
+    rows = np.concatenate([views, np.repeat(views[:1], padded - count, axis=0)])
     return tuple(x[:count] for x in _run(pipe, IMAGE, encode_reference_rows, pipe.models, rows))
 
 
 def black_features(pipe: "Pipeline") -> tuple[Array, ...]:
-    """A black image's features (1, N, C), of empty slots and the negative pass; computed once a pipeline."""
+    """Features (1, N, C) of a black image, for empty slots and the negative pass; cached in the pipeline."""
+    # RealCustom++'s negative pass sees an image of zeros.
     if "black" not in pipe.cache:
         models = pipe.models
         size = models.image_configs[0].image_size
         views = reference_views(np.zeros((size, size, 3), np.uint8), size, models.high_res)
         features = reference_features(pipe, views[None])
-        if is_tracing():  # what a caller's jit computes is gone after it
+        if is_tracing():  # a tracer must not outlive the caller's jit
             return features
         pipe.cache["black"] = features
     return pipe.cache["black"]
 
 
 def _run(pipe: "Pipeline", components: Sequence[str], program: Program, static: Any, rows: Any) -> Any:
-    """A program with the parameters of some components, which it lets go of when they are offloaded."""
+    """Run a program with the parameters of some components, and release them if they are offloaded."""
     params = {name: pipe.params[name] for name in components if name in pipe.params}
     out = run_rows(pipe.mesh, program, static, params, rows)
-    # Before the next component's parameters come.
+    # Wait, so that these parameters are freed before those of the next component are loaded.
     return jax.block_until_ready(out) if pipe.offloaded else out
 
 
 def encode_text_rows(models: Models, params: Any, ids: Sequence[Array]) -> tuple[Array, Array | None]:
+    """`encode_text` as a `Program`: a function of a static object, parameters and rows."""
     return encode_text(models, params, ids)
 
 
 def encode_reference_rows(models: Models, params: Any, views: Array) -> tuple[Array, ...]:
+    """`encode_reference` as a `Program`."""
     return encode_reference(models, params, views)

@@ -1,4 +1,4 @@
-"""Image and text encoders that were trained as a pair (CLIP): what compares images with texts."""
+"""Image and text encoders that were trained as a pair (CLIP), to compare images with texts."""
 
 import dataclasses
 import functools
@@ -30,15 +30,16 @@ from realcustom_jax.weights.layouts import CLIP_TEXT, FLAX_TEXT
 from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import load_tower
 
-# The toybox's captions know no bare words, so its sentence says what a reference photo is;
-# `studies/auto_words.py` compares it with others. CLIP's is the one of its paper.
+# Sentences around a word. The toybox was trained on captions and not on single words, so its sentence
+# describes a reference photo; `studies/auto_words.py` compares it with others. CLIP's sentence is that of
+# its paper.
 OWN_TEMPLATE = "a {} on a plain background"
 CLIP_TEMPLATE = "a photo of a {}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTower:
-    """An image tower and how images get into it.
+    """An image tower and the preprocessing of its images.
 
     Attributes:
       module, params: the network.
@@ -50,10 +51,10 @@ class ImageTower:
     prepare: Callable[[np.ndarray], np.ndarray]
 
     def directions(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit vectors (n, C) of the pooled class token; images are uint8 (H, W, 3), of any sizes."""
+        """Unit vectors (n, C) of the pooled class token; images are uint8 (H, W, 3) of any size."""
         encode = functools.partial(_pooled, self.module, self.params)
-        (found,) = in_chunks(lambda rows: [encode(np.stack([self.prepare(x) for x in rows]))], images)
-        return found
+        (vectors,) = in_chunks(lambda rows: [encode(np.stack([self.prepare(x) for x in rows]))], images)
+        return vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +66,20 @@ class TextTower:
     tokenizer: PreTrainedTokenizerBase
 
     def directions(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (n, C) of the pooled end token. Texts beyond the tower's length lose their end."""
+        """Unit vectors (n, C) of the pooled end token. Texts that are too long are truncated."""
         encode = functools.partial(_pooled, self.module, self.params)
-        (found,) = in_chunks(lambda rows: [encode(tokenize(self.tokenizer, rows))], texts)
-        return found
+        (vectors,) = in_chunks(lambda rows: [encode(tokenize(self.tokenizer, rows))], texts)
+        return vectors
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderPair:
-    """An image and a text tower with a space in common; a `matching.Matcher`.
+    """An image tower and a text tower with a shared embedding space; a `matching.Matcher`.
 
     Attributes:
       image, text: the towers.
       logit_scale: factor on the cosine similarity (CLIP's: 100).
-      template: the sentence around a phrase.
+      template: format string of the sentence around a phrase.
     """
 
     image: ImageTower
@@ -87,8 +88,9 @@ class EncoderPair:
     template: str
 
     def logits(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
-        """As in `matching.Matcher`: (images, phrases)."""
+        """Scaled cosine similarities (images, phrases); see `matching.Matcher`."""
         texts = self.text.directions([self.template.format(phrase) for phrase in phrases])
+        # (images, C) @ (C, phrases)
         return self.logit_scale * self.image.directions(images) @ texts.T
 
     def vocabulary(self) -> list[str]:
@@ -99,7 +101,7 @@ class EncoderPair:
 def own_pair(
     models: Models, params: Any, tokenizers: Sequence[PreTrainedTokenizerBase], template: str = OWN_TEMPLATE
 ) -> EncoderPair | None:
-    """A model's own encoders, where its config says that they are a pair; images are cropped and resized."""
+    """The model's own encoders as a pair; None if its config does not say that they are one."""
     towers = models.image_configs
     if not (towers and towers[0].text_paired):
         return None
@@ -113,15 +115,19 @@ def own_pair(
 
 
 def load_pair(name: str | Path, template: str = CLIP_TEMPLATE) -> EncoderPair:
-    """A whole CLIP of transformers, such as openai/clip-vit-base-patch32: a folder or hub id.
+    """Load a complete CLIP model of transformers.
+
+    Args:
+      name: a folder or hub id, such as openai/clip-vit-base-patch32.
+      template: see `EncoderPair`.
 
     Raises:
-      UserError: when it is no CLIP, or its weights do not fit.
+      UserError: if it is not a complete CLIP model, or its weights do not fit.
     """
     folder = find_folder(name)
     values = read_config(folder)
     if values.get("model_type") != "clip":
-        raise UserError(f"{folder} is of type {values.get('model_type')!r}, not a whole CLIP model")
+        raise UserError(f"{folder} has model_type {values.get('model_type')!r}: it is not a whole CLIP model")
     text = CLIPText(_text_config(values, str(folder)))
     shapes = param_shapes(text, jax.ShapeDtypeStruct((1, text.config.max_position_embeddings), np.int32))
     tensors = open_tensors(find_weights(folder))
@@ -131,11 +137,12 @@ def load_pair(name: str | Path, template: str = CLIP_TEMPLATE) -> EncoderPair:
     )
     config, params = load_tower(folder, place)
     prepare = dataclasses.replace(preprocess.CLIP, short_side=config.image_size, crop=config.image_size)
-    scale = float(np.exp(np.float64(tensors.read("logit_scale"))))
+    scale = float(np.exp(np.float64(tensors.read("logit_scale"))))  # CLIP stores its logarithm
     return EncoderPair(ImageTower(ViT(config), params, prepare), text_tower, scale, template)
 
 
 def _text_config(values: dict[str, Any], source: str) -> CLIPTextConfig:
+    # A complete CLIP names no architecture of its text tower, and may have projection_dim at the top only.
     inner = {**values.get("text_config", {}), "architectures": ["CLIPTextModelWithProjection"]}
     if "projection_dim" in values:
         inner["projection_dim"] = values["projection_dim"]
@@ -144,5 +151,6 @@ def _text_config(values: dict[str, Any], source: str) -> CLIPTextConfig:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pooled(module: Any, params: Any, rows: Array) -> Array:
+    """Pooled outputs as unit vectors (n, C) float32."""
     pooled = module.apply({"params": params}, rows).pooled.astype(jnp.float32)
     return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)

@@ -1,6 +1,6 @@
-"""Which words of a prompt a reference image shows (`Subject.words` "auto").
+"""Finds the words of a prompt that a reference image shows (for `Subject.words` "auto").
 
-Pure: what compares images with texts is a `Matcher`, whatever model it runs.
+The functions are pure. A `Matcher` compares images with texts, with a model of its own choice.
 """
 
 import dataclasses
@@ -13,12 +13,14 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.nouns import NOUNS
 
-# How much better, in logits, the vocabulary's best word may be: "puppy" for the prompt's "dog" is no mistake.
+# The best word of the vocabulary may be better by this many logits. So "dog" in the prompt is accepted for an
+# image that fits "puppy" best.
 MARGIN = 2.0
-# A vocabulary of fewer words could not tell a wrong choice from a right one.
+# A smaller vocabulary cannot reveal a wrong choice.
 FEWEST_NOUNS = 8
 
-# Words that name no thing: articles, prepositions, pronouns, auxiliary verbs and what captions begin with.
+# Words that do not name a thing: articles, prepositions, pronouns, auxiliary verbs, and words that begin
+# captions.
 _FUNCTION_WORDS = """
 a about above across after against all along alongside also am among an and another any are around as at
 atop be because been before behind being below beneath beside besides between beyond both but by can could
@@ -33,14 +35,14 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 class Matcher(Protocol):
-    """Something that tells how well images and phrases fit."""
+    """A model that scores how well images and phrases fit."""
 
     def logits(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
         """Cosine similarity × scale.
 
         Args:
-          images: uint8 (H, W, 3) each, of any size.
-          phrases: nouns such as "dog" or "alarm clock"; the matcher puts them into its own kind of sentence.
+          images: uint8 (H, W, 3), each of any size.
+          phrases: nouns such as "dog" or "alarm clock", without a sentence around them.
 
         Returns:
           float (images, phrases).
@@ -49,12 +51,12 @@ class Matcher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a reference narrows.
+    """The words chosen for one reference image.
 
     Attributes:
       words: the phrase of the prompt.
-      logit: how well it fits.
-      rival: the vocabulary's best word, which is at most `MARGIN` logits better.
+      logit: its logit with the image.
+      rival: the best word of the vocabulary, at most `MARGIN` logits better.
     """
 
     words: str
@@ -63,26 +65,29 @@ class Choice:
 
 
 def candidates(prompt: str) -> list[str]:
-    """The prompt's content words, and phrases of two that stand side by side, in lower case, each once."""
-    found: dict[str, None] = {}
-    # Only spaces may stand between the two words of a phrase.
+    """Content words of the prompt, and pairs of adjacent content words; lower case, without duplicates."""
+    phrases: dict[str, None] = {}  # a dict, because a set does not keep the order
+    # Split at punctuation: "a dog, cat" does not contain the phrase "dog cat".
     for part in re.split(r"[^\w\s'’-]+", prompt.lower()):
         previous = None
         for word in re.findall(r"\w+(?:['’-]\w+)*", part):
             word = None if word in FUNCTION_WORDS or not re.search(r"[^\W\d]", word) else word
             if word:
-                found[word] = None
+                phrases[word] = None
                 if previous:
-                    found[f"{previous} {word}"] = None
+                    phrases[f"{previous} {word}"] = None
             previous = word
-    return list(found)
+    return list(phrases)
 
 
 def vocabulary(is_one_token: Sequence[bool], nouns: Sequence[str] = NOUNS) -> list[str]:
-    """The nouns that a model's tokenizer has as one token: what it was trained on, others it only spells.
+    """The nouns that are one token of a model's tokenizer; all nouns if these are fewer than `FEWEST_NOUNS`.
 
-    Where fewer than `FEWEST_NOUNS` remain, all of them.
+    Args:
+      is_one_token: for each noun, whether it is one token.
+      nouns: the nouns.
     """
+    # The toybox spells words that it was not trained on with several tokens.
     known = [noun for noun, one in zip(nouns, is_one_token, strict=True) if one]
     return known if len(known) >= FEWEST_NOUNS else list(nouns)
 
@@ -95,21 +100,24 @@ def choose_words(
     noun_logits: np.ndarray,
     used: Sequence[str] = (),
 ) -> list[Choice]:
-    """The words of each reference image of one request.
+    """Choose words for each reference image of one request.
 
-    The best pair of an image and a phrase is taken first, then the best of what is left: different images get
-    different words, unless only a word that another has fits well.
+    The choice is greedy: the pair of image and phrase with the best logit first, then the best remaining
+    pair. Images get different words, unless the only phrase that fits is taken.
 
     Args:
-      prompt: of the request, for errors.
-      phrases: its `candidates`.
+      prompt: prompt of the request, for errors.
+      phrases: `candidates` of the prompt.
       logits: (images, phrases).
       nouns: the vocabulary.
       noun_logits: (images, nouns).
-      used: words that other subjects of the request were given.
+      used: words of the request's other subjects.
+
+    Returns:
+      A choice per image.
 
     Raises:
-      UserError: where no phrase fits an image: the best word of the vocabulary is more than `MARGIN` logits
+      UserError: if no phrase fits an image: the best word of the vocabulary is more than `MARGIN` logits
         better than the best phrase.
     """
     if not phrases:
@@ -120,11 +128,12 @@ def choose_words(
     taken = [set(words.lower().split()) for words in used]
     best_noun = noun_logits.argmax(axis=1)
     while len(choices) < len(logits):
+        # A phrase is free if it shares no word with a taken one: "red dog" is not free beside "dog".
         open_images = [i for i in range(len(logits)) if i not in choices]
         free = [k for k, phrase in enumerate(phrases) if not any(set(phrase.split()) & t for t in taken)]
         pairs = [(logits[i, k], i, k) for i in open_images for k in free]
         pairs = [p for p in pairs if p[0] >= noun_logits[p[1], best_noun[p[1]]] - MARGIN]
-        # Where no free word fits any open image, they may share one.
+        # If no free phrase fits, images may share a phrase.
         logit, i, k = max(pairs or [(logits[i, k], i, k) for i in open_images for k in range(len(phrases))])
         rival = nouns[best_noun[i]]
         if logit < noun_logits[i, best_noun[i]] - MARGIN:

@@ -1,4 +1,4 @@
-"""Common nouns of things that people photograph: what a reference image may show, by one word each."""
+"""Common nouns of things that people photograph: the vocabulary of `matching.choose_words`."""
 
 _NOUNS = """
 airplane alligator alpaca ant antelope apple armchair astronaut avocado baby backpack badger bag ball

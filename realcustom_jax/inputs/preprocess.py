@@ -1,4 +1,4 @@
-"""What the field's evaluations do to an image before a tower sees it, to the pixel."""
+"""Image preprocessing of published evaluations, reproduced to the pixel."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ from realcustom_jax.inputs.transforms import to_float
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Resize the short side (PIL's bicubic, in uint8), then cut out the centre.
+    """Resizes the short side (PIL's bicubic, in uint8), then crops the centre.
 
-    The towers normalise by themselves, with CLIP's mean and deviation or ImageNet's.
+    The towers themselves normalise by mean and standard deviation.
 
     Attributes:
-      short_side: pixels; the long side is scaled alike and rounded down.
-      crop: side of the square.
-      round_up: where the margin is odd, whether half a pixel may be rounded up (torchvision, to the even
-        number) or is always rounded down (transformers).
+      short_side: length of the short side after resizing, in pixels; the long side is rounded down.
+      crop: side of the square crop, in pixels.
+      round_up: how an odd margin is halved: rounded to the even number (torchvision) if True, rounded down
+        (transformers) if False.
     """
 
     short_side: int
@@ -32,7 +32,7 @@ class Preprocess:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         short = min(height, width)
-        if short == self.short_side:
+        if short == self.short_side:  # resampling would blur it
             return image
         height, width = (self.short_side * side // short for side in (height, width))
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -45,16 +45,16 @@ class Preprocess:
 
 # transformers' CLIPImageProcessor with the settings of openai/clip-vit-base-patch32.
 CLIP = Preprocess(224, 224)
-# DINO's own evaluation, which DreamBooth's and later ones keep: Resize(256, bicubic), CenterCrop(224).
+# DINO's own evaluation, also used by DreamBooth and later papers: Resize(256, bicubic), CenterCrop(224).
 DINO = Preprocess(256, 224, round_up=True)
 
 
 def segment(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The subject on white.
+    """Put the subject on a white background.
 
     Args:
       image: uint8 (H, W, 3).
-      mask: (H, W), the subject where it is above 0.
+      mask: (H, W), above 0 at the subject's pixels.
 
     Returns:
       uint8 (H, W, 3).

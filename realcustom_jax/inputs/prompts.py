@@ -1,4 +1,4 @@
-"""Prompts: type checks, @FILE, and warnings about words that the model cuts off or does not know."""
+"""Prompts: type checks, @FILE, and warnings about words that are cut off or unknown to the model."""
 
 import re
 from collections.abc import Sequence
@@ -14,30 +14,35 @@ from realcustom_jax.inputs.tokenize import KNOWN_WORDS
 
 
 def texts_of(name: str, value: Any) -> list[str]:
-    """One text or a list of them, as a list.
+    """A text or a list of texts, as a list.
+
+    Args:
+      name: name of the argument, for errors.
+      value: the argument.
 
     Raises:
-      UserError: for anything else, and for text that is no Unicode; `name` is what it is called.
+      UserError: for any other type, and for text that is not valid Unicode.
     """
     texts = list(value) if is_list(value) else [value]
     for text in texts:
         if not isinstance(text, str):
             kind = ("a list with " if is_list(value) else "") + type(text).__name__
             raise UserError(f"{name} must be a string or a list of strings, not {kind}")
+        # A Python string may hold a lone surrogate, which tokenizers reject with an unclear error.
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
-                f"{name} {text[:40]!a} is not valid Unicode: half a character stands at {error.start}"
+                f"{name} {text[:40]!a} is not valid Unicode: lone surrogate at position {error.start}"
             ) from None
     return texts
 
 
 def text_or_file(flag: str, text: str) -> str:
-    """The text of a flag, or that of a file for "@FILE".
+    """The text of a flag, or the content of the file for "@FILE".
 
     Raises:
-      UserError: when there is no such file of text.
+      UserError: if the file does not exist or is not a text file.
     """
     if not text.startswith("@"):
         return text
@@ -51,8 +56,8 @@ def text_or_file(flag: str, text: str) -> str:
 
 
 def warn_of_lost_parts(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> None:
-    """Warn of each prompt whose end the tokenizers cut off."""
-    for prompt in dict.fromkeys(prompts):
+    """Warn about each prompt whose end the tokenizers cut off."""
+    for prompt in dict.fromkeys(prompts):  # each prompt once
         lost = max((lost_part(tokenizer, prompt) for tokenizer in tokenizers), key=len)
         if lost:
             limit = tokenizers[0].model_max_length
@@ -60,10 +65,11 @@ def warn_of_lost_parts(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: S
 
 
 def warn_of_unknown_words(tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str]) -> None:
-    """Warn of words that a model of few words was never taught, where its tokenizer says which it was.
+    """Warn about words that a model with a small vocabulary was not trained on.
 
-    Such a tokenizer has each of them as one token, and carries lists of them (`known_words` of its config).
+    Only for tokenizers whose config lists the words of the training captions (`known_words`).
     """
+    # Such a tokenizer has each known word as one token, and spells the others.
     tokenizer = tokenizers[0]
     known = tokenizer.init_kwargs.get(KNOWN_WORDS)
     if not known:
@@ -77,9 +83,9 @@ def warn_of_unknown_words(tokenizers: Sequence[PreTrainedTokenizerBase], prompts
 
 
 def lost_part(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The end of a prompt that does not fit into the tokenizer's limit, "" where all of it does."""
+    """The end of a prompt beyond the tokenizer's limit; "" if the whole prompt fits."""
     limit = tokenizer.model_max_length
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
-    # The last of the tokens that are kept is the end token.
+    # The last kept place is the end token's, so the text from that token on is lost.
     return prompt[offsets[limit - 1][0] :] if len(offsets) > limit else ""

@@ -1,4 +1,4 @@
-"""Requests: one for each image to make, and the arguments of `sample` as a list of them."""
+"""Requests, one per image, and the conversion of `sample`'s arguments into requests."""
 
 import dataclasses
 from typing import Any
@@ -8,18 +8,18 @@ from realcustom_jax.common.rules import Rule, is_list
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.subjects import Subject
 
-SEED = Rule("of the noise, one an image", int, 0, 2**64 - 1)
+SEED = Rule("seed of the noise, one per image", int, 0, 2**64 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One image to make.
+    """A request for one image.
 
     Attributes:
-      prompt: what it shows.
-      subjects: that must appear; none for text alone.
-      seed: of the noise, see `SEED`.
-      negative_prompt: what it should not show.
+      prompt: description of the image.
+      subjects: subjects that must appear; empty for text only.
+      seed: seed of the noise, see `SEED`.
+      negative_prompt: description of what the image should not show.
     """
 
     prompt: str
@@ -32,12 +32,13 @@ def requests_of(prompt: Any, subjects: Any, negative_prompt: Any, seed: Any) -> 
     """The arguments of `sample` as requests.
 
     Raises:
-      UserError: for arguments of wrong types, or lists of different lengths.
+      UserError: for arguments of wrong types, empty lists, or lists of different lengths.
     """
     prompts = texts_of("prompt", prompt)
     single = isinstance(prompt, str)
     if not prompts:
         raise UserError("there is no prompt")
+    # One prompt with a list of seeds makes an image for each seed.
     if single and is_list(seed):
         if not len(seed):
             raise UserError("there is no seed")
@@ -56,19 +57,20 @@ def requests_of(prompt: Any, subjects: Any, negative_prompt: Any, seed: Any) -> 
 
 
 def _negatives(negative_prompt: Any, batch: int) -> list[str]:
+    """A negative prompt per request: one for all, or one each."""
     negative_prompt = "" if negative_prompt is None else negative_prompt
     texts = texts_of("negative_prompt", negative_prompt)
     return texts * batch if isinstance(negative_prompt, str) else _each("negative_prompt", texts, batch)
 
 
 def prompt_lists(prompts: Any, negative_prompts: Any) -> tuple[list[str], list[str]]:
-    """The prompts and negative prompts of a batch, one of each a request.
+    """Prompts and negative prompts of a batch, one of each per request.
 
     Raises:
-      UserError: there are none, they are no lists, or of different lengths.
+      UserError: if they are empty, not lists, or of different lengths.
     """
     if not is_list(prompts):
-        raise UserError(f"prompts must be a list, also of one, not {_kind(prompts)}")
+        raise UserError(f"prompts must be a list, even for one prompt, not {_kind(prompts)}")
     if not len(prompts):
         raise UserError("there is no prompt")
     negatives = _each("negative_prompts", negative_prompts, len(prompts))
@@ -76,11 +78,20 @@ def prompt_lists(prompts: Any, negative_prompts: Any) -> tuple[list[str], list[s
 
 
 def nested_subjects(subjects: Any, batch: int, single: bool) -> list[list[Subject]]:
-    """The subjects of every request as lists; they may be absent for all or for some."""
+    """The subjects of each request as a list; None stands for no subjects, of all requests or of one.
+
+    Args:
+      subjects: a list of subjects (`single`), or a list of such lists.
+      batch: number of requests.
+      single: whether there is a single prompt.
+
+    Raises:
+      UserError: for wrong types or another number of lists.
+    """
     if subjects is None:
         return [[] for _ in range(batch)]
     if isinstance(subjects, Subject):
-        raise UserError("subjects must be a list, also of one: subjects=[rc.Subject(image, words)]")
+        raise UserError("subjects must be a list, even for one: subjects=[rc.Subject(image, words)]")
     nested = [subjects] if single else _each("subjects", subjects, batch)
     nested = [[] if own is None else own for own in nested]
     for own in nested:
@@ -96,10 +107,12 @@ def nested_subjects(subjects: Any, batch: int, single: bool) -> list[list[Subjec
 
 
 def _kind(value: Any, within: bool = False) -> str:
+    """The type of a value for errors, or of an entry within a list."""
     return ("a list with " if within else "") + type(value).__name__
 
 
 def _each(name: str, values: Any, count: int) -> list[Any]:
+    """A list of one value per request, checked."""
     if not is_list(values) or len(values) != count:
         raise UserError(f"{name} must be a list of {count}, one for each prompt")
     return list(values)

@@ -1,4 +1,4 @@
-"""Sizes of a request in pixels, latents and mask pixels."""
+"""Image, latent and mask sizes of a request."""
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.family import Models
@@ -6,12 +6,13 @@ from realcustom_jax.options import SamplingOptions
 
 
 def latent_size(models: Models, height: int | None, width: int | None) -> tuple[int, int]:
-    """Latent height and width for an image size in pixels; None for the model's own.
+    """Latent height and width for an image size in pixels; None for the model's own size.
 
     Raises:
-      UserError: when VAE and UNet cannot halve it as often as they must.
+      UserError: if the size cannot be halved as often as VAE and UNet need.
     """
     down = models.vae_config.downscale
+    # The VAE halves pixels, then the UNet halves latents.
     multiple = down * models.unet_config.divisor
     sizes = []
     for name, size in (("height", height), ("width", width)):
@@ -26,13 +27,13 @@ def latent_size(models: Models, height: int | None, width: int | None) -> tuple[
 
 
 def image_size(models: Models, options: SamplingOptions) -> tuple[int, int]:
-    """Height and width in pixels of what the options ask for."""
+    """Height and width of the images in pixels."""
     down = models.vae_config.downscale
     height, width = latent_size(models, options.height, options.width)
     return height * down, width * down
 
 
 def mask_grid(models: Models, options: SamplingOptions) -> tuple[int, int]:
-    """Height and width of the masks."""
+    """Height and width of the masks in mask pixels."""
     config = options.sampler_config(*latent_size(models, options.height, options.width))
     return config.mask_height, config.mask_width

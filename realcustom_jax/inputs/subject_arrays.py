@@ -1,7 +1,7 @@
-"""The subjects of a batch of requests as arrays: target words, flags, strengths, masks, photos.
+"""Subjects of a batch of requests as arrays: target words, flags, strengths, masks, photos.
 
-Requests may have different numbers of subjects, and subjects of photos: slots and photos are padded and
-flagged.
+Requests may have different numbers of subjects, and subjects different numbers of photos. Both are padded to
+the largest number R of subject slots and P of photos, and flagged.
 """
 
 import os
@@ -26,11 +26,17 @@ Nested = Sequence[Sequence[Subject]]
 def target_tokens(
     tokenizers: Sequence[PreTrainedTokenizerBase], prompts: Sequence[str], subjects: Nested, slots: int
 ) -> np.ndarray:
-    """The target tokens of every subject, float32 (B, R, n_t), 0/1.
+    """Target tokens of each subject, 0/1 float32 (B, R, n_t); 0 for empty slots.
+
+    Args:
+      tokenizers: one per text encoder.
+      prompts: B prompts.
+      subjects: the subjects of each prompt.
+      slots: R.
 
     Raises:
       UserError: for words that are not in their prompt or are cut off, and for two subjects of one prompt
-        that narrow the same word.
+        with the same target word.
     """
     tokens = np.zeros((len(prompts), slots, tokenizers[0].model_max_length), np.float32)
     for i, (prompt, own) in enumerate(zip(prompts, subjects, strict=True)):
@@ -38,12 +44,13 @@ def target_tokens(
             tokens[i, r] = words_mask(
                 tokenizers, prompt, subject.words, plurals=subject.plurals, match_case=subject.match_case
             )
-        _check_apart(prompt, own, tokens[i])
+        _check_distinct_words(prompt, own, tokens[i])
     return tokens
 
 
-def _check_apart(prompt: str, subjects: Sequence[Subject], tokens: np.ndarray) -> None:
-    """Subjects of one word would have one map, and the second none of its pixels."""
+def _check_distinct_words(prompt: str, subjects: Sequence[Subject], tokens: np.ndarray) -> None:
+    """Raise `UserError` if two guided subjects share a target token; tokens are (R, n_t)."""
+    # They would have the same word map, and the second would lose all its pixels to the first.
     guided = [r for r, subject in enumerate(subjects) if subject.guided]
     for k, second in enumerate(guided):
         for first in guided[:k]:
@@ -60,7 +67,17 @@ def _check_apart(prompt: str, subjects: Sequence[Subject], tokens: np.ndarray) -
 def slot_arrays(
     subjects: Nested, slots: int, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`flags`, `strengths`, `user_masks` (B, R, height, width) and `replace_guided` of `Conditioning`."""
+    """`flags`, `strengths`, `user_masks` and `replace_guided` of `Conditioning`, as float32.
+
+    Args:
+      subjects: the subjects of each request.
+      slots: R.
+      height, width: size of the mask grid.
+
+    Returns:
+      (B, R), (B, R), (B, R, height, width), (B, R).
+    """
+    # Empty slots get flag 0, and values that are safe to compute with: strength 1, a mask of ones.
     flags = np.zeros((len(subjects), slots), np.float32)
     strengths, replace_guided = np.ones_like(flags), np.zeros_like(flags)
     masks = np.ones((*flags.shape, height, width), np.float32)
@@ -74,14 +91,12 @@ def slot_arrays(
 
 
 def photo_flags(subjects: Nested, slots: int) -> np.ndarray | None:
-    """Which photos of each slot there are, float32 (B, R, P), 0/1; None where no subject has several.
-
-    The first counts also in an empty slot, whose attention needs some token.
-    """
+    """Photo flags float32 (B, R, P): 1 for a photo, 0 for padding; None if no subject has several photos."""
     most = max((len(subject.photos) for own in subjects for subject in own), default=1)
-    if most == 1:
+    if most == 1:  # without the axis P, the program for single photos stays the same
         return None
     flags = np.zeros((len(subjects), slots, most), np.float32)
+    # Also for empty slots: a softmax over no token at all would be NaN.
     flags[..., 0] = 1.0
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
@@ -90,30 +105,35 @@ def photo_flags(subjects: Nested, slots: int) -> np.ndarray | None:
 
 
 def different_references(subjects: Nested, slots: int, models: Models) -> tuple[np.ndarray, np.ndarray]:
-    """The reference images' views, each image once, and which of them every slot shows.
+    """Views of the U different reference images, and the index of each slot's image.
+
+    Args:
+      subjects: the subjects of each request.
+      slots: R.
+      models: configs, for the size of the image towers.
 
     Returns:
       views: uint8 (U, V, S, S, 3), see `reference_views`.
-      shown: int32, 1 + an index into them, 0 for none: (B, R), or (B, R, P) where a subject has several
-        photos.
+      shown: int32 (B, R), or (B, R, P) if a subject has several photos: 1 + index into views, 0 for none.
     """
+    # Often all requests of a batch share one reference, and encoding it costs most.
     size = models.image_configs[0].image_size
     images: list[np.ndarray] = []
-    places: dict[Any, int] = {}
+    indices: dict[Any, int] = {}  # {image key: 1 + index}
     most = max((len(subject.photos) for own in subjects for subject in own), default=1)
     shown = np.zeros((len(subjects), slots, most), np.int32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
             for p, image in enumerate(subject.photos):
-                name = _name(image)
-                if name not in places:
+                key = _image_key(image)
+                if key not in indices:
                     fit = models.realcustom.reference_fit
                     images.append(reference_views(load_image(image), size, models.high_res, fit))
-                    places[name] = len(images)
-                shown[i, r, p] = places[name]
+                    indices[key] = len(images)
+                shown[i, r, p] = indices[key]
     return np.stack(images), shown[..., 0] if most == 1 else shown
 
 
-def _name(image: ImageLike) -> Any:
-    """Equal paths and bytes are one image; pictures and arrays are where they are the same object."""
+def _image_key(image: ImageLike) -> Any:
+    """Key of an image: paths and bytes are compared by value, PIL images and arrays by identity."""
     return image if isinstance(image, (str, bytes, os.PathLike)) else id(image)

@@ -1,4 +1,4 @@
-"""What a request asks to appear: a subject, its words, where it may act and how much."""
+"""Subjects: reference image, target words, mask and strength of what must appear in an image."""
 
 import dataclasses
 import os
@@ -14,31 +14,33 @@ from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
 
 AUTO = "auto"
 MASK_MODES = ("instead", "intersect")
-STRENGTH = Rule("how much the subject acts", float, low=0)
+STRENGTH = Rule("strength of the subject", float, low=0)
 
 
-@dataclasses.dataclass(frozen=True, repr=False, eq=False)  # arrays have no equality of one answer
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)  # `==` of arrays is elementwise
 class Subject:
-    """What must appear.
+    """A subject that must appear: a reference image, and the words of the prompt that it narrows.
 
     Attributes:
       image: the reference image: a PIL image, an array (H, W, 3), a path, encoded bytes, or an open file.
-      words: the target words, a word or phrase of the prompt that the subject narrows, or several of them:
-        ("dog", "puppy"). Each must be in the prompt; every occurrence counts, "dog#2" is the second alone.
-        "auto" takes the words of the prompt that the image shows, where the model can tell (the word itself
-        is ("auto",)). No two subjects can narrow one word, unless one has a mask instead of the guided one.
-      mask: where in the image the subject may act, of any size: an array (H, W) of bool, uint8 or floats in
-        [0, 1], or an image; white is where it may act. It is stretched over the whole image and averaged down
-        to the mask grid, where it stays soft. None leaves it to the words alone.
-      mask_mode: "instead" of the guided mask, or to "intersect" with it.
-      strength: factor on what the subject adds to the image, 0 or more; 0 is as if it were not there.
-      plurals: whether "dog" is found in "dogs" and "dogs" in "dog".
-      match_case: whether "Dog" is another word than "dog".
-      images: several photos of the subject, in place of `image`: their visual tokens act side by side.
+      words: the target words: a word or phrase of the prompt that the subject narrows, or several, such as
+        ("dog", "puppy"). Each must be in the prompt. All its occurrences count; "dog#2" is only the second.
+        "auto" finds the words of the prompt that the image shows, if the model supports it (the literal word
+        "auto" is ("auto",)). Two subjects cannot have the same word, unless one has a mask that replaces its
+        guided mask.
+      mask: where the subject may act (white): an array (H, W) of bool, uint8 or floats in [0, 1], or an
+        image, of any size. It is stretched over the whole image and averaged to the mask grid, where it stays
+        soft.
+        None: the words alone decide.
+      mask_mode: "instead" replaces the guided mask by `mask`; "intersect" multiplies the two.
+      strength: factor on what the subject adds to the image, 0 or more; 0 removes the subject.
+      plurals: whether "dog" also matches "dogs", and "dogs" matches "dog".
+      match_case: whether "Dog" and "dog" are different words.
+      images: several photos of the subject, instead of `image`. Their visual tokens act together.
 
     Raises:
-      UserError: for a mode, strength or switch that can't be, and without words or image. Words, image and
-        mask are checked when the request is sampled.
+      UserError: for an invalid mode, strength or switch, and without words or image. Words, image and mask
+        are checked when the request is sampled.
     """
 
     image: ImageLike | None = None
@@ -66,6 +68,7 @@ class Subject:
         for name in ("plurals", "match_case"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name} must be True or False, not {shown(getattr(self, name))}")
+        # Open files are read now: they may be closed, or moved on, when the request is sampled.
         changes = {
             "strength": STRENGTH.check("strength", self.strength),
             "image": read_once(self.image),
@@ -77,12 +80,12 @@ class Subject:
 
     @property
     def photos(self) -> tuple[ImageLike, ...]:
-        """All reference images."""
+        """All reference images, one or more."""
         return self.images or (self.image,)
 
     @property
     def guided(self) -> bool:
-        """Whether its words say where it acts: it acts, and has no mask instead of the guided one."""
+        """Whether its word map decides where it acts: strength above 0, and no mask that replaces the map."""
         return self.strength > 0 and (self.mask is None or self.mask_mode != "instead")
 
     def __repr__(self) -> str:
@@ -95,7 +98,7 @@ class Subject:
 
 
 def _shown(image: ImageLike) -> str:
-    """An image on a part of one line."""
+    """A short description of an image, for `repr`."""
     if isinstance(image, (str, os.PathLike)):
         return repr(os.fspath(image))
     if isinstance(image, bytes):
@@ -109,26 +112,31 @@ def _shown(image: ImageLike) -> str:
 def with_words(
     prompt: str, subjects: Sequence[Subject], matcher: Matcher, nouns: Sequence[str]
 ) -> list[Subject]:
-    """The subjects of one request, with words in place of "auto".
+    """Replace the words "auto" of one request's subjects.
 
     Args:
-      prompt: of the request.
+      prompt: prompt of the request.
       subjects: its subjects.
-      matcher: what compares their images with words.
-      nouns: the vocabulary: what an image may show that the prompt does not name.
+      matcher: compares images with words.
+      nouns: the vocabulary: things that an image may show and the prompt does not name.
+
+    Returns:
+      The subjects; those with other words than "auto" are unchanged.
 
     Raises:
-      UserError: where no word of the prompt fits an image, see `matching.choose_words`.
+      UserError: if no word of the prompt fits an image, see `matching.choose_words`.
     """
+    # The first photo represents a subject with several.
     images = [load_image(subject.photos[0]) for subject in subjects if subject.words == AUTO]
     phrases = candidates(prompt)
     if not images:
         return list(subjects)
     given = [phrases_of(prompt, subject.words) for subject in subjects if subject.words != AUTO]
-    logits = matcher.logits(images, [*phrases, *nouns])
+    logits = matcher.logits(images, [*phrases, *nouns])  # (images, phrases + nouns)
     count = len(phrases)
     used = [without_number(phrase) for own in given for phrase in own]
     choices = iter(choose_words(prompt, phrases, logits[:, :count], nouns, logits[:, count:], used))
+    # `candidates` are in lower case, so the chosen words must match any case.
     return [
         dataclasses.replace(subject, words=next(choices).words, match_case=False)
         if subject.words == AUTO

@@ -1,4 +1,4 @@
-"""Where the target words are among the prompt's tokens."""
+"""Finds the tokens of the target words in a prompt."""
 
 import re
 from collections.abc import Sequence
@@ -19,34 +19,36 @@ def target_token_mask(
     plurals: bool = False,
     match_case: bool = False,
 ) -> np.ndarray:
-    """Marks the tokens of every occurrence of the target words in the prompt.
+    """Mark the tokens of all occurrences of the target words in the prompt.
 
-    Whole words are matched, whatever the spaces between them: "dog" is not in "hotdog".
+    Only whole words match, with any whitespace between them: "dog" is not in "hotdog".
 
     Args:
-      tokenizer: a fast one, as `load_tokenizer` returns.
-      prompt: the text.
-      words: a word or a phrase of it, "dog" or "alarm clock", or several; each must be there. "dog#2" is the
-        second occurrence alone.
-      plurals: whether "dog" is found in "dogs" and "dogs" in "dog"; of a phrase the last word changes.
-      match_case: whether "Dog" is another word than "dog".
+      tokenizer: a fast tokenizer, as `load_tokenizer` returns it.
+      prompt: the prompt.
+      words: a word or phrase of the prompt, such as "dog" or "alarm clock", or several. Each must be in the
+        prompt. "dog#2" is only the second occurrence.
+      plurals: whether "dog" also matches "dogs", and "dogs" matches "dog"; for a phrase, its last word.
+      match_case: whether "Dog" and "dog" are different words.
 
     Returns:
-      float32 (L,), 1 at the words' tokens, 0 elsewhere; L = `tokenizer.model_max_length`; the begin token
-        is 0.
+      float32 (L,), 1 at the words' tokens, 0 elsewhere. L is `tokenizer.model_max_length`; the begin token
+      is index 0.
 
     Raises:
-      UserError: `words` is no text, is empty, is not in the prompt, or the tokenizer's limit cuts (part of)
-        it off.
+      UserError: if `words` is not text, is empty, is not in the prompt, or is cut off by the tokenizer's
+        limit, even partly.
     """
+    # By character offsets and not by token ids: the tokens of a word depend on its neighbours.
     length = tokenizer.model_max_length
     encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
     mask = np.zeros(length, np.float32)
     for phrase in phrases_of(prompt, words):
         for start, stop in find_phrase(prompt, phrase, plurals, match_case):
+            # Tokens that overlap the span. Special tokens have the empty span (0, 0).
             hits = [i for i, (a, b) in enumerate(offsets) if a < b and a < stop and b > start]
-            # The last place is the end token's once a prompt is cut, so a word must end before it.
+            # When a prompt is cut, the last place holds the end token, so a word must end before it.
             if not hits or hits[-1] >= length - 1:
                 raise UserError(
                     f"the target words '{phrase}' are cut off: the tokenizer's limit is {length} tokens "
@@ -64,17 +66,15 @@ def words_mask(
     plurals: bool = False,
     match_case: bool = False,
 ) -> np.ndarray:
-    """`target_token_mask` of a model with several tokenizers (SDXL): what any of them marks.
-
-    The text tokens of such a model share their positions, so all tokenizers must have one limit L.
+    """`target_token_mask` for a model with several tokenizers (SDXL): the union of their masks.
 
     Raises:
-      UserError: as `target_token_mask`, for the first tokenizer that finds a fault; also for limits that
-        differ.
+      UserError: as `target_token_mask`; also if the tokenizers have different limits.
     """
+    # SDXL concatenates the states of both text encoders by position, so one mask is for both.
     limits = [tokenizer.model_max_length for tokenizer in tokenizers]
     if len(set(limits)) != 1:
-        raise UserError(f"the tokenizers of one model must have one limit of tokens, not {limits}")
+        raise UserError(f"the tokenizers of a model must have the same token limit, not {limits}")
     masks = [
         target_token_mask(tokenizer, prompt, words, plurals=plurals, match_case=match_case)
         for tokenizer in tokenizers
@@ -86,7 +86,7 @@ def phrases_of(prompt: str, words: str | Sequence[str]) -> tuple[str, ...]:
     """The target words as a tuple of phrases.
 
     Raises:
-      UserError: when they are neither a string nor a list of strings, or are empty; it names the prompt.
+      UserError: if they are neither a string nor a list of strings, or are empty.
     """
     phrases = (words,) if isinstance(words, str) else words
     if not isinstance(phrases, Sequence) or isinstance(phrases, bytes):
@@ -99,12 +99,12 @@ def phrases_of(prompt: str, words: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(phrases)
 
 
-def _not_text(prompt: str, found: str) -> str:
-    return f"the target words of the prompt '{prompt}' must be a string or a list of strings, not {found}"
+def _not_text(prompt: str, kind: str) -> str:
+    return f"the target words of the prompt '{prompt}' must be a string or a list of strings, not {kind}"
 
 
 def without_number(phrase: str) -> str:
-    """The words of "dog#2"."""
+    """The phrase without a number: "dog" for "dog#2"."""
     return _NUMBERED.sub(r"\1", phrase)
 
 
@@ -114,13 +114,13 @@ _NUMBERED = re.compile(r"(.*\S)#(\d+)\s*", re.DOTALL)
 def find_phrase(
     prompt: str, phrase: str, plurals: bool = False, match_case: bool = False
 ) -> list[tuple[int, int]]:
-    """Character spans of a phrase in the prompt: of every occurrence, or of one, "dog#2".
+    """Character spans (start, stop) of a phrase in the prompt: of all occurrences, or of one for "dog#2".
 
     Raises:
-      UserError: when it is not in the prompt, or not so often.
+      UserError: if it is not in the prompt, or has fewer occurrences than the number.
     """
     numbered = _NUMBERED.fullmatch(phrase)
-    # "#2" may be part of the prompt's own text.
+    # First as literal text: the prompt itself may contain "#2".
     spans = _occurrences(prompt, phrase, plurals, match_case)
     if spans or not numbered:
         return spans or _not_in(prompt, phrase)
@@ -132,10 +132,11 @@ def find_phrase(
 
 
 def _occurrences(prompt: str, phrase: str, plurals: bool, match_case: bool) -> list[tuple[int, int]]:
+    """Character spans of all occurrences of a phrase without a number."""
     *first, last = phrase.split()
     forms = sorted(noun_forms(last)) if plurals else [last]
     parts = [*map(re.escape, first), f"(?:{'|'.join(map(re.escape, forms))})"]
-    # Not \b, which fails for words that begin or end in a symbol, as in "c++".
+    # Not \b: it needs a letter at the border, and fails for words such as "c++".
     pattern = r"(?<!\w)" + r"\s+".join(parts) + r"(?!\w)"
     return [m.span() for m in re.finditer(pattern, prompt, 0 if match_case else re.IGNORECASE)]
 

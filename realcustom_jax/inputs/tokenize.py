@@ -1,4 +1,4 @@
-"""Prompts to token ids."""
+"""Tokenizers: loading, saving, and prompts to token ids."""
 
 import os
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError
 
-# Key of `tokenizer_config.json`: {name of a list: the words or phrases that the model was taught}, of a model
-# that was taught few.
+# Our key in `tokenizer_config.json` of a model with a small vocabulary: {name of a list: words or phrases of
+# the training captions}.
 KNOWN_WORDS = "known_words"
 
 
 def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> PreTrainedTokenizerBase:
-    """Loads a CLIP tokenizer folder (`tokenizer/` of a model folder), the fast kind, which knows offsets.
+    """Load a CLIP tokenizer as a fast tokenizer, which knows character offsets.
 
     Args:
-      folder: of the tokenizer.
-      padding: the token that it pads with, if not its own.
+      folder: folder of the tokenizer (`tokenizer/` of a model folder).
+      padding: token for padding; None for the tokenizer's own.
 
     Raises:
-      UserError: the folder is missing, or holds no tokenizer, or the tokenizer does not know `padding`.
+      UserError: if the folder is missing or holds no tokenizer, or the tokenizer does not have `padding`.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -34,6 +34,7 @@ def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> Pre
         raise UserError(f"'{folder}' holds no tokenizer that can be loaded ({reason})") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in '{folder}' has no fast version, which the target words need")
+    # SDXL's second text encoder was trained with "!" as padding, whatever its tokenizer's file says.
     if padding is not None:
         if padding not in tokenizer.get_vocab():
             raise UserError(f"the tokenizer in '{folder}' has no token {padding!r} to pad with")
@@ -42,18 +43,19 @@ def load_tokenizer(folder: str | os.PathLike, padding: str | None = None) -> Pre
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
-    """Writes a tokenizer folder that `load_tokenizer` reads, and `CLIPTokenizer` of transformers 4 and 5."""
+    """Write a tokenizer folder for `load_tokenizer`, and for `CLIPTokenizer` of transformers 4 and 5."""
     tokenizer.save_pretrained(folder)
-    # vocab.json and merges.txt: transformers 5 leaves them out, and 4's CLIPTokenizer, which diffusers loads,
-    # reads nothing else.
+    # vocab.json and merges.txt: transformers 5 does not write them. diffusers loads CLIPTokenizer of
+    # transformers 4, which reads only these.
     tokenizer.backend_tokenizer.model.save(os.fspath(folder))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str]) -> np.ndarray:
-    """int32 (B, L) token ids: begin, the prompt's tokens, end, padding; L = `tokenizer.model_max_length`.
+    """Token ids int32 (B, L): begin token, tokens of the prompt, end token, padding.
 
-    A longer prompt loses its tail and keeps the end token, as CLIP was trained.
+    L is `tokenizer.model_max_length`. A longer prompt is truncated, but keeps its end token.
     """
+    # CLIP was trained so, and pools at the end token.
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     length = tokenizer.model_max_length
     if not prompts:

@@ -1,6 +1,6 @@
-"""Images in, images out: loading anything, cropping, scaling to [-1, 1], and the reference's augmentation.
+"""Image loading and transforms: cropping, scaling to [-1, 1], and augmentation of references.
 
-Every image between these functions is uint8 (H, W, 3), RGB.
+Between these functions each image is uint8 (H, W, 3) RGB.
 """
 
 import io
@@ -14,28 +14,29 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from realcustom_jax.common.errors import UserError
 
-# Besides, what turns into an array: a JAX array.
+# Arrays of other libraries, such as JAX, are accepted too.
 ImageLike = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
 
-# Pixels of an image. Larger ones are a mistake, and would fill the memory.
+# Limit on the pixels of an image. Larger images are most likely a mistake, and would fill the memory.
 _MOST_PIXELS = 2**27
 
 
 def load_image(image: ImageLike, name: str | None = None, background: str = "white") -> np.ndarray:
-    """Loads an image as uint8 (H, W, 3).
+    """Load an image as uint8 (H, W, 3).
 
-    The EXIF rotation is applied, transparency is composited on the background, grayscale, palette and 16-bit
-    images become RGB. Floating-point arrays are in [0, 1]; a PIL image of mode F may also be in [0, 255].
+    EXIF rotation is applied. Transparent pixels are composited on the background. Grayscale, palette and
+    16-bit images become RGB. Floating-point arrays must be in [0, 1]; a PIL image of mode F may also be in
+    [0, 255].
 
     Args:
       image: a path, encoded bytes, an open file, a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or
-        (H, W, 4), JAX's too.
-      name: what to call the image in errors; by default its path or its type.
-      background: colour that shows where the image is transparent.
+        (H, W, 4) of numpy or JAX.
+      name: name of the image in errors; None for its path or type.
+      background: colour behind transparent pixels.
 
     Raises:
-      UserError: the file is missing or no regular file, or the content is not a whole image, or has no pixels
-        or more than a reference could need; the sentence names the image.
+      UserError: if the file is missing or not a regular file, if the content is not a complete image, or if
+        it has no pixels or too many. The message names the image.
     """
     image = read_once(image)
     name = name or _describe(image)
@@ -55,7 +56,7 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
     except FileNotFoundError:
         raise UserError(f"the image {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # PIL raises any of these for a broken file, depending on the format and on where the damage is.
+        # For a damaged file PIL raises any of these; it depends on the format and on the damage.
         raise UserError(f"{name} cannot be decoded as an image ({_one_line(error)})") from None
     if loaded.size == 0:
         raise UserError(f"{name} has no pixels: it is {loaded.shape[0]} high and {loaded.shape[1]} wide")
@@ -63,7 +64,7 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
 
 
 def read_once(image: Any) -> Any:
-    """The image, with the bytes of an open file in its place, and a numpy array in that of any other array.
+    """Convert an open file to its bytes, and an array of another library to numpy; return others unchanged.
 
     Raises:
       UserError: for a file that is not open for reading bytes, or is a pipe or a device.
@@ -77,22 +78,24 @@ def read_once(image: Any) -> Any:
     if hasattr(image, "__array__"):
         try:
             array = np.asarray(image)
+            # `_from_array` does not know bfloat16, which is not a numpy type.
             return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-        except Exception as error:  # other libraries raise what they like, of an array that is deleted
+        except Exception as error:  # other libraries raise errors of their own, e.g. for a deleted array
             raise UserError(f"the image cannot be read as an array ({_one_line(error)})") from None
     return image
 
 
 def _read_file(file: Any) -> bytes:
+    """The whole content of an open file."""
     try:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except (AttributeError, OSError, ValueError):  # in memory, as BytesIO, or closed, which reading tells
+    except (AttributeError, OSError, ValueError):  # in memory (BytesIO), or closed: `read` raises then
         regular = True
     if not regular:
-        raise UserError("an image cannot be read from a pipe or a device: read its bytes and give those")
+        raise UserError("an image cannot be read from a pipe or a device: read its bytes and pass them")
     try:
         if getattr(file, "seekable", lambda: False)():
-            file.seek(0)  # it may have been written or read just now
+            file.seek(0)  # the file position may be at the end, after a write or an earlier read
         content = file.read()
     except (OSError, ValueError) as error:
         raise UserError(f"the open image file cannot be read ({_one_line(error)})") from None
@@ -102,7 +105,12 @@ def _read_file(file: Any) -> bytes:
 
 
 def _regular_file(path: Path, name: str) -> Path:
-    """Opening a FIFO or a device might wait forever."""
+    """The path, if it is a regular file.
+
+    Raises:
+      UserError: for a folder, a pipe or a device.
+    """
+    # Opening a pipe or a device might wait forever.
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise UserError(f"the image {name} is a folder")
@@ -117,50 +125,55 @@ def _check_size(name: str, height: int, width: int) -> None:
 
 
 def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """The largest centred crop of the aspect of `size`, resampled to it with antialiasing.
+    """Take the largest centred crop with the aspect ratio of `size`, and resample it with antialiasing.
 
     Args:
       image: uint8 (H, W, 3).
       size: the side of a square, or (height, width), in pixels.
 
     Returns:
-      uint8 (height, width, 3); the input itself when it already has that size.
+      uint8 (height, width, 3); the input itself if it already has that size.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[:2] == (height, width):
         return image
-    # `box` is in float pixels, so crop and resize are one resampling and the crop is never off by a rounding.
+    # `box` is in fractional pixels: crop and resize are one resampling, without rounding of the crop.
     scale = min(image.shape[0] / height, image.shape[1] / width)
     top, left = (image.shape[0] - height * scale) / 2, (image.shape[1] - width * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)
-    # Lanczos overshoots when enlarging; bicubic keeps hard edges cleaner there.
+    # Lanczos for shrinking only: it overshoots at hard edges when it enlarges, bicubic does less.
     filter_ = Image.Resampling.LANCZOS if scale > 1 else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((width, height), filter_, box=box))
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 [0, 255] → float32 [-1, 1], same shape: the range the VAE and the image towers take."""
+    """uint8 [0, 255] → float32 [-1, 1], same shape; the range of the VAE and the image towers."""
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def augment_reference(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Makes the reference image differ from the training image, so that copying pixels does not pay.
+    """Augment a reference image, so that it differs from the training image.
 
-    At strength 1: a crop that keeps 0.6 … 1.0 of the side or, as often, a picture shrunk to 0.6 … 1.0 of the
-    side at a random place with its edges repeated around it; a horizontal flip half of the time; brightness,
-    contrast and saturation each scaled by 0.8 … 1.2. Ranges and the flip's chance shrink linearly with
-    `strength` and are nothing at 0.
+    At strength 1 the augmentations are: zoom in by a crop of 0.6 … 1.0 of the side, or zoom out to 0.6 … 1.0
+    of the side with repeated edges, with probability ½ each; horizontal flip with probability ½; brightness,
+    contrast and saturation each scaled by 0.8 … 1.2. All ranges and the flip probability are proportional to
+    `strength`.
 
     Args:
       image: uint8 (H, W, 3).
-      rng: always drawn from the same number of times, so examples stay comparable across strengths.
-      strength: in [0, 1]; the curriculum's value at this step.
+      rng: random generator.
+      strength: in [0, 1]; the value of the curriculum at this step.
 
     Returns:
       uint8 (H, W, 3); the input itself at strength 0.
+
+    Raises:
+      UserError: for a strength outside [0, 1].
     """
+    # The reference is the training image itself: without augmentation the model would learn to copy pixels.
     if not 0 <= strength <= 1:
         raise UserError(f"the augmentation strength must be between 0 and 1, but it is {strength}")
+    # Always the same number of draws, so that examples of different strengths stay comparable.
     zoom, top, left, direction, flip = rng.uniform(size=5)
     factors = 1 + 0.2 * strength * rng.uniform(-1, 1, size=3)
     if strength == 0:
@@ -177,7 +190,7 @@ def augment_reference(image: np.ndarray, rng: np.random.Generator, strength: flo
 
 
 def _zoom_in(image: np.ndarray, side: float, top: float, left: float) -> np.ndarray:
-    """Crops `side` of each side, at a place given by `top` and `left` in [0, 1], and enlarges it again."""
+    """Crop the share `side` of each side, at the position (`top`, `left`) in [0, 1], and enlarge it."""
     height, width = image.shape[:2]
     y, x = top * (1 - side) * height, left * (1 - side) * width
     box = (x, y, x + side * width, y + side * height)
@@ -185,7 +198,7 @@ def _zoom_in(image: np.ndarray, side: float, top: float, left: float) -> np.ndar
 
 
 def _zoom_out(image: np.ndarray, side: float, top: float, left: float) -> np.ndarray:
-    """Shrinks the picture to `side` of each side, puts it at (`top`, `left`), and repeats its edges."""
+    """Shrink the image to the share `side` of each side, place it at (`top`, `left`), repeat its edges."""
     height, width = image.shape[:2]
     small_h, small_w = max(1, round(side * height)), max(1, round(side * width))
     small = np.asarray(Image.fromarray(image).resize((small_w, small_h), Image.Resampling.LANCZOS))
@@ -195,8 +208,9 @@ def _zoom_out(image: np.ndarray, side: float, top: float, left: float) -> np.nda
 
 
 def _to_rgb(image: Image.Image, name: str, background: str) -> np.ndarray:
+    """A PIL image of any mode as uint8 (H, W, 3)."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits, not scale
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 and not scale them
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F") and image.width and image.height:
         image = Image.fromarray(_to_8_bits(np.asarray(image), name))
@@ -207,21 +221,25 @@ def _to_rgb(image: Image.Image, name: str, background: str) -> np.ndarray:
 
 
 def _to_8_bits(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Of PIL's modes with 32 bits a pixel, which have no range of their own: F, floats, and I, integers.
+    """Convert pixels of PIL's 32-bit modes F (floats) and I (integers) to uint8.
 
-    The largest value tells the range: 1 for floats, 255, or 65535 for the integers of a 16-bit file.
+    Raises:
+      UserError: for values outside 0…255 (F) or 0…65535 (I).
     """
+    # These modes have no fixed range, so the largest value decides: 0…1 or 0…255 for floats, 0…255 or 0…65535
+    # (a 16-bit file) for integers.
     floats = pixels.dtype.kind == "f"
     limit = 255 if floats else 65535
     low, high = pixels.min(), pixels.max()
-    if not (low >= 0 and high <= limit):  # neither holds for NaN
-        raise UserError(f"{name} is of PIL's mode {'F' if floats else 'I'} and not within 0 and {limit}")
+    if not (low >= 0 and high <= limit):  # also true for NaN
+        raise UserError(f"{name} has PIL's mode {'F' if floats else 'I'} and values not within 0 and {limit}")
     if floats:
         return np.round(pixels * 255 if high <= 1 else pixels).astype(np.uint8)
     return (pixels if high <= 255 else pixels >> 8).astype(np.uint8)
 
 
 def _from_array(image: np.ndarray, name: str) -> Image.Image:
+    """An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or floating point, as a PIL image."""
     shape = image.shape
     if image.ndim == 3 and shape[-1] == 1:
         image = image[..., 0]
@@ -238,6 +256,7 @@ def _from_array(image: np.ndarray, name: str) -> Image.Image:
 
 
 def _describe(image: Any) -> str:
+    """Name of an image for errors, if the caller gave none."""
     if isinstance(image, bytes):
         return f"an image of {len(image)} bytes"
     if isinstance(image, np.ndarray):
@@ -253,5 +272,6 @@ def _describe(image: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    """Reason of an error on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200] or type(error).__name__

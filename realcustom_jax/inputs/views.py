@@ -1,7 +1,7 @@
-"""What the image towers see of a reference image. numpy alone, for loader workers.
+"""Views of a reference image for the image towers. Only numpy, so that loader workers can run it.
 
-RealCustom++'s views are made as its published inference makes them: the whole image is resized to twice the
-towers' size, and the towers see it at half of that, and its four parts of every other pixel.
+The views follow the published RealCustom++ inference. The image is resized to twice the input size of the
+towers. One view is that image at half the size, the other four are its strided parts (every other pixel).
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from PIL import Image
 from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.models.config import default_fit
 
-_WHITE = 255  # what transparent pixels are composited on, too
+_WHITE = 255  # like the background behind transparent pixels
 
-# (image, side) → where the pixel centres of an output lie in an input, along one side.
+# (source side, output side) → positions of the output's pixel centres in the source, along one side.
 _Places = Callable[[int, int], np.ndarray]
 
 
@@ -23,17 +23,18 @@ def reference_views(image: np.ndarray, size: int, high_res: bool, fit: str | Non
 
     Args:
       image: uint8 (H, W, 3).
-      size: side S of the towers' input in pixels.
-      high_res: RealCustom++'s five views, made from the image at twice the size, instead of one.
-      fit: how an image that is not square becomes one, see `RealCustomConfig.reference_fit`, None for its
-        default.
+      size: side S of the towers' input, in pixels.
+      high_res: the five views of RealCustom++ instead of one.
+      fit: how a non-square image becomes square, see `RealCustomConfig.reference_fit`; None for its default.
 
     Returns:
-      uint8 (V, S, S, 3): the whole and, if `high_res`, the four parts of the 2×2 strided split.
+      uint8 (V, S, S, 3): the whole image and, if `high_res`, the four parts of the 2×2 strided split.
     """
     fit = fit or default_fit(high_res)
     if not high_res:
         return _plain_view(image, size, fit)[None]
+    # The published code resizes twice, with different conventions: half-pixel centres first, then aligned
+    # corners. All views are rounded to 8 bits, as there.
     pixels = _bilinear(_square(image, fit), 2 * size, _half_pixel)
     return to_bytes(np.concatenate([resize_aligned(pixels[None], size), strided_split(pixels[None])]))
 
@@ -46,7 +47,7 @@ def _plain_view(image: np.ndarray, size: int, fit: str) -> np.ndarray:
 
 
 def _square(image: np.ndarray, fit: str) -> np.ndarray:
-    """The part of an image to resize to a square; the whole image where `fit` is "squash"."""
+    """The part of an image to resize to a square; the whole image for `fit` "squash"."""
     height, width = image.shape[:2]
     if fit == "squash" or height == width:
         return image
@@ -62,30 +63,29 @@ def _square(image: np.ndarray, fit: str) -> np.ndarray:
 
 
 def resize_aligned(images: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear with aligned corners (corner pixels keep their centres), no antialiasing; (B, H, W, C)."""
+    """Bilinear resize with aligned corners, no antialiasing: (B, H, W, C) → (B, size, size, C)."""
     return np.stack([_bilinear(image, size, _aligned_corners) for image in images])
 
 
 def _half_pixel(source: int, size: int) -> np.ndarray:
-    """Pixel centres at ½, 1½, …, those outside moved to the border, as PyTorch's `align_corners=False`."""
+    """Positions for pixel centres at ½, 1½, …, clamped to the border (PyTorch's `align_corners=False`)."""
+    # float32, because PyTorch computes the positions so, and rounding decides which pixels are neighbours.
     scale = np.float32(source / size)
     return np.maximum((np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
 
 
 def _aligned_corners(source: int, size: int) -> np.ndarray:
-    """The first and the last pixel lie on each other, as PyTorch's `align_corners=True`."""
+    """Positions for which first and last pixels coincide (PyTorch's `align_corners=True`)."""
     return np.arange(size, dtype=np.float32) * np.float32((source - 1) / max(size - 1, 1))
 
 
 def _bilinear(image: np.ndarray, size: int, places: _Places) -> np.ndarray:
-    """(H, W, C) float32, or uint8 for 0…1, → float32 (size, size, C), without antialiasing.
-
-    Only the four neighbours of each output pixel are read, so the cost does not grow with the input.
-    """
+    """Bilinear resize without antialiasing: (H, W, C) → float32 (size, size, C); uint8 is scaled to 0…1."""
+    # Reads only the four neighbours of each output pixel, so the cost does not grow with the input.
     unit = np.float32(255 if image.dtype == np.uint8 else 1)
     rows, columns = (_neighbours(places(side, size), side) for side in image.shape[:2])
     (top, bottom, down), (left, right, along) = rows, columns
-    down, along = down[:, None, None], along[None, :, None]
+    down, along = down[:, None, None], along[None, :, None]  # weights of the bottom and the right neighbour
 
     def row(at: np.ndarray) -> np.ndarray:
         line = image[at]  # (size, W, C)
@@ -95,18 +95,19 @@ def _bilinear(image: np.ndarray, size: int, places: _Places) -> np.ndarray:
 
 
 def _neighbours(at: np.ndarray, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixel before each place, the one after it, and the weight of the second."""
+    """The pixel before each position, the pixel after it, and the weight of the latter."""
     low = np.minimum(at.astype(np.int64), source - 1)
     return low, np.minimum(low + 1, source - 1), (at - low).astype(np.float32)
 
 
 def strided_split(images: np.ndarray) -> np.ndarray:
-    """The 2×2 strided split: (B, 2H, 2W, C) → (4B, H, W, C), by image, row offset, column offset."""
+    """2×2 strided split: (B, 2H, 2W, C) → (4B, H, W, C), ordered by image, row offset, column offset."""
     b, height, width, c = images.shape
+    # (B, H, 2, W, 2, C) → (B, 2, 2, H, W, C) → (4B, H, W, C)
     split = images.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 2, 4, 1, 3, 5)
     return split.reshape(4 * b, height // 2, width // 2, c)
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in 0…1 as uint8, truncated and not rounded."""
+    """Images in 0…1 as uint8, truncated and not rounded, as torchvision's `ToPILImage` does."""
     return (np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -12,7 +12,10 @@ from realcustom_jax.models.encoder import Encoder
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-    """Field names and meaning of transformers' `text_encoder/config.json`; defaults are SD1.5's."""
+    """Shape of the text encoder, with the field names of transformers' config; defaults are SD1.5's.
+
+    `with_projection` is our own field: whether the pooled text is projected (`CLIPTextModelWithProjection`).
+    """
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -29,12 +32,12 @@ class CLIPTextConfig:
 
 @flax.struct.dataclass
 class TextOutput:
-    """What the text encoder gives.
+    """Outputs of the text encoder.
 
     Attributes:
-      last: (B, n, C) after the final norm: SD1.5's text tokens f_t.
-      penultimate: (B, n, C) output of the last layer but one, without the norm: SDXL's.
-      pooled: (B, C) at the end-of-text token, or (B, projection_dim) when the model has a projection.
+      last: (B, n, C) output of the last layer after the final norm; the text tokens f_t of SD1.5.
+      penultimate: (B, n, C) output of the penultimate layer without the norm; the text tokens f_t of SDXL.
+      pooled: (B, C) `last` at the end-of-text token, or (B, projection_dim) if the model has a projection.
     """
 
     last: Array
@@ -43,6 +46,8 @@ class TextOutput:
 
 
 class _Embeddings(nn.Module):
+    """Token ids (B, n) → token plus position embeddings (B, n, C)."""
+
     config: CLIPTextConfig
     dtype: jnp.dtype
 
@@ -57,6 +62,8 @@ class _Embeddings(nn.Module):
 
 
 class _TextModel(nn.Module):
+    """Token ids (B, n) → the last state after the final norm, and the penultimate state, each (B, n, C)."""
+
     config: CLIPTextConfig
     dtype: jnp.dtype
 
@@ -74,7 +81,7 @@ class _TextModel(nn.Module):
 
 
 class CLIPText(nn.Module):
-    """Token ids (B, n) int → `TextOutput`."""
+    """CLIP's text encoder: token ids (B, n) int → `TextOutput`."""
 
     config: CLIPTextConfig
     dtype: jnp.dtype = jnp.float32
@@ -83,10 +90,10 @@ class CLIPText(nn.Module):
     def __call__(self, ids: Array) -> TextOutput:
         c = self.config
         last, penultimate = _TextModel(c, self.dtype, name="text_model")(ids)
-        # The end token has the highest id in CLIP's vocabulary. Old configs say eos_token_id 2, which is
-        # not in any prompt; transformers looks for the highest id then, and so do we.
+        # The first end token of each prompt. Old configs have the wrong eos_token_id 2. Like transformers, we
+        # take the highest id then, which is the end token in CLIP's vocabulary.
         end = ids == (ids.max(axis=-1, keepdims=True) if c.eos_token_id == 2 else c.eos_token_id)
-        pooled = last[jnp.arange(ids.shape[0]), jnp.argmax(end, axis=-1)]
+        pooled = last[jnp.arange(ids.shape[0]), jnp.argmax(end, axis=-1)]  # (B, n, C) → (B, C)
         if c.with_projection:
             pooled = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")(
                 pooled

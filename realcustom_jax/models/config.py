@@ -1,4 +1,4 @@
-"""Shapes of the UNet and of what RealCustom adds to it."""
+"""Configs of the UNet and of the parts that RealCustom adds to it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,17 +9,21 @@ from realcustom_jax.common.errors import UserError
 T = TypeVar("T")
 _WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _WITHOUT_ATTENTION = ("DownBlock2D", "UpBlock2D")
-# Projectors that also take features of the image at twice the towers' size (RealCustom++).
+# Projectors that also take features of the image at twice the input size of the towers (RealCustom++).
 HIGH_RES = ("deep", "shallow")
 FITS = ("squash", "crop", "pad")
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Field names and meaning of diffusers' `unet/config.json`; defaults are SD1.5's.
+    """Shape of the UNet, with the field names of diffusers' `unet/config.json`; defaults are SD1.5's.
 
-    `attention_head_dim` is the *number of heads*, by level: the name is an old mistake of that format.
-    `self_attention` is ours: which levels have it. Without it the level keeps its cross-attention.
+    `attention_head_dim` is the *number of heads* per level; the misleading name is part of the format.
+    `self_attention` is our own field: which levels have self-attention. All levels keep their
+    cross-attention.
+
+    Raises:
+      UserError: for a number or type of blocks, or an embedding, that is not supported.
     """
 
     sample_size: int = 64
@@ -63,6 +67,7 @@ class UNetConfig:
 
     @property
     def heads(self) -> tuple[int, ...]:
+        """Attention heads, by level."""
         return self._by_level(self.attention_head_dim)
 
     @property
@@ -72,37 +77,41 @@ class UNetConfig:
 
     @property
     def self_attentions(self) -> tuple[bool, ...]:
+        """Whether transformers have self-attention, by level."""
         return self._by_level(self.self_attention)
 
     @property
     def divisor(self) -> int:
-        """Latent height and width must be multiples of this."""
+        """Number that divides each valid latent height and width."""
+        # Each level except the last halves the size.
         return 2 ** (len(self.block_out_channels) - 1)
 
     def has_attention(self, level: int, kind: str) -> bool:
-        """Whether a level of the down, up or mid path has transformers. The middle always has."""
+        """Whether a level of the "down", "up" or "mid" path has transformers; "mid" always has."""
         if kind == "mid":
             return True
+        # Levels count from the finest; the up path of the config begins with the coarsest.
         types = self.down_block_types if kind == "down" else self.up_block_types[::-1]
         return types[level] in _WITH_ATTENTION
 
 
 @dataclasses.dataclass(frozen=True)
 class RealCustomConfig:
-    """Shape of what RealCustom adds; stored as `realcustom/config.json`.
+    """Shape of the parts that RealCustom adds; stored as `realcustom/config.json`.
 
     Attributes:
-      token_dim: channels C_i of the visual tokens, the projector's output.
-      projector: "plain" (the paper), "deep" or "shallow" (RealCustom++), see `projector`.
-      projector_head_dim: channels of a head of the ++ projectors' attention.
-      feature_layers: for each image tower the hidden states that become features: indices into [input, layer
-        1, …], so -2 is the output of the last layer but one. As many a tower as the projector takes, without
-        its local features, which come from the last of them; see `FEATURES` in `projector`.
-      scoring: whether adaptive scoring (eq. 5–10) chooses the tokens.
+      token_dim: channels C_i of the visual tokens, the output of the projector.
+      projector: "plain" (the paper), "deep" or "shallow" (RealCustom++); see `projector`.
+      projector_head_dim: channels per attention head of the RealCustom++ projectors.
+      feature_layers: for each image tower, the hidden states that become features. They are indices into
+        [input, output of layer 1, …], so -2 is the output of the penultimate layer. Each tower needs one
+        index per feature array of the projector (`projector.FEATURES`), except the local one: local features
+        come from the last index.
+      scoring: whether adaptive scoring (eq. 5–10) selects the tokens.
       scoring_dim: width of the two score MLPs.
-      reference_fit: how a reference image that is not square becomes one: "squash" resizes the whole of it,
-        as the published RealCustom++ does; "crop" takes the largest centred square, as CLIP does; "pad" adds
-        white borders. None: "squash" for the projectors of RealCustom++, else "crop".
+      reference_fit: how a non-square reference image becomes square. "squash" resizes the whole image, as
+        the published RealCustom++ does. "crop" takes the largest centred square, as CLIP does. "pad" adds
+        white borders. None is "squash" for the RealCustom++ projectors, else "crop".
 
     Raises:
       UserError: for an unknown `reference_fit`.
@@ -120,22 +129,21 @@ class RealCustomConfig:
         fit = self.reference_fit or default_fit(self.projector in HIGH_RES)
         if fit not in FITS:
             raise UserError(f"reference_fit {fit!r} is unknown; known: {', '.join(FITS)}")
-        object.__setattr__(self, "reference_fit", fit)
+        object.__setattr__(self, "reference_fit", fit)  # the way to set a field of a frozen dataclass
 
 
 def default_fit(high_res: bool) -> str:
-    """The `reference_fit` of a model that is not told another."""
+    """The default `reference_fit`."""
     return "squash" if high_res else "crop"
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A config dataclass from a JSON object: lists become tuples, keys that it has no field for are dropped.
-
-    Only for files in others' formats, which hold much that does not concern the shape (`_class_name` …).
-    """
+    """Make a config dataclass from a JSON object: lists become tuples, keys without a field are dropped."""
+    # Files of diffusers and transformers have many keys that do not affect the shape (`_class_name` …).
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: _as_tuple(value) for name, value in values.items() if name in names})
 
 
 def _as_tuple(value: Any) -> Any:
+    # Flax modules must be hashable, so their configs hold no lists.
     return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""The transformer encoder that CLIP's text tower and all image towers share (transformers' names)."""
+"""The transformer encoder shared by CLIP's text tower and all image towers; names are transformers'."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,12 @@ from realcustom_jax.models.layers import gelu
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """An activation by transformers' name; `gelu` is the exact one there, not the tanh approximation."""
+    """Activation function by its name in transformers.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    # In transformers "gelu" is the exact GELU, not the tanh approximation.
     known = {
         "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
         "gelu": gelu,
@@ -25,7 +30,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with biases, as CLIP, SigLIP and DINOv2 have it."""
+    """Multi-head self-attention with biases in all projections (CLIP, SigLIP, DINOv2)."""
 
     heads: int
     causal: bool = False
@@ -39,12 +44,15 @@ class Attention(nn.Module):
             split_heads(nn.Dense(channels, dtype=self.dtype, name=f"{name}_proj")(x), self.heads)
             for name in "qkv"
         )
+        # (n, n): −inf for keys after the query
         bias = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf) if self.causal else None
         out = merge_heads(attend(attention_probabilities(q, k, bias), v))
         return nn.Dense(channels, dtype=self.dtype, name="out_proj")(out)
 
 
 class MLP(nn.Module):
+    """Two-layer MLP: (…, C) → (…, C)."""
+
     hidden: int
     act: str
     dtype: jnp.dtype = jnp.float32
@@ -56,7 +64,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer; `layer_scale` multiplies each branch by a learned vector (DINOv2)."""
+    """Pre-norm transformer layer. With `layer_scale`, a learned vector multiplies each branch (DINOv2)."""
 
     heads: int
     hidden: int
@@ -82,7 +90,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers that returns the output of each, the input first: `layers + 1` arrays (B, n, C)."""
+    """A stack of layers. Returns its input and the output of each layer: `layers + 1` arrays (B, n, C)."""
 
     layers: int
     heads: int

@@ -1,8 +1,8 @@
-"""Fresh parameters without compiling `model.init`.
+"""Initial parameters, without compiling `model.init`.
 
-Compiling an initialiser with hundreds of random draws takes XLA a minute on CPU and says nothing about the
-model. Shapes come from `jax.eval_shape`; values from numpy, one generator per parameter seeded by its path,
-so that they depend neither on devices nor on other parameters.
+XLA needs a minute on CPUs to compile an initialiser with hundreds of random draws. So shapes come from
+`jax.eval_shape`, and values from numpy. Each parameter has its own generator, seeded by its path: its value
+depends neither on devices nor on other parameters.
 """
 
 import functools
@@ -19,24 +19,24 @@ import numpy as np
 
 
 def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str | None = None) -> Any:
-    """The `params` tree of a module as shapes and dtypes.
-
-    Tracing a UNet takes seconds, so the same method of an equal module is traced once.
+    """`params` tree of shapes and dtypes of a module; allocates no arrays.
 
     Args:
-      module: of any size, as nothing is allocated; hashable, so its sequences are tuples.
-      args: what it is called with, arrays or their shapes.
-      method: what is called, as for `module.init`; a function that is defined again is another one.
+      module: hashable, so its sequences are tuples.
+      *args: arguments of the call, as arrays or their shapes.
+      method: the method to call, as for `module.init`. The cache compares functions by identity.
 
     Raises:
       TypeError: for a module that is not hashable.
     """
+    # Tracing a UNet takes seconds, so equal calls of equal modules are traced once.
     leaves, structure = jax.tree.flatten(args)
     leaves = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, structure, leaves, method))  # a new tree
+    # a copy, so that a caller can change its tree
+    return jax.tree.map(lambda leaf: leaf, _traced_shapes(module, structure, leaves, method))
 
 
-@functools.lru_cache(maxsize=64)  # the components of several models
+@functools.lru_cache(maxsize=64)  # enough for the components of several models
 def _traced_shapes(module: nn.Module, structure: Any, leaves: tuple[Any, ...], method: Any) -> Any:
     def init(*args: Any) -> Any:
         return module.init(jax.random.key(0), *args, method=method)
@@ -45,15 +45,16 @@ def _traced_shapes(module: nn.Module, structure: Any, leaves: tuple[Any, ...], m
 
 
 def init_params(shapes: Any, seed: int, zeros: str | None = None) -> Any:
-    """Numpy parameters for a tree of shapes, by the name of the leaf.
+    """Initial numpy parameters for a tree of shapes; the name of a leaf decides its distribution.
 
-    Kernels are normal with variance 1/fan_in, embeddings and tokens normal with 0.02, scales 1, biases 0.
+    Kernels are normal with variance 1/fan_in. Embeddings and tokens are normal with standard deviation 0.02.
+    Scales are 1, biases 0.
 
     Args:
       shapes: nested dict whose leaves have `.shape`.
-      seed: of the whole tree.
-      zeros: a regex; kernels whose path ("a/b/kernel") it finds start at 0, so that what is added to a model
-        begins as the identity.
+      seed: seed of the whole tree.
+      zeros: a regex, or None. Parameters whose path ("a/b/kernel") contains a match are 0. Zero output layers
+        of added parts leave the base model unchanged at the start.
     """
     flat = flax.traverse_util.flatten_dict(shapes, sep="/")
     values = {path: _initial(path, leaf.shape, seed, zeros) for path, leaf in flat.items()}
@@ -66,6 +67,8 @@ def _initial(path: str, shape: tuple[int, ...], seed: int, zeros: str | None) ->
         return np.zeros(shape, np.float32)
     if leaf in ("scale", "layer_scale1", "layer_scale2"):
         return np.ones(shape, np.float32)
+    # crc32 and not `hash`, which Python salts in each process
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    # fan_in is the product of all axes but the last: kernels are (height, width, C_in, C_out)
     std = math.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.02
     return (std * rng.standard_normal(shape)).astype(np.float32)

@@ -1,7 +1,7 @@
 """Building blocks shared by the UNet and the VAE: GroupNorm, residual block, up- and downsampling.
 
-Module and parameter names follow diffusers (`norm1`, `conv_shortcut`, `downsamplers_0` …), so loading its
-weights is a rename and a transpose. Everything is channels last.
+Module and parameter names follow diffusers (`norm1`, `conv_shortcut`, `downsamplers_0` …), so its weights
+load with a rename and a transpose. All arrays are channels last.
 """
 
 import math
@@ -13,12 +13,7 @@ from jax import Array
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of (B, …, C) over everything but the batch, statistics in float32.
-
-    The variance takes a second pass over the data: E[x²] − E[x]² loses all digits where the mean is large.
-    The result is one subtraction and one multiply-add with numbers per (image, channel), which XLA fuses with
-    the activation that follows; the usual reshape-normalise-reshape form prevents that on CPU.
-    """
+    """Group normalisation of (B, …, C) over all axes except the batch, with statistics in float32."""
 
     groups: int = 32
     eps: float = 1e-5
@@ -30,26 +25,29 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         grouped = x.reshape(x.shape[0], -1, self.groups, channels // self.groups).astype(jnp.float32)
+        # (B, …, C) → (B, pixels, groups, C / groups) → (B, groups)
         mean = grouped.mean(axis=(1, 3))
+        # A second pass over the data: E[x²] − E[x]² loses all digits if the mean is large.
         variance = jnp.square(grouped - mean[:, None, :, None]).mean(axis=(1, 3))
         per_group = channels // self.groups
         gain = scale * jnp.repeat(jax.lax.rsqrt(variance + self.eps), per_group, axis=-1)  # (B, C)
         centre = jnp.repeat(mean, per_group, axis=-1)
-        expand = (slice(None), *(None,) * (x.ndim - 2))
+        expand = (slice(None), *(None,) * (x.ndim - 2))  # (B, C) → (B, 1, …, 1, C)
+        # One subtraction and one multiply-add with numbers per (image, channel): XLA fuses them with the
+        # activation that follows. The usual reshape, normalise, reshape prevents this fusion on CPUs.
         return ((x.astype(jnp.float32) - centre[expand]) * gain[expand] + bias).astype(self.dtype)
 
 
 def gelu(x: Array) -> Array:
-    """The exact GELU, x·Φ(x), of an array of any shape; in float32, as 1 + erf cancels where x is negative.
-
-    `jax.nn.gelu` takes erfc, which evaluates two branches and an exponential for every element.
-    """
+    """Exact GELU x·Φ(x), elementwise for any shape; computed in float32, returned in the dtype of x."""
+    # float32, because 1 + erf cancels for negative x. Not `jax.nn.gelu`: its erfc evaluates two branches and
+    # an exponential for each element.
     y = x.astype(jnp.float32)
     return (0.5 * y * (1.0 + jax.lax.erf(y * 2**-0.5))).astype(x.dtype)
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm–SiLU–conv twice with a skip; the time embedding, where given, is added in between."""
+    """GroupNorm–SiLU–conv twice, with a skip. A time embedding, if given, is added in between."""
 
     features: int
     groups: int = 32
@@ -58,23 +56,23 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, emb: Array | None = None) -> Array:
-        """x: (B, h, w, C_in), emb: (B, C_emb) or None → (B, h, w, features)."""
+        """x (B, h, w, C_in) and emb (B, C_emb) or None → (B, h, w, features)."""
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm1")(x))
         h = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv1")(h)
         if emb is not None:
             shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(emb))
-            h = h + shift[:, None, None, :]
+            h = h + shift[:, None, None, :]  # (B, C) → (B, 1, 1, C)
         h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h))
         h = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features:  # the skip must have as many channels as h
             x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
         return x + h
 
 
 class Downsample(nn.Module):
-    """Halve height and width with a strided convolution.
+    """Halves height and width with a strided convolution.
 
-    The UNet pads by one on every side; the VAE only at the bottom and right, as diffusers does.
+    As in diffusers, the UNet pads by one pixel on each side, the VAE only at the bottom and right.
     """
 
     features: int
@@ -87,7 +85,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a convolution."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -95,13 +93,22 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
+        # (B, h, w, C) → (B, h, 2, w, 2, C) → (B, 2h, 2w, C); `jax.image.resize` would gather, which is slower
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
         return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
 
 
 def sinusoidal_embedding(t: Array, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0) -> Array:
-    """Timestep features of DDPM: (…,) → (…, dim) float32, halves cos ‖ sin when flipped, as SD has them."""
+    """Sinusoidal timestep features of DDPM (arXiv 2006.11239): (…,) → (…, dim) float32.
+
+    Args:
+      t: timesteps or other numbers.
+      dim: number of features; even.
+      flip_sin_to_cos: cosines first, as SD has them, and not sines.
+      freq_shift: subtracted from the number of frequencies, as in diffusers.
+    """
     half = dim // 2
+    # frequencies from 1 to 1/10000, geometrically spaced
     exponent = -math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     angles = t[..., None].astype(jnp.float32) * jnp.exp(exponent)
     first, second = (jnp.cos, jnp.sin) if flip_sin_to_cos else (jnp.sin, jnp.cos)
@@ -109,7 +116,7 @@ def sinusoidal_embedding(t: Array, dim: int, flip_sin_to_cos: bool = True, freq_
 
 
 class TimeEmbedding(nn.Module):
-    """Two-layer MLP over sinusoidal features."""
+    """Two-layer MLP over sinusoidal features: (…, C) → (…, features)."""
 
     features: int
     dtype: jnp.dtype = jnp.float32

@@ -1,6 +1,6 @@
-"""Projectors: encoder features of a reference image → visual tokens.
+"""Projectors: image encoder features of a reference → visual tokens f_i.
 
-All take a tuple of feature arrays (…, N, C_in) and give (…, M, features).
+Each takes a tuple of feature arrays (…, N, C_in) and returns (…, M, features).
 """
 
 import flax.linen as nn
@@ -12,12 +12,18 @@ from realcustom_jax.models.attention import attend, attention_probabilities, mer
 from realcustom_jax.models.config import HIGH_RES
 from realcustom_jax.models.layers import gelu
 
-# How many feature arrays each takes.
+# Number of feature arrays that each projector takes: global; + local; + three shallow layers.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
 
 
 def make_projector(name: str, features: int, head_dim: int, dtype: jnp.dtype) -> nn.Module:
-    """The projector of a name, unbound.
+    """The unbound projector module of a name.
+
+    Args:
+      name: a key of `FEATURES`.
+      features: channels C_i of the visual tokens.
+      head_dim: channels per head of the attention; only for "deep" and "shallow".
+      dtype: compute dtype.
 
     Raises:
       UserError: for an unknown name.
@@ -30,7 +36,7 @@ def make_projector(name: str, features: int, head_dim: int, dtype: jnp.dtype) ->
 
 
 class PlainProjector(nn.Module):
-    """A linear layer and LayerNorm, as in the RealCustom paper: one feature array, M = N."""
+    """A linear layer and LayerNorm, as in the RealCustom paper; one feature array, M = N."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -43,14 +49,14 @@ class PlainProjector(nn.Module):
 
 
 class _MinAttention(nn.Module):
-    """Tokens attend to others of the same width; norms before, neither skip nor output projection."""
+    """Cross-attention of tokens of one width, as published: pre-norm, no skip, no output projection."""
 
     head_dim: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, other: Array) -> Array:
-        """(…, N, C), (…, K, C) → (…, N, C)."""
+        """Queries x (…, N, C) and keys and values of other (…, K, C) → (…, N, C)."""
         channels = x.shape[-1]
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")(x)
         other = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(other)
@@ -65,12 +71,11 @@ class _MinAttention(nn.Module):
 
 
 class HighResProjector(nn.Module):
-    """RealCustom++: global tokens look up detail in the tokens of the image at twice the size.
+    """Projector of RealCustom++: global tokens attend to local tokens of the image at twice the size.
 
-    Deep, from (global (N), local (4N)): Linear(global) + MLP(attention of global to local).
-    Shallow, from (shallow 1, 2, 3, global (N each), local (4N)): Linear(global), then
-    MLP(attention of global to the three shallow layers), concatenated to 2N tokens. The published network
-    also holds the deep branch's weights and does not use its result; so do we, to load and save all of it.
+    "deep" takes (global (N), local (4N)) and returns Linear(global) + MLP(attention of global to local).
+    "shallow" takes (shallow 1, 2, 3, global (N each), local (4N)). It concatenates Linear(global) and
+    MLP(attention of global to the three shallow layers) to 2N tokens.
     """
 
     features: int
@@ -80,19 +85,23 @@ class HighResProjector(nn.Module):
 
     @nn.compact
     def __call__(self, features: tuple[Array, ...]) -> Array:
-        *shallows, wide, local = features
-        base = nn.Dense(self.features, dtype=self.dtype, name="projector_base")(wide)
+        *shallow_layers, global_tokens, local = features
+        base = nn.Dense(self.features, dtype=self.dtype, name="projector_base")(global_tokens)
+        # The published shallow network has the weights of the deep branch too, but ignores its result.
+        # Computed here so that the weights load and save; XLA removes the unused computation.
         deep = self._mlp(
-            "projector", _MinAttention(self.head_dim, self.dtype, name="min_attention")(wide, local)
+            "projector", _MinAttention(self.head_dim, self.dtype, name="min_attention")(global_tokens, local)
         )
         if not self.shallow:
             return base + deep
-        layers = jnp.concatenate(shallows, axis=-2)
-        attended = _MinAttention(self.head_dim, self.dtype, name="min_attention2")(wide, layers)
+        layers = jnp.concatenate(shallow_layers, axis=-2)  # 3 × (…, N, C) → (…, 3N, C)
+        attended = _MinAttention(self.head_dim, self.dtype, name="min_attention2")(global_tokens, layers)
+        # (…, N, C_i), (…, N, C_i) → (…, 2N, C_i)
         return jnp.concatenate([base, self._mlp("projector2", attended)], axis=-2)
 
     def _mlp(self, name: str, x: Array) -> Array:
-        """Linear–GELU–linear–GELU–linear–LayerNorm; PyTorch's numbering counts the activations too."""
+        """Linear–GELU–linear–GELU–linear–LayerNorm."""
+        # The numbers are those of PyTorch's `Sequential`, which counts the activations too.
         x = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name=f"{name}_0")(x)
         x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_2")(gelu(x))
         x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_4")(gelu(x))

@@ -1,4 +1,4 @@
-"""Rematerialisation: what a training step keeps of the forward pass, and what it computes again."""
+"""Rematerialisation: which activations a training step saves, and which it computes again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,24 +6,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-# What is kept within a block, whose input always is: the residual blocks and transformer blocks of the UNet.
+# What is saved inside each residual and transformer block of the UNet. The input of a block is always saved.
 POLICIES = {
-    "none": None,  # all that the backward pass reads: fastest, most memory
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what products with weights give
+    "none": None,  # everything that the backward pass reads: fastest, most memory
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the results of products with weights
     "blocks": jax.checkpoint_policies.nothing_saveable,  # nothing: least memory, a second forward pass
 }
 
 
 def call(module: nn.Module, policy: str, *args: Any) -> Any:
-    """`module(*args)` under a policy of `POLICIES`; values and gradients are the same under all."""
+    """`module(*args)` under a policy of `POLICIES`. Values and gradients do not depend on the policy."""
     if policy == "none":
         return module(*args)
+    # `nn.remat` of a function and not of the class: the module is bound already, and keeps its parameters.
     return nn.remat(_call, policy=POLICIES[policy])(module, *args)
 
 
 def policed(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
-    """The body of a scan under a policy of `POLICIES`."""
-    # Within a loop nothing can be merged with the first pass, so nothing need keep XLA from it.
+    """`step`, the body of a scan, under a policy of `POLICIES`."""
+    # XLA cannot merge operations across loop iterations, so the barriers of `prevent_cse` are not needed.
     return step if policy == "none" else jax.checkpoint(step, policy=POLICIES[policy], prevent_cse=False)
 
 

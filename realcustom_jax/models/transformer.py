@@ -15,6 +15,8 @@ from realcustom_jax.models.remat import call, policed
 
 
 class _GEGLU(nn.Module):
+    """Linear layer whose output is gated by GELU (arXiv 2002.05202): (…, C) → (…, features)."""
+
     features: int
     dtype: jnp.dtype
 
@@ -25,19 +27,24 @@ class _GEGLU(nn.Module):
 
 
 class _FeedForward(nn.Module):
+    """GEGLU to four times the width, and a linear layer back: (B, h·w, C) → (B, h·w, C)."""
+
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        # Over one axis of all pixels: where a kernel's gradient sums over two, XLA's CPU backend transposes
-        # the widest activations first.
+        # (B, h·w, C) → (B·h·w, C). If the gradient of a kernel sums over two axes, XLA's CPU backend first
+        # transposes these activations, the widest of the network.
         hidden = _GEGLU(4 * channels, self.dtype, name="net_0")(x.reshape(-1, channels))
         return nn.Dense(channels, dtype=self.dtype, name="net_2")(hidden).reshape(x.shape)
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to text and subjects, feed-forward; each with LayerNorm and a skip."""
+    """Self-attention, cross-attention to text and subjects, and feed-forward, each with LayerNorm and a skip.
+
+    The names are those of diffusers' `BasicTransformerBlock`.
+    """
 
     features: int
     heads: int
@@ -56,12 +63,17 @@ class TransformerBlock(nn.Module):
         self.ff = _FeedForward(self.dtype)
 
     def encode(self, text: Array, visual: Array | None) -> LayerContext:
+        """Keys and values of the cross-attention; see `CrossAttention.encode`."""
         return self.attn2.encode(text, visual)
 
     def __call__(
         self, x: Array, context: LayerContext, control: VisualControl | None, words: Array | None
     ) -> tuple[Array, Array | None, Array | None]:
-        """x: (B, h·w, C) → the same shape, the word maps, and the self-attention (B, h·w, h·w) or None."""
+        """One block: x (B, h·w, C) → the same shape, word maps and self-attention.
+
+        Arguments as in `CrossAttention`. The word maps are (B, R, h·w), the self-attention is
+        (B, h·w, h·w); each may be None.
+        """
         self_attention = None
         if self.self_attention:
             attended, self_attention = self.attn1(self.norm1(x))
@@ -72,10 +84,10 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-    """`depth` transformer blocks over the pixels of a feature map, projected in and out, with a skip.
+    """`depth` transformer blocks over the pixels of a feature map, with projections in and out and a skip.
 
-    With `scan` the blocks are one loop, whose body compiles once. Their parameters stay apart, each under its
-    own name, and are only put next to each other for the loop.
+    With `scan` the blocks run as one loop, and its body is compiled once. The parameters keep their own
+    names; they are stacked only for the loop.
     """
 
     features: int
@@ -92,6 +104,7 @@ class Transformer2D(nn.Module):
 
     def setup(self):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
+        # SDXL has linear projections, SD1.5 1×1 convolutions. They compute the same; only the shapes differ.
         project = (
             (lambda: nn.Dense(self.features, dtype=self.dtype))
             if self.linear_projection
@@ -107,6 +120,7 @@ class Transformer2D(nn.Module):
         self.proj_out = project()
 
     def encode(self, text: Array, visual: Array | None) -> tuple[LayerContext, ...]:
+        """Keys and values of each block; see `CrossAttention.encode`."""
         return tuple(block.encode(text, visual) for block in self.transformer_blocks)
 
     def __call__(
@@ -117,17 +131,29 @@ class Transformer2D(nn.Module):
         words: Array | None,
         attentions: bool,
     ) -> tuple[Array, list[Array], list[Array]]:
-        """x: (B, h, w, C) → the same shape, and of each block: the word map (B, R, h, w) when `words` are
-        given, and with `attentions` the self-attention (B, h·w, h·w) where it has one."""
+        """Run the blocks.
+
+        Args:
+          x: (B, h, w, C) feature map.
+          contexts: one per block.
+          control, words: as in `CrossAttention`.
+          attentions: whether to return the self-attention.
+
+        Returns:
+          (B, h, w, C); a word map (B, R, h, w) per block if `words` are given; with `attentions`, the
+          self-attention (B, h·w, h·w) of each block that has one.
+        """
         b, h, w, c = x.shape
-        y = self.proj_in(self.norm(x)).reshape(b, h * w, c)
-        looped = self.scan and self.depth > 1 and not self.is_initializing()
-        blocks = self._loop if looped else self._one_by_one
-        y, maps, self_attentions = blocks(y, contexts, control, words, attentions)
+        y = self.proj_in(self.norm(x)).reshape(b, h * w, c)  # (B, h, w, C) → (B, h·w, C)
+        # The scan reads the parameters of each block, which must exist before.
+        scanned = self.scan and self.depth > 1 and not self.is_initializing()
+        run_blocks = self._scan_blocks if scanned else self._unroll_blocks
+        y, maps, self_attentions = run_blocks(y, contexts, control, words, attentions)
+        # (B, R, h·w) → (B, R, h, w)
         maps = [word_maps.reshape(b, -1, h, w) for word_maps in maps if word_maps is not None]
         return x + self.proj_out(y.reshape(b, h, w, c)), maps, [a for a in self_attentions if a is not None]
 
-    def _one_by_one(
+    def _unroll_blocks(
         self,
         y: Array,
         contexts: tuple[LayerContext, ...],
@@ -135,6 +161,7 @@ class Transformer2D(nn.Module):
         words: Array | None,
         attentions: bool,
     ) -> tuple[Array, list[Array | None], list[Array | None]]:
+        """The blocks one after another; each is compiled by itself."""
         maps, self_attentions = [], []
         for block, context in zip(self.transformer_blocks, contexts, strict=True):
             y, word_maps, self_attention = call(block, self.remat, y, context, control, words)
@@ -142,7 +169,7 @@ class Transformer2D(nn.Module):
             self_attentions.append(self_attention if attentions else None)
         return y, maps, self_attentions
 
-    def _loop(
+    def _scan_blocks(
         self,
         y: Array,
         contexts: tuple[LayerContext, ...],
@@ -150,16 +177,19 @@ class Transformer2D(nn.Module):
         words: Array | None,
         attentions: bool,
     ) -> tuple[Array, Sequence[Array], Sequence[Array]]:
+        """The blocks as one `lax.scan` over their stacked parameters and contexts."""
+        # An unbound copy: the loop body applies it to the parameters of each block.
         block = self.transformer_blocks[0].clone(parent=None)
 
-        def step(y: Array, of_block: Any) -> tuple[Array, Any]:
-            params, context = of_block
+        def step(y: Array, inputs: Any) -> tuple[Array, Any]:
+            params, context = inputs
             y, word_maps, self_attention = block.apply({"params": params}, y, context, control, words)
             return y, (word_maps, self_attention if attentions else None)
 
-        of_blocks = [
+        block_inputs = [
             (b.variables["params"], c) for b, c in zip(self.transformer_blocks, contexts, strict=True)
         ]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_blocks)
+        # depth × (…) → (depth, …) in every leaf
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *block_inputs)
         y, (maps, self_attentions) = jax.lax.scan(policed(step, self.remat), y, stacked)
         return y, () if maps is None else maps, () if self_attentions is None else self_attentions

@@ -1,8 +1,9 @@
 """The denoising UNet of SD1.5 and SDXL with visual cross-attention, in two calls.
 
-`encode_context` computes everything that does not depend on the latents, once; `__call__` is one denoising
-pass. Training and sampling use the same two. Parameter names follow diffusers; the added ones are
-`to_k_vision`, `to_v_vision` in every cross-attention, `encoder_hidden_states_vision_projection`, `scoring`.
+`encode_context` computes everything that does not depend on the latents, once. `__call__` is one denoising
+pass. Training and sampling use the same two calls. Parameter names follow diffusers. The added parameters are
+`to_k_vision` and `to_v_vision` in every cross-attention, `encoder_hidden_states_vision_projection` (the
+published name of the projector) and `scoring`.
 """
 
 import functools
@@ -29,22 +30,22 @@ from realcustom_jax.models.layers import (
 from realcustom_jax.models.projector import make_projector
 from realcustom_jax.models.remat import call
 from realcustom_jax.models.resize import resize_mask
-from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
+from realcustom_jax.models.scoring import AdaptiveScoring, TokenSelection, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
 
 
 @flax.struct.dataclass
 class Context:
-    """What the UNet needs of prompt and references; every leaf has the batch first.
+    """Encoded prompt and references. The first axis of every leaf is the batch.
 
     Attributes:
-      layers: for each transformer, in running order (down, mid, up), its blocks' keys and values.
+      layers: keys and values of each block, one tuple per transformer in running order (down, mid, up).
       text: (B, n_t, C_t) text tokens f_t.
       added: (B, C_emb) SDXL's embedding of pooled text and sizes, or None.
-      visual: (B, R, N, C_i) visual tokens f_i, the projector's output, or None in a text-only context.
+      visual: (B, R, N, C_i) visual tokens f_i, the output of the projector; None in a text-only context.
       flags: (B, R) float, 1 for a subject, 0 for an empty slot; None in a text-only context.
       strengths: (B, R) float, factor on what each subject adds; None in a text-only context.
-      present: (B, R, N) whether a visual token is one and not padding; None for all.
+      present: (B, R, N) True for visual tokens, False for padding; None if there is no padding.
     """
 
     layers: tuple[tuple[LayerContext, ...], ...]
@@ -56,7 +57,7 @@ class Context:
     present: Array | None = None
 
     def text_only(self) -> "Context":
-        """The same without subjects, for the guidance branch."""
+        """The same context without subjects, for the guidance branch."""
         layers = jax.tree.map(
             lambda layer: LayerContext(layer.text_k, layer.text_v),
             self.layers,
@@ -67,13 +68,13 @@ class Context:
 
 @flax.struct.dataclass
 class Aux:
-    """What a pass tells besides ε.
+    """Outputs of a pass besides the prediction.
 
     Attributes:
-      word_maps: one (B, R, h, w) for each cross-attention in running order; empty unless asked for.
-      scores: (B, R, N), S of eq. 8, or None without scoring.
-      self_attention: (B, h·w, h·w) self-attention probabilities of one level, from pixel to pixel, averaged
-        over its heads and layers; None unless asked for.
+      word_maps: one (B, R, h, w) per cross-attention in running order; empty without `words`.
+      scores: (B, R, N), S of eq. 8; None without scoring.
+      self_attention: (B, h·w, h·w) self-attention probabilities of one level, averaged over its heads and
+        layers; None without `self_attention_level`.
     """
 
     word_maps: tuple[Array, ...] = ()
@@ -82,14 +83,14 @@ class Aux:
 
 
 class _Stage(nn.Module):
-    """The residual blocks of one resolution, each followed by a transformer where the level has them.
+    """The residual blocks of one resolution, each followed by a transformer if the level has transformers.
 
-    Down stages push every output on the stack of skips, up stages pop one before every residual block; the
-    middle has one transformer between its two residual blocks.
+    Down stages push each output on the stack of skips. Up stages pop one skip before each residual block. The
+    middle stage has one transformer between its two residual blocks.
     """
 
     config: UNetConfig
-    level: int  # its channels, heads, depth and self-attention apply
+    level: int  # selects channels, heads, depth and self-attention of the config
     kind: str  # "down", "mid" or "up"
     visual: bool
     dtype: jnp.dtype
@@ -100,6 +101,7 @@ class _Stage(nn.Module):
     def setup(self):
         c, level, kind = self.config, self.level, self.kind
         features = c.block_out_channels[level]
+        # The up path has one block more, because it also takes the skip of `conv_in` or of the downsampler.
         resnets = {"down": c.layers_per_block, "mid": 2, "up": c.layers_per_block + 1}[kind]
         transformers = 0 if not c.has_attention(level, kind) else 1 if kind == "mid" else resnets
         self.resnets = [
@@ -126,6 +128,7 @@ class _Stage(nn.Module):
             self.upsamplers = [Upsample(features, self.dtype)]
 
     def encode(self, text: Array, visual: Array | None) -> list[tuple[LayerContext, ...]]:
+        """Keys and values of each transformer; see `CrossAttention.encode`."""
         return [attention.encode(text, visual) for attention in self.attentions]
 
     def __call__(
@@ -138,13 +141,17 @@ class _Stage(nn.Module):
         words: Array | None,
         attentions: bool,
     ) -> tuple[Array, list[Array], list[Array]]:
-        """x: (B, h, w, C) → the next stage's input, word maps, and with `attentions` self-attentions; uses or
-        adds to `skips`."""
+        """Run the stage on x (B, h, w, C). It changes the list `skips`, and advances `contexts`.
+
+        Returns:
+          The input of the next stage, the word maps, and with `attentions` the self-attentions.
+        """
         maps, self_attentions = [], []
         for i, resnet in enumerate(self.resnets):
+            # (B, h, w, C), (B, h, w, C_skip) → (B, h, w, C + C_skip)
             x = jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x
             x = call(resnet, self.remat, x, emb)
-            if i < len(self.attentions):
+            if i < len(self.attentions):  # the second residual block of the middle has no transformer
                 x, new_maps, new_attentions = self.attentions[i](
                     x, next(contexts), control, words, attentions
                 )
@@ -161,15 +168,15 @@ class _Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """UNet2DConditionModel with subjects.
+    """diffusers' UNet2DConditionModel with subjects.
 
     Attributes:
-      config: the base model's shape.
-      realcustom: the added parts' shape, or None for the text-to-image base alone.
-      dtype: of computation; norms, softmax and scores are float32 always.
-      remat: what training keeps of a pass; see `remat.POLICIES`.
-      flash: of self-attention over many pixels; None for the plain way.
-      scan: whether the blocks of a transformer are a loop, which compiles faster.
+      config: shape of the base model.
+      realcustom: shape of the added parts; None for the text-to-image base alone.
+      dtype: compute dtype. Norms, softmax and scores are always float32.
+      remat: which activations training saves; see `remat.POLICIES`.
+      flash: kernel for self-attention over many pixels; None computes it without a kernel.
+      scan: whether the blocks of a transformer run as a loop, which compiles faster.
     """
 
     config: UNetConfig
@@ -222,24 +229,29 @@ class UNet(nn.Module):
         time_ids: Array | None = None,
         photos: Array | None = None,
     ) -> Context:
-        """All that passes need of prompt and references, computed once.
+        """Encode prompt and references; everything in a pass that does not depend on the latents.
 
         Args:
           text: (B, n_t, C_t) text encoder output.
           features: image encoder outputs as the projector takes them, each (B, R, N, C), or (B, R, P, N, C)
-            for slots of several photos; None for text only.
+            if slots have several photos; None for text only.
           flags: (B, R) 1 for a subject, 0 for an empty slot; default all 1.
           strengths: (B, R) factor on what each subject adds, 0 or more; default all 1.
-          pooled: (B, C) pooled text and
-          time_ids: (B, 6) original size, crop, target size; both for SDXL only.
-          photos: (B, R, P) 1 for a photo, 0 for padding, at least one a slot; None where features have no P.
+          pooled: (B, C) pooled text; SDXL only.
+          time_ids: (B, 6) original size, crop, target size; SDXL only.
+          photos: (B, R, P) 1 for a photo, 0 for padding, with at least one photo per slot; None if the
+            features have no axis P.
+
+        Raises:
+          UserError: for features without RealCustom's parts, or SDXL without `pooled` and `time_ids`.
         """
         visual = present = None
         if features is not None:
             if self.realcustom is None:
                 raise UserError("this UNet has no visual cross-attention, so it can take no subjects")
             visual = self.encoder_hidden_states_vision_projection(features)
-            if photos is not None:  # side by side in their slot
+            if photos is not None:
+                # The tokens of all photos of a slot act together: (B, R, P, N, C_i) → (B, R, P·N, C_i).
                 b, r, p, n, c = visual.shape
                 visual = visual.reshape(b, r, p * n, c)
                 present = jnp.repeat(photos > 0, n, axis=-1)
@@ -249,11 +261,12 @@ class UNet(nn.Module):
         added = None
         if self.config.addition_embed_type == "text_time":
             if pooled is None or time_ids is None:
-                raise UserError("this UNet needs the pooled text and the image sizes (time_ids) too")
+                raise UserError("this UNet also needs the pooled text and the image sizes (time_ids)")
             c = self.config
             sizes = sinusoidal_embedding(
                 time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)
             )
+            # (B, 6, C_t) → (B, 6·C_t); pooled text comes first, as in diffusers
             sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
             added = self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
@@ -269,40 +282,32 @@ class UNet(nn.Module):
         *,
         masks: Array | None = None,
         words: Array | None = None,
-        quantity: InfluenceQuantity | None = None,
+        token_selection: TokenSelection | None = None,
         self_attention_level: int | None = None,
     ) -> tuple[Array, Aux]:
-        """One denoising pass: with the context's subjects if it has any, else text only.
+        """One denoising pass, with the subjects of the context if it has any.
 
         Args:
           latents: (B, h, w, C) z_t.
           t: (B,) timesteps.
-          masks: (B, R, h', w') influence scopes M̂ in [0, 1] of any size; None for 1 everywhere.
-          words: (B, R, n_t) 0/1 target tokens; word maps are computed only where given.
-          quantity: settings of adaptive scoring; None keeps all tokens as they are.
-          self_attention_level: the level, from 0, whose self-attention to return; it must have some.
+          context: from `encode_context`.
+          masks: (B, R, h', w') influence scopes M̂ in [0, 1], of any size; None for 1 everywhere.
+          words: (B, R, n_t) 0/1 target tokens, to get word maps; None for no word maps.
+          token_selection: settings of adaptive scoring; None keeps all tokens unscaled.
+          self_attention_level: level, from 0, whose self-attention is returned. It must have self-attention.
 
         Returns:
-          the prediction (B, h, w, C) in float32 and `Aux`.
+          The prediction (B, h, w, C) in float32, and `Aux`.
 
         Raises:
           UserError: if h or w cannot be halved as often as the UNet needs.
         """
-        c = self.config
-        height, width = latents.shape[1:3]
-        if height % c.divisor or width % c.divisor:
-            raise UserError(
-                f"latents of {height}x{width} cannot be halved {len(c.block_out_channels) - 1} times: "
-                f"height and width must be multiples of {c.divisor}"
-            )
-        emb = sinusoidal_embedding(t, c.block_out_channels[0], c.flip_sin_to_cos, float(c.freq_shift))
-        emb = self.time_embedding(emb.astype(self.dtype))
-        emb = emb if context.added is None else emb + context.added
-
-        scores, controls = self._controls(latents, context, masks, quantity)
+        _check_size(self.config, *latents.shape[1:3])
+        emb = self._embed_time(t, context)
+        scores, controls = self._controls(latents, context, masks, token_selection)
         x = self.conv_in(latents.astype(self.dtype))
-        skips, maps, contexts = [x], [], iter(context.layers)
-        self_attentions = []
+        skips, maps, self_attentions = [x], [], []
+        contexts = iter(context.layers)  # each transformer takes the next
         for stage in self._stages:
             control = controls and controls[stage.level]
             wanted = stage.level == self_attention_level
@@ -310,29 +315,41 @@ class UNet(nn.Module):
             maps += new_maps
             self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
-        # Added one by one: a level's maps are large, and stacked they would all be kept at once.
+        # A sum and not a stack: the maps of a level are large, and a stack would hold all of them at once.
         mean = sum(self_attentions) / len(self_attentions) if self_attentions else None
         return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 
+    def _embed_time(self, t: Array, context: Context) -> Array:
+        """Timesteps (B,) → (B, C_emb), for SDXL with the embedding of pooled text and sizes."""
+        c = self.config
+        emb = sinusoidal_embedding(t, c.block_out_channels[0], c.flip_sin_to_cos, float(c.freq_shift))
+        emb = self.time_embedding(emb.astype(self.dtype))
+        return emb if context.added is None else emb + context.added
+
     def _controls(
-        self, latents: Array, context: Context, masks: Array | None, quantity: InfluenceQuantity | None
+        self, latents: Array, context: Context, masks: Array | None, token_selection: TokenSelection | None
     ) -> tuple[Array | None, list[VisualControl] | None]:
-        """The scores, and how subjects act at each level of the UNet."""
+        """Scores S (B, R, N), and the `VisualControl` of each level.
+
+        S is None without scoring; both are None for text only.
+        """
         if context.visual is None:
             return None, None
         b, h, w = latents.shape[:3]
         r = context.flags.shape[1]
         if masks is None:
             masks = jnp.ones((b, r, 1, 1), jnp.float32)
+        # A variable number of subjects is padding: the mask of an empty slot is 0, so the slot adds nothing.
         scope = masks.astype(jnp.float32) * context.flags[..., None, None]
 
         scores = scale = bias = None
         if context.present is not None:
             bias = jnp.where(context.present, 0.0, -jnp.inf)
-        if quantity is not None and self.realcustom.scoring:
-            scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), quantity)
-        # The strength scales what a subject adds, not which latents judge its tokens.
+        if token_selection is not None and self.realcustom.scoring:
+            scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), token_selection)
+        # After the scoring: the strength scales what a subject adds, and must not change the scores.
         strength = scope * context.strengths[..., None, None]
+        # per level: (B, R, h', w') → (B, R, h_l, w_l) → (B, R, h_l·w_l)
         levels = (
             resize_mask(strength, h >> level, w >> level).reshape(b, r, -1)
             for level in range(len(self.config.block_out_channels))
@@ -340,22 +357,39 @@ class UNet(nn.Module):
         return scores, [VisualControl(level, scale, bias) for level in levels]
 
     def _score(
-        self, latents: Array, context: Context, scope: Array, quantity: InfluenceQuantity
+        self, latents: Array, context: Context, scope: Array, token_selection: TokenSelection
     ) -> tuple[Array, Array, Array]:
-        """Adaptive scoring of each subject by itself, (B, R, …) flattened into the batch."""
+        """Adaptive scoring of each subject by itself.
+
+        Args:
+          scope: (B, R, h, w) influence scopes at the size of the latents.
+
+        Returns:
+          S (B, R, N), the factor 1 + S (B, R, N) of eq. 9, and the bias (B, R, N) of `keep_top_tokens`.
+        """
         b, r, n = context.visual.shape[:3]
 
+        # Subjects become batch entries, because the scoring takes one subject each.
         def flatten(x: Array) -> Array:
-            return x.reshape(b * r, *x.shape[2:])
+            return x.reshape(b * r, *x.shape[2:])  # (B, R, …) → (B·R, …)
 
         def repeat(x: Array) -> Array:
-            return jnp.repeat(x, r, axis=0)
+            return jnp.repeat(x, r, axis=0)  # (B, …) → (B·R, …)
 
-        # only the subject's own part of the image judges the subject
+        # z_t ⊙ M̂, (B, 1, h, w, C)·(B, R, h, w, 1): only the subject's part of the image scores its tokens.
         inside = latents[:, None] * scope[..., None]
-        quantity = jax.tree.map(repeat, quantity)
+        token_selection = jax.tree.map(repeat, token_selection)
         present = None if context.present is None else flatten(context.present)
         visual = flatten(context.visual)
-        scores = self.scoring(visual, repeat(context.text), flatten(inside), quantity, present)
-        bias = keep_top_tokens(scores, quantity.gamma_num, present)
+        scores = self.scoring(visual, repeat(context.text), flatten(inside), token_selection, present)
+        bias = keep_top_tokens(scores, token_selection.gamma_num, present)
         return scores.reshape(b, r, n), 1.0 + scores.reshape(b, r, n), bias.reshape(b, r, n)
+
+
+def _check_size(config: UNetConfig, height: int, width: int) -> None:
+    """Raise `UserError` if latents of this size cannot be halved as often as the UNet needs."""
+    if height % config.divisor or width % config.divisor:
+        raise UserError(
+            f"latents of {height}x{width} cannot be halved {len(config.block_out_channels) - 1} times: "
+            f"height and width must be multiples of {config.divisor}"
+        )

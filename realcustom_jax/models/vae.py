@@ -14,9 +14,9 @@ from realcustom_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Ups
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; field names and meaning are those of diffusers' `vae/config.json`.
+    """Shape of the autoencoder, with the field names of diffusers' `vae/config.json`; defaults are SD1.5's.
 
-    `force_upcast` says that the VAE needs float32, where the other parts compute in less.
+    `force_upcast`: the VAE needs float32 even if the other parts compute in lower precision.
     """
 
     in_channels: int = 3
@@ -32,11 +32,12 @@ class VAEConfig:
     @property
     def downscale(self) -> int:
         """Pixels per latent along one side."""
+        # Each level except the last halves the size.
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 class _SingleHeadAttention(nn.Module):
-    """Self-attention over all pixels with one head, between the two residual blocks of the middle."""
+    """Self-attention over all pixels with one head: (B, h, w, C) → (B, h, w, C), with a skip."""
 
     groups: int
     dtype: jnp.dtype
@@ -45,13 +46,17 @@ class _SingleHeadAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
+        # (B, h, w, C) → (B, h·w, C)
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
+        # one head: (B, h·w, C) → (B, h·w, 1, C)
         y = merge_heads(pixel_attention(*(split_heads(x, 1) for x in (q, k, v)), self.flash))
         return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 
 class _MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution: (B, h, w, C) → (B, h, w, C)."""
+
     config: VAEConfig
     dtype: jnp.dtype
     flash: FlashAttention | None
@@ -65,7 +70,7 @@ class _MidBlock(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution and, unless it is the last, the change to the next one."""
+    """Residual blocks of one resolution, and the resampling to the next resolution if there is one."""
 
     features: int
     layers: int
@@ -78,6 +83,7 @@ class _Level(nn.Module):
         for i in range(self.layers):
             x = ResnetBlock(self.features, self.groups, 1e-6, self.dtype, name=f"resnets_{i}")(x)
         if self.resample == "down":
+            # pads only at the bottom and right, as diffusers' VAE does
             x = Downsample(self.features, ((0, 1), (0, 1)), self.dtype, name="downsamplers_0")(x)
         elif self.resample == "up":
             x = Upsample(self.features, self.dtype, name="upsamplers_0")(x)
@@ -85,6 +91,8 @@ class _Level(nn.Module):
 
 
 class _Encoder(nn.Module):
+    """Images (B, H, W, 3) → mean and log-variance of the unscaled latents, concatenated (B, h, w, 2c)."""
+
     config: VAEConfig
     dtype: jnp.dtype
     flash: FlashAttention | None
@@ -105,6 +113,8 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
+    """Unscaled latents (B, h, w, c) → images (B, H, W, 3)."""
+
     config: VAEConfig
     dtype: jnp.dtype
     flash: FlashAttention | None
@@ -117,6 +127,7 @@ class _Decoder(nn.Module):
         last = len(c.block_out_channels) - 1
         for i, features in enumerate(reversed(c.block_out_channels)):
             resample = "up" if i < last else None
+            # one residual block more than the encoder, as in diffusers
             level = _Level(features, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype,
                            name=f"up_blocks_{i}")  # fmt: skip
             x = level(x)
@@ -125,9 +136,9 @@ class _Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images in [-1, 1] ↔ latents that are *already scaled* by `scaling_factor`.
+    """Autoencoder between images in [-1, 1] and latents that are *already scaled* by `scaling_factor`.
 
-    Scaling lives here, so that nothing outside ever sees an unscaled latent.
+    The VAE scales its latents itself, so no other code sees unscaled latents.
     """
 
     config: VAEConfig
@@ -144,26 +155,27 @@ class VAE(nn.Module):
     def moments(self, images: Array) -> tuple[Array, Array]:
         """(B, H, W, 3) in [-1, 1] → mean and log-variance of the unscaled posterior, (B, h, w, c) float32."""
         moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)  # (B, h, w, 2c) → 2 × (B, h, w, c)
+        # The bounds are diffusers': exp must not overflow.
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(self, images: Array, key: Array | None = None) -> Array:
-        """(B, H, W, 3) in [-1, 1] → scaled latents (B, h, w, c); the posterior's mean without a key."""
+        """(B, H, W, 3) in [-1, 1] → scaled latents (B, h, w, c), drawn with `key`; the mean for None."""
         return self.sample(*self.moments(images), key)
 
     def sample(self, mean: Array, log_variance: Array, key: Array | None = None) -> Array:
-        """What `moments` gives → scaled latents (B, h, w, c) drawn from it; its mean without a key."""
+        """Scaled latents (B, h, w, c) drawn from the result of `moments`; its mean if `key` is None."""
         if key is not None:
             mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Array) -> Array:
-        """Scaled latents (B, h, w, c) → images (B, H, W, 3), float32, about [-1, 1]."""
+        """Scaled latents (B, h, w, c) → images (B, H, W, 3) float32, roughly in [-1, 1]."""
         z = (latents / self.config.scaling_factor).astype(self.dtype)
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
 
     def __call__(self, images: Array, key: Array | None = None) -> tuple[Array, Array, Array]:
-        """Reconstruction with the posterior's mean and log-variance: what VAE training needs, in one call."""
+        """Reconstruction (B, H, W, 3), posterior mean and log-variance (B, h, w, c), for training."""
         mean, log_variance = self.moments(images)
         z = mean if key is None else mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
         return self.decode(z * self.config.scaling_factor), mean, log_variance

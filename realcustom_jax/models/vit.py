@@ -12,20 +12,22 @@ from realcustom_jax.models.encoder import Encoder
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Shape of an image tower; the first fields are those of transformers' CLIP vision config (ViT-L/14).
+    """Shape of an image tower; the defaults are those of CLIP ViT-L/14.
+
+    The first fields have the names of transformers' CLIP vision config. The others are our own:
 
     Attributes:
       class_token: whether a class token comes first (CLIP, DINOv2; not SigLIP).
-      registers: number of register tokens after it (DINOv2-reg: 4).
-      pre_norm: LayerNorm before the first layer (CLIP).
+      registers: number of register tokens after the class token (DINOv2-reg: 4).
+      pre_norm: whether a LayerNorm precedes the first layer (CLIP).
       patch_bias: whether the patch embedding has a bias (SigLIP, DINOv2).
       position_prefix: whether the class token has a position embedding (CLIP, DINOv2 of transformers).
-      layer_scale: learned scale of each branch (DINOv2).
+      layer_scale: whether each branch has a learned scale (DINOv2).
       projection_dim: width of the projection of the pooled class token (CLIP), or None.
       image_mean, image_std: normalisation of pixels in 0…1.
-      text_paired: whether the pooled text of the model's text encoder lies in the same space as the pooled
-        image, because the two were trained as a pair.
-      logit_scale: factor on their cosine similarity (CLIP's: 100).
+      text_paired: whether image tower and text encoder were trained as a pair, so that pooled text and pooled
+        image can be compared.
+      logit_scale: factor on their cosine similarity (CLIP: 100).
     """
 
     image_size: int = 224
@@ -50,23 +52,24 @@ class ViTConfig:
 
     @property
     def prefix(self) -> int:
-        """Tokens before the patches."""
+        """Number of tokens before the patch tokens."""
         return int(self.class_token) + self.registers
 
     @property
     def tokens(self) -> int:
+        """Number of patch tokens."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @flax.struct.dataclass
 class VisionOutput:
-    """What an image tower gives.
+    """Outputs of an image tower.
 
     Attributes:
-      states: hidden states (B, prefix + n, C), the input of the first layer, then the output of each.
+      states: hidden states (B, prefix + n, C): the input of the first layer, then the output of each layer.
       last: (B, prefix + n, C) the last state after the final norm.
-      pooled: (B, projection_dim or C) the class token after the final norm, projected where there is a
-        projection; the mean of the patches without a class token.
+      pooled: (B, projection_dim or C) the class token after the final norm, or the mean of the tokens if
+        there is no class token; projected if the tower has a projection.
     """
 
     states: tuple[Array, ...]
@@ -75,6 +78,8 @@ class VisionOutput:
 
 
 class _Embeddings(nn.Module):
+    """Pixels (B, S, S, 3) → class token, registers and patch tokens with positions, (B, prefix + n, C)."""
+
     config: ViTConfig
     dtype: jnp.dtype
 
@@ -92,7 +97,7 @@ class _Embeddings(nn.Module):
             name="patch_embedding",
         )(pixels)
         b, n = x.shape[0], x.shape[1] * x.shape[2]
-        x = x.reshape(b, n, c.hidden_size)
+        x = x.reshape(b, n, c.hidden_size)  # (B, S/p, S/p, C) → (B, n, C)
         count = n + int(c.class_token and c.position_prefix)
         embed = nn.Embed(count, c.hidden_size, dtype=self.dtype, name="position_embedding")
         positions = embed(jnp.arange(count))
@@ -102,14 +107,17 @@ class _Embeddings(nn.Module):
             if c.position_prefix:
                 token, positions = token + positions[0], positions[1:]
             prefix.append(jnp.broadcast_to(token.astype(self.dtype), (b, 1, c.hidden_size)))
-        if c.registers:
+        if c.registers:  # they have no position embedding (arXiv 2309.16588)
             shape = (c.registers, c.hidden_size)
             registers = self.param("register_tokens", nn.initializers.normal(0.02), shape)
             prefix.append(jnp.broadcast_to(registers.astype(self.dtype), (b, *shape)))
+        # (B, 1, C), (B, registers, C), (B, n, C) → (B, prefix + n, C)
         return jnp.concatenate([*prefix, x + positions], axis=1)
 
 
 class _VisionModel(nn.Module):
+    """Pixels (B, S, S, 3) → all hidden states, and the last one after the final norm."""
+
     config: ViTConfig
     dtype: jnp.dtype
 
@@ -118,7 +126,9 @@ class _VisionModel(nn.Module):
         c = self.config
         x = _Embeddings(c, self.dtype, name="embeddings")(pixels)
         if c.pre_norm:
-            x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layrnorm")(x)  # their spelling
+            x = nn.LayerNorm(c.layer_norm_eps, dtype=self.dtype, name="pre_layrnorm")(
+                x
+            )  # transformers' spelling
         states = Encoder(
             c.num_hidden_layers, c.num_attention_heads, c.intermediate_size, c.hidden_act, c.layer_norm_eps,
             layer_scale=c.layer_scale, dtype=self.dtype, name="encoder",
@@ -127,7 +137,10 @@ class _VisionModel(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images (B, H, W, 3) in [-1, 1] → `VisionOutput`; normalises with the tower's own mean and std."""
+    """Vision transformer: images (B, S, S, 3) in [-1, 1] → `VisionOutput`.
+
+    It converts the images to its own mean and standard deviation.
+    """
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
@@ -135,6 +148,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> VisionOutput:
         c = self.config
+        # [-1, 1] → [0, 1], the range that mean and std refer to
         pixels = (images * 0.5 + 0.5 - jnp.asarray(c.image_mean)) / jnp.asarray(c.image_std)
         states, last = _VisionModel(c, self.dtype, name="vision_model")(pixels.astype(self.dtype))
         pooled = last[:, 0] if c.class_token else last.mean(axis=1)
@@ -146,6 +160,7 @@ class ViT(nn.Module):
         return VisionOutput(states, last, pooled)
 
     def features(self, images: Array, layers: tuple[int, ...]) -> tuple[Array, ...]:
-        """Patch tokens of some hidden states, each (B, n, C); no final norm."""
+        """Patch tokens of the hidden states `layers`, each (B, n, C), without the final norm."""
+        # In jit, XLA removes the layers after the last one that is used.
         states = self(images).states
         return tuple(states[layer][:, self.config.prefix :] for layer in layers)

@@ -1,4 +1,4 @@
-"""From latents to pixels, and the check that a result is finite."""
+"""Decodes latents to pixels, and checks that results are finite."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,28 +16,29 @@ from realcustom_jax.models.vae_tiles import decode_in_tiles
 if TYPE_CHECKING:
     from realcustom_jax.pipeline import Pipeline
 
-# Pixels of the images that a device decodes at once.
+# Number of pixels that a device decodes at once: one image of 1024x1024, or four of 512x512.
 _DECODED_AT_ONCE = 1024 * 1024
 
 
 def images_of(pipe: "Pipeline", latents: Array) -> np.ndarray:
-    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), so many at once that memory stays bounded.
-
-    Several slices are equal, the last filled up: one program decodes them all.
+    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), in slices that bound the memory.
 
     Raises:
-      UserError: where the VAE gives what is not finite.
+      UserError: if the VAE's output is not finite.
     """
     down = pipe.models.vae_config.downscale
     pixels = latents.shape[1] * latents.shape[2] * down * down
     devices = 1 if pipe.mesh is None else pipe.mesh.size
+    # −(−a // b) rounds up. Slices are of equal size and the last is padded, so one program decodes all of
+    # them.
     slices = -(-len(latents) // (devices * max(1, _DECODED_AT_ONCE // pixels)))
     rows = -(-len(latents) // slices)
-    filled = fill(latents, slices * rows - len(latents))
+    padded = fill(latents, slices * rows - len(latents))
     params = {"vae": pipe.params["vae"]}
+    # `device_get` moves each slice to the host before the next begins.
     parts = [
-        jax.device_get(run_rows(pipe.mesh, decode_rows, pipe.models, params, filled[start : start + rows]))
-        for start in range(0, len(filled), rows)
+        jax.device_get(run_rows(pipe.mesh, decode_rows, pipe.models, params, padded[start : start + rows]))
+        for start in range(0, len(padded), rows)
     ]
     images, finite = (np.concatenate(part)[: len(latents)] for part in zip(*parts, strict=True))
     check_finite(finite)
@@ -45,12 +46,20 @@ def images_of(pipe: "Pipeline", latents: Array) -> np.ndarray:
 
 
 def decode(models: Models, params: Any, latents: Array) -> Array:
-    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), large ones in tiles. Pure; `params` are the VAE's."""
+    """Latents (B, h, w, C) → uint8 images (B, H, W, 3), large images in tiles.
+
+    Pure: it can run inside a caller's jit.
+
+    Args:
+      models: the configs; static.
+      params: parameters of the VAE.
+      latents: scaled latents.
+    """
     return _to_bytes(_decoded(models, params, latents))
 
 
 def _decoded(models: Models, params: Any, latents: Array) -> Array:
-    """Images (B, H, W, 3) in [-1, 1]."""
+    """Images (B, H, W, 3) float32, roughly in [-1, 1]."""
 
     def apply(latents: Array) -> Array:
         return models.vae.apply({"params": params}, latents, method=VAE.decode)
@@ -59,21 +68,29 @@ def _decoded(models: Models, params: Any, latents: Array) -> Array:
 
 
 def _to_bytes(images: Array) -> Array:
+    # rounded and not truncated: uint8 → [-1, 1] → uint8 is exact then
     return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
 def decode_rows(models: Models, params: Any, latents: Array) -> tuple[Array, Array]:
+    """Program of `images_of`: latents (n, h, w, C) → uint8 images (n, H, W, 3), finite flags (n,)."""
+    # The check must come before the conversion: uint8 has no NaN.
     images = _decoded(models, params["vae"], latents)
     return _to_bytes(images), finite_rows(images)
 
 
 def finite_rows(x: Array) -> Array:
-    """(B,) whether all numbers of a row (B, …) are finite."""
+    """Whether all numbers of each row are finite: (B, …) → bool (B,)."""
     return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
 def check_finite(finite: Array | np.ndarray) -> None:
-    """Raises `UserError` where an image would be black: `finite` are the `finite_rows` of its numbers."""
+    """Check the result of `finite_rows`, bool (B,).
+
+    Raises:
+      UserError: if a row is not finite; the message names its index.
+    """
+    # Without this check, NaN would silently become a black image.
     if not np.asarray(finite).all():
         bad = ", ".join(str(i) for i in np.flatnonzero(~np.asarray(finite)))
         raise UserError(

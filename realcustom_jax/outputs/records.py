@@ -1,7 +1,7 @@
-"""What reproduces an image, and how a PNG file carries it.
+"""Records: everything that is needed to reproduce an image, and their storage in PNG files.
 
-The settings are JSON in a text chunk, which any image viewer shows; reference images and masks follow in
-chunks of our own, which other programs skip.
+The settings are JSON in a text chunk, which image viewers can show. Reference images and masks follow in
+private chunks, which other programs skip.
 """
 
 import dataclasses
@@ -23,21 +23,22 @@ from realcustom_jax.inputs.user_masks import load_mask
 from realcustom_jax.options import SamplingOptions
 
 KEY = "realcustom_jax"
-_CHUNK = b"rcIm"  # ancillary and private, as the capitals say
+# Type of our chunks. In PNG the case of each letter is a flag: ancillary, private, reserved, safe to copy.
+_CHUNK = b"rcIm"
 
-# Fields of a subject that are plain values.
+# Fields of a subject that are stored in the JSON; its images and mask are chunks.
 _PLAIN = ("words", "mask_mode", "strength", "plurals", "match_case")
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One request: everything that its image depends on, except the model's weights.
+    """Everything that an image depends on, except the weights of the model.
 
     Attributes:
-      prompt, negative_prompt, seed: of the request.
-      subjects: with the words that were chosen for "auto".
-      options: all sampling options, with numbers of this request alone.
-      model: what was loaded, see `Pipeline.source`; empty if that is not known.
+      prompt, negative_prompt, seed: as in the request.
+      subjects: the subjects, with the words that were chosen for "auto".
+      options: all sampling options, with this request's own numbers.
+      model: the arguments of `load`, see `Pipeline.source`; empty if unknown.
     """
 
     prompt: str
@@ -48,7 +49,8 @@ class Record:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def png_info(self) -> PngInfo:
-        """The chunks of a PNG file; `read_record` is the inverse."""
+        """The record as chunks of a PNG file; `read_record` is the inverse."""
+        # The JSON refers to images and masks by their index in this list.
         attachments: list[bytes] = []
 
         def attach(content: bytes) -> int:
@@ -65,12 +67,12 @@ class Record:
 
 
 def read_record(path: str | Path) -> Record:
-    """The record of an image that `Samples.save` wrote.
+    """Read the record from a PNG file that `Samples.save` wrote.
 
     Raises:
-      UserError: when it is no such file.
+      UserError: if the file is not an image, has no record, or has an invalid record.
     """
-    load_image(path)  # which tells what is wrong with a file that is no image
+    load_image(path)  # for its error messages
     try:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(KEY)
@@ -78,7 +80,8 @@ def read_record(path: str | Path) -> Record:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(f"'{path}' cannot be read ({error})") from None
     if text is None:
-        raise UserError(f"'{path}' does not say how it was made: only PNG files of ours do")
+        raise UserError(f"'{path}' does not say how it was made: only PNG files of this package do")
+    # The file may come from anyone, so every part is checked.
     try:
         values = json.loads(text)
         values["subjects"] = tuple(_subject_of(one, chunks) for one in values["subjects"])
@@ -87,10 +90,10 @@ def read_record(path: str | Path) -> Record:
         kinds = {"prompt": str, "negative_prompt": str, "seed": int, "model": dict}
         for name, kind in kinds.items():
             if type(getattr(record, name)) is not kind:
-                raise TypeError(f"{name} is of type {type(getattr(record, name)).__name__}")
+                raise TypeError(f"{name} has type {type(getattr(record, name)).__name__}")
         for name, value in record.model.items():
             if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
-                raise TypeError(f"model: {name} is no text")
+                raise TypeError(f"model: {name} is not a text")
         return record
     except UserError as error:
         raise UserError(f"'{path}' says how it was made, but not correctly: {error}") from None
@@ -100,24 +103,27 @@ def read_record(path: str | Path) -> Record:
 
 
 def _subject_values(subject: Subject, attach: Callable[[bytes], int]) -> dict[str, Any]:
-    """A subject as JSON, with the numbers of the attachments that are its images."""
+    """A subject as JSON values; `attach` stores a file and returns its index."""
     plain = {name: getattr(subject, name) for name in _PLAIN}
+    # Files are stored unchanged; arrays and PIL images as PNG, masks as float32 arrays to keep soft values.
     images = [attach(_file_of(photo) or _png_of(photo)) for photo in subject.photos]
     mask = None if subject.mask is None else attach(_file_of(subject.mask) or _npy_of(subject.mask))
     return {**plain, "images": images, "mask": mask}
 
 
 def _subject_of(values: Mapping[str, Any], attachments: list[bytes]) -> Subject:
+    """Inverse of `_subject_values`."""
     images = [attachments[number] for number in values["images"]]
     mask = None if values["mask"] is None else attachments[values["mask"]]
     if mask is not None and mask.startswith(np.lib.format.MAGIC_PREFIX):
-        mask = np.load(io.BytesIO(mask), allow_pickle=False)
+        mask = np.load(io.BytesIO(mask), allow_pickle=False)  # a pickle could run code
     one = {"image": images[0]} if len(images) == 1 else {"images": images}
     return Subject(**one, mask=mask, **{name: values[name] for name in _PLAIN})
 
 
 def with_files_read(subject: Subject) -> Subject:
-    """A subject with the contents of its files, which may change after they were sampled from."""
+    """A subject whose image paths are replaced by the content of the files."""
+    # The files may change or disappear before `Samples.save` stores them.
     photos = tuple(_file_of(photo) or photo for photo in subject.photos)
     mask = subject.mask
     if mask is not None:
@@ -128,7 +134,7 @@ def with_files_read(subject: Subject) -> Subject:
 
 
 def _file_of(image: Any) -> bytes | None:
-    """The content of an image's file; None where it is none."""
+    """The content of an image file, given by path or as bytes; None for arrays and PIL images."""
     if not isinstance(image, (str, os.PathLike)):
         return image if isinstance(image, bytes) else None
     try:
@@ -138,12 +144,14 @@ def _file_of(image: Any) -> bytes | None:
 
 
 def _png_of(image: Any) -> bytes:
+    """An image as an encoded PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(load_image(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _npy_of(mask: Any) -> bytes:
+    """A mask as an encoded npy file, float32 (H, W)."""
     buffer = io.BytesIO()
     np.save(buffer, load_mask(mask), allow_pickle=False)
     return buffer.getvalue()

@@ -16,20 +16,21 @@ from PIL import Image
 from realcustom_jax.common.files import make_folder, write_whole
 from realcustom_jax.outputs.records import Record
 
-# Images that a notebook shows at most, and their largest side there.
+# Maximum number of images that a notebook shows, and their maximum side in pixels: more would bloat the
+# notebook.
 _SHOWN, _SIDE = 16, 512
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Samples:
-    """The result of `sample`: one image for each request. An index or a slice takes some of them.
+    """The result of `sample`: one image per request. An index or a slice selects requests.
 
     Attributes:
       images: (B, H, W, 3) uint8.
-      masks: (B, steps, R, h, w) float32, the influence scope of each subject at each step; R is the largest
+      masks: (B, steps, R, h, w) float32, the influence scope of each subject at each step. R is the largest
         number of subjects of a request, and may be 0.
-      words: for each request, the words that each of its subjects narrowed.
-      records: for each request, what makes it again.
+      words: for each request, the target words of each of its subjects.
+      records: for each request, the record that reproduces its image.
     """
 
     images: np.ndarray
@@ -41,7 +42,8 @@ class Samples:
         return len(self.images)
 
     def __getitem__(self, index: int | slice) -> "Samples":
-        """One request's, still with a batch axis, or several."""
+        """The samples of one request or of several, always with a batch axis."""
+        # A range resolves negative indices and slices, and raises IndexError.
         rows = range(len(self))[index]
         chosen = list(rows) if isinstance(rows, range) else [rows]
         records = tuple(self.records[i] for i in chosen) if self.records else ()
@@ -51,21 +53,21 @@ class Samples:
         return (self[i] for i in range(len(self)))
 
     def pil(self) -> list[Image.Image]:
-        """The images as PIL's."""
+        """The images as PIL images."""
         return [Image.fromarray(image) for image in self.images]
 
     def save(self, folder: str | os.PathLike, masks: bool = False) -> list[Path]:
-        """Write image_SEED.png for each request, with its record: `sample --from FILE` makes it again.
+        """Write image_SEED.png for each request, with its record. `sample --from FILE` reproduces it.
 
         Args:
-          folder: made if missing; files of the same names are overwritten.
-          masks: also image_SEED_mask_SUBJECT.png, the steps from left to right.
+          folder: created if missing. Existing files of the same names are overwritten.
+          masks: whether to also write image_SEED_mask_SUBJECT.png, with the steps from left to right.
 
         Returns:
-          the images' files.
+          The paths of the images.
 
         Raises:
-          UserError: when they cannot be written.
+          UserError: if a file cannot be written.
         """
         folder = Path(folder)
         make_folder(folder, "folder")
@@ -74,13 +76,14 @@ class Samples:
             info = self.records[i].png_info() if self.records else None
             _write(image, path, pnginfo=info)
             for r in range(self.masks.shape[2] if masks else 0):
-                strip = np.concatenate(list(self.masks[i, :, r]), axis=1)
+                strip = np.concatenate(list(self.masks[i, :, r]), axis=1)  # (steps, h, w) → (h, steps·w)
                 strip = np.round(np.clip(strip, 0.0, 1.0) * 255.0).astype(np.uint8)
                 _write(Image.fromarray(strip), path.with_name(f"{path.stem}_mask_{r}.png"))
         return paths
 
     def _names(self) -> list[str]:
-        """By seeds, and by place too where seeds repeat."""
+        """File names without extension: image_SEED, or image_INDEX_SEED if seeds repeat."""
+        # Samples without records have no seeds; their index is used.
         seeds = [record.seed for record in self.records] or list(range(len(self)))
         if len(set(seeds)) == len(seeds):
             return [f"image_{seed}" for seed in seeds]
@@ -103,7 +106,7 @@ class Samples:
         return f"{prompt!r}, seed {record.seed}" + (f", subjects: {words}" if words else "")
 
     def _repr_png_(self) -> bytes | None:
-        """All images side by side, for notebooks."""
+        """The images in a grid, for notebooks."""
         pictures = self._thumbnails()
         if not pictures:
             return None
@@ -115,7 +118,9 @@ class Samples:
         return _png(sheet)
 
     def _repr_html_(self) -> str:
-        """Every image with its prompt and seed, for notebooks."""
+        """The images with their prompts and seeds, for notebooks."""
+        # Images are embedded as data URLs, so a saved notebook is complete. Prompts are the user's, so
+        # escaped.
         figures = []
         for i, picture in enumerate(self._thumbnails()):
             data = base64.b64encode(_png(picture)).decode()
@@ -135,6 +140,7 @@ class Samples:
 
 
 def _write(image: Image.Image, path: Path, **options: Any) -> None:
+    # The temporary file has another extension, so the format is given.
     write_whole(path, lambda half: image.save(half, "PNG", **options))
 
 

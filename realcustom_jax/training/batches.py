@@ -1,4 +1,4 @@
-"""The batches of a run: its loader, what an example becomes, and a batch on all devices."""
+"""The batches of a run: its data options, its loader, and a batch placed on all devices."""
 
 import dataclasses
 import re
@@ -26,57 +26,59 @@ from realcustom_jax.training.examples import MakeExample, MakeViews
 if TYPE_CHECKING:
     from realcustom_jax.training.config import TrainConfig
 
-Shape = tuple[tuple[int, ...], Any]
+Shape = tuple[tuple[int, ...], Any]  # (shape, dtype)
 
 
-# What the reference of a training example is.
+# The reference of a training example: the whole image, or one subject cut out of it.
 REFERENCES = ("image", "subject")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The config's `data`."""
+    """The config's `data` section."""
 
     path: str = option("data/train", "data set that data.prepare wrote, or 'toybox', drawn when needed", str)
-    split: str = option("train", "its split", str)
-    toybox_examples: int = option(100_000, "examples of the toybox", int, low=1, high=LAST_STEP)
+    split: str = option("train", "split of the data set", str)
+    toybox_examples: int = option(100_000, "examples in the toybox data set", int, low=1, high=LAST_STEP)
     workers: int = option(
-        8, "processes that load; 0 loads in threads", int, resume="free", low=0, high=MOST_PARTS
+        8, "loader processes; 0 loads in threads", int, resume="free", low=0, high=MOST_PARTS
     )
     prefetch: int = option(4, "batches loaded ahead", int, resume="free", low=0, high=MOST_PARTS)
-    buckets: bool = option(False, "batches of like proportions in place of squares (base, customize)", bool)
-    bucket_step: int = option(64, "of the buckets' sides, in pixels", int, low=1, high=2**16)
-    bucket_max_aspect: float = option(2.0, "long side by short side of the buckets", low=1, high=1000)
+    buckets: bool = option(False, "aspect-ratio buckets instead of square images (base, customize)", bool)
+    bucket_step: int = option(64, "step of the bucket sides, in pixels", int, low=1, high=2**16)
+    bucket_max_aspect: float = option(2.0, "largest aspect ratio of a bucket", low=1, high=1000)
     encoded: bool = option(
-        False, "take the latents that data.encode stored, so the VAE does not run (base, customize)", bool
+        False, "use latents stored by data.encode, so the VAE does not run (base, customize)", bool
     )
     encoded_text: bool = option(
-        False, "and the text features of --encode-text, so the text encoders do not run", bool
+        False, "use text features stored by --encode-text, so the text encoders do not run", bool
     )
     drop_text: float = option(0.05, "share of examples with an empty caption", low=0, high=1)
-    drop_image: float = option(0.05, "share with a black reference", low=0, high=1)
-    drop_both: float = option(0.05, "share with both", low=0, high=1)
-    text_only: float = option(0.0, "share without reference, for a base that trains too", low=0, high=1)
-    reference: str = choice(
-        "image", "the training image itself, or a subject that its metadata marks, cut out", REFERENCES
+    drop_image: float = option(0.05, "share of examples with a black reference", low=0, high=1)
+    drop_both: float = option(0.05, "share of examples with both", low=0, high=1)
+    text_only: float = option(
+        0.0, "share of examples without a reference, for runs that train the base too", low=0, high=1
     )
-    by_word: bool = option(False, "batches of one word's subjects only (instance)", bool)
+    reference: str = choice(
+        "image", "reference image: the training image, or a marked subject cut out of it", REFERENCES
+    )
+    by_word: bool = option(False, "batches with subjects of one word only (instance)", bool)
 
 
 def make_training_loader(
     config: "TrainConfig", pipe: Pipeline, data: Split, encoders: Mapping[str, Any]
 ) -> Loader:
-    """This process's part of the batches that a run of the config trains on.
+    """Loader of a run's training batches; it yields this process's part of each batch.
 
     Args:
-      config: the run's.
-      pipe: its model; parameters are not needed.
-      data: its training split.
-      encoders: parameters of the components that `stored_components` names, as they were loaded: what is
-        stored must be of them.
+      config: config of the run.
+      pipe: model of the run; its parameters are not used.
+      data: training split.
+      encoders: unrounded parameters of the components in `stored_components`. The stored features must have
+        been computed with them.
 
     Raises:
-      UserError: the config's `data` asks for buckets or stored latents that data or model do not allow.
+      UserError: the data set or the model does not fit the buckets or stored latents of the config.
     """
     options = config.data
     if config.stage == "instance":
@@ -87,8 +89,10 @@ def make_training_loader(
     if options.buckets or options.encoded:
         shapes = training_shapes(pipe.models, options.buckets, options.bucket_step, options.bucket_max_aspect)
     if options.encoded:
+        # Fingerprints of the encoders: latents of another VAE would train without any error, to a bad result.
         text = text_fingerprint(pipe, encoders) if options.encoded_text else ""
         source = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
+    # Loader processes get a pickled copy of the transform, so it holds plain values and no modules or arrays.
     transform = MakeExample(
         pipe.tokenizers,
         pipe.models.vae_config.downscale * pipe.models.unet_config.sample_size,
@@ -105,20 +109,22 @@ def make_training_loader(
         empty_text=source.empty_text if options.encoded else None,
         fit=pipe.models.realcustom.reference_fit if customize else None,
     )
+    # Image sizes are stored beside the data set, so buckets need no image to be decoded.
     buckets = make_buckets(data.sizes(), shapes) if options.buckets else None
     return _loader(config, source, transform, buckets)
 
 
 def _instance_loader(config: "TrainConfig", pipe: Pipeline, data: Split) -> Loader:
-    """Of pairs of photos; with the config's `data.by_word` a batch has subjects of one word only.
+    """Loader of the stage instance: pairs of photos of one subject.
 
     Raises:
-      UserError: a word has fewer examples than a batch.
+      UserError: `data.by_word` is set, and a word has fewer examples than a batch.
     """
     by_word = config.data.by_word
     size = pipe.models.image_configs[-1].image_size
     buckets = None
     if by_word:
+        # Batches of one word make the loss harder: it must tell one cat from another, not a cat from a boat.
         examples = map(data.without_image, range(len(data)))
         words = [marked_words(marks(example)[0], example["key"]) for example in examples]
         word, count = min(Counter(words).items(), key=lambda item: item[1])
@@ -132,6 +138,7 @@ def _instance_loader(config: "TrainConfig", pipe: Pipeline, data: Split) -> Load
 
 
 def _loader(config: "TrainConfig", source: Source, transform: Transform, buckets: Buckets | None) -> Loader:
+    """`make_loader` with the options of the config."""
     return make_loader(
         source,
         transform,
@@ -146,54 +153,60 @@ def _loader(config: "TrainConfig", source: Source, transform: Transform, buckets
 
 
 def weighs_subjects(config: "TrainConfig") -> bool:
-    """Whether a run's loss needs to know where the subjects are."""
+    """Whether the loss of a run needs the region of each subject."""
     return config.stage == "customize" and config.loss.subject_weight != 1
 
 
 def stored_components(config: "TrainConfig") -> tuple[str, ...]:
-    """The components whose output is stored with the data and read in place of running them."""
+    """Names of the components that do not run, because their output is stored with the data."""
     options = config.data
     text = TEXT if options.encoded_text else ()
     return ("vae", *text) if options.encoded else ()
 
 
 def split_params(config: "TrainConfig", params: Mapping[str, Any]) -> tuple[Any, Any]:
-    """`partition.split_trainable` by the config, without the frozen components that the run never uses."""
+    """Split parameters into (trainable, frozen), without frozen components that the run never uses."""
     trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
     idle = idle_components(config)
     return trainable, {name: tree for name, tree in frozen.items() if name not in idle}
 
 
 def idle_components(config: "TrainConfig") -> tuple[str, ...]:
-    """The stored components, unless pictures of the run need them: devices need not hold them."""
+    """Names of the components that need not be on the devices: the stored ones, if no samples are made."""
+    # Samples run all encoders, so they need even those whose output is stored.
     return () if config.samples.every else stored_components(config)
 
 
 def check_stored(config: "TrainConfig", paths: Iterable[str]) -> None:
-    """Raises UserError when what trains are components whose stored output would never change.
+    """Check that no component trains whose output is read from the data set.
 
     Args:
-      config: of the run.
-      paths: of all parameters, "component/module/…/kernel".
+      config: config of the run.
+      paths: paths of all parameters, "component/module/…/kernel".
+
+    Raises:
+      UserError: a stored component trains. Its stored output would never change.
     """
     stored = stored_components(config)
     for path in paths:
         component = path.split("/")[0]
+        # A stored component may be frozen only; the others may do either.
         if component in stored and any(re.search(regex, path) for regex in config.trainable):
             raise UserError(
-                f"config.trainable trains {component}, but config.data takes stored output of it (encoded, "
+                f"config.trainable trains {component}, but config.data uses its stored output (encoded, "
                 "encoded_text)"
             )
 
 
 def example_shapes(config: "TrainConfig", models: Models) -> dict[str, Shape]:
-    """{name: (shape, dtype)} of an example as `make_training_loader` gives it; squares also with buckets."""
+    """{name: (shape, dtype)} of one example from `make_training_loader`; with buckets, of a square one."""
     if config.stage == "instance":
         size = models.image_configs[-1].image_size
         return {"views": ((2, size, size, 3), np.uint8), "subject": ((), np.int32)}
     side = models.vae_config.downscale * models.unet_config.sample_size
     example: dict[str, Shape] = {}
     if config.data.encoded_text:
+        # data.encode stores features and moments in float16: half the size on disk.
         example["text"] = ((models.text_tokens, models.unet_config.cross_attention_dim), np.float16)
         if models.unet_config.addition_embed_type == "text_time":
             example["pooled"] = ((models.text_configs[-1].projection_dim,), np.float16)
@@ -205,6 +218,7 @@ def example_shapes(config: "TrainConfig", models: Models) -> dict[str, Shape]:
     else:
         example["image"] = ((side, side, 3), np.uint8)
     if config.stage == "customize":
+        # One global view and, with high resolution, the four local views of its 2×2 split.
         size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
         example |= {"reference": ((views, size, size, 3), np.uint8), "flag": ((), np.float32)}
     if weighs_subjects(config):
@@ -213,9 +227,9 @@ def example_shapes(config: "TrainConfig", models: Models) -> dict[str, Shape]:
 
 
 def global_batch(local: Mapping[str, np.ndarray], size: int, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """A batch of `size` on all devices, from this process's part of it."""
-    # With the whole size given, JAX refuses a mesh whose "tensor" axis joins processes: those would need
-    # equal parts.
+    """A batch of `size` examples placed on all devices, from this process's part of it."""
+    # The global size lets JAX reject a mesh whose "tensor" axis spans processes: those would have to load
+    # equal parts, but every process loads its own.
     return {
         name: jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
         for name, x in local.items()

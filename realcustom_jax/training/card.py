@@ -1,4 +1,4 @@
-"""The model card that lies beside exported weights: README.md, as the Hugging Face hub shows it."""
+"""The model card of an export: README.md, in the format of the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ from realcustom_jax.weights.added import ADDED
 
 PUBLISHED_FILE = "realcustom.safetensors"
 
+# The hub reads the YAML header: the library, the task, and the licence for filters.
 _CARD = """\
 ---
 library_name: realcustom_jax
@@ -47,10 +48,11 @@ With PyTorch:
 
 ## Licence
 
-The base model's licence holds for these weights too. The licence of the training data may restrict their use
-further. The code of realcustom_jax is under the Apache License 2.0.
+The base model's licence also applies to these weights. The licence of the training data may restrict their
+use further. The code of realcustom_jax is under the Apache License 2.0.
 """
 
+# PyTorch code for the two kinds of exports: an adapter file, and a whole diffusers folder.
 _STATE_DICT = """\
 from safetensors.torch import load_file
 
@@ -65,21 +67,21 @@ pipe = DiffusionPipeline.from_pretrained("FOLDER")  # makes images from text; it
 
 
 def write_card(folder: Path, saved: Saved, averaged: bool, file: str, left: str) -> None:
-    """Write the card of an export.
+    """Write the model card of an export.
 
     Args:
-      folder: of the export.
-      saved: what was exported.
-      averaged: whether the weights are the average over the steps.
-      file: of the adapter's weights; "" for a whole model.
-      left: what the export leaves out, as a sentence, or "".
+      folder: folder of the export.
+      saved: the exported parameters and their config.
+      averaged: whether the weights are the average over the steps (EMA).
+      file: name of the adapter's weights file; "" for a whole model.
+      left: a sentence about parameters that the export leaves out, or "".
     """
     config, params = saved.config, saved.params
     adapter = "What RealCustom adds to a text-to-image model"
     decay = f"averaged over the steps (EMA, decay {config.optimizer.ema_decay:g})"
     values = {
         "title": adapter if file else "A text-to-image model",
-        "what": f"This is what a run of the stage `{config.stage}` made.",
+        "what": f"This is the result of the training stage `{config.stage}`.",
         "base": _base(config.init_from, file),
         "data": f"`{config.data.path}`, split `{config.data.split}`",
         "step": saved.step,
@@ -87,7 +89,7 @@ def write_card(folder: Path, saved: Saved, averaged: bool, file: str, left: str)
         "batch_size": config.batch_size,
         "count": len(params),
         "size": sum(value.size for value in params.values()),
-        "weights": decay if averaged else "of that step, not averaged",
+        "weights": decay if averaged else "values of that step, not averaged",
         "left": f"{left}\n\n" if left else "",
         "here": _here(saved, file),
         "torch": _STATE_DICT.format(file=file) if file else _PIPELINE,
@@ -96,15 +98,16 @@ def write_card(folder: Path, saved: Saved, averaged: bool, file: str, left: str)
 
 
 def _base(init_from: str, file: str) -> str:
-    """The model that the run began with; one that began with none made its own, which an adapter needs."""
+    """The base model, for the card."""
     if init_from:
         return f"`{init_from}`"
-    own = "the run's own, which `python -m realcustom_jax.export --form diffusers` takes out of it"
+    # A run that started from nothing trained its own base, and an adapter is useless without it.
+    own = "the run's own, which `python -m realcustom_jax.export --form diffusers` exports"
     return own if file else "none: trained from scratch"
 
 
 def _here(saved: Saved, file: str) -> str:
-    """The Python code that loads and samples."""
+    """Python code that loads the export and samples from it."""
     lines = ["import realcustom_jax as rc", ""]
     if file:
         place = f"FOLDER/{file}" if file == PUBLISHED_FILE else "FOLDER"
@@ -112,7 +115,7 @@ def _here(saved: Saved, file: str) -> str:
         lines.append(f'pipe = rc.load("{base}", realcustom="{place}")')
     else:
         lines.append('pipe = rc.load("FOLDER")')
-    if any(re.search(ADDED, path) for path in saved.params):
+    if any(re.search(ADDED, path) for path in saved.params):  # other stages cannot take a subject
         lines += [
             'subject = rc.Subject(image=Image.open("photo.png"), words="dog")',
             'out = rc.sample(pipe, "a dog on the beach", subjects=[subject])',

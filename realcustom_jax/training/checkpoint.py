@@ -133,9 +133,13 @@ class Checkpoints:
                 reason = damage(error)
             if self._set_aside_if(step, reason):
                 continue
-            if _checksum(restored["state"]) == restored["data"]["checksum"]:
-                return Restored(step, restored["state"], restored["data"]["loader"])
-            self._set_aside(step, "its parameters give another checksum than they were saved with")
+            data = restored["data"] if isinstance(restored["data"], dict) else {}
+            if not isinstance(data.get("loader"), dict):
+                self._set_aside(step, "its data/ does not say where in the data it is")
+            elif _checksum(restored["state"]) != data.get("checksum"):
+                self._set_aside(step, "its parameters give another checksum than they were saved with")
+            else:
+                return Restored(step, restored["state"], data["loader"])
         # Of a run's first checkpoint alone, the one before is the beginning.
         if self._corrupt > 1:
             raise UserError(
@@ -162,7 +166,7 @@ class Checkpoints:
             whole = self._manager.latest_step()
             left = f"the newest whole one is of step {whole}" if whole else "there is no earlier one"
             raise UserError(
-                f"a checkpoint cannot be written to {self._manager.directory}: {_one_line(error)}; {left}"
+                f"a checkpoint cannot be written to {self._manager.directory}: {one_line(error)}; {left}"
             ) from error
 
 
@@ -205,7 +209,7 @@ def _leaf_checksum(leaf: Array, odd: Array) -> Array:
 
 # What Orbax, and what it reads with, raise for files that are not whole. A device without memory, a disk
 # without permission, a network that fails raise others, or say so: then the checkpoint may be whole.
-UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError)
+UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError, RecursionError)
 _PASSING = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
 
 
@@ -213,10 +217,10 @@ def damage(error: BaseException) -> str:
     """The error in one line; raised again where it says that the files may be whole."""
     if _PASSING.search(str(error)):
         raise error
-    return _one_line(error)
+    return one_line(error)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -1,7 +1,7 @@
-"""The config of a run: its options, what they may be, and what of them may change when the run is resumed.
+"""The config of a run: its options, their checks, and the changes that a resumed run may make.
 
-Every option stands once, in the dataclass of the module that uses it. Defaults, checks, the list that
-`python -m realcustom_jax.train --options` prints, and what a resumed run may change come from there.
+Every option is defined once, in the dataclass of the module that uses it. The definition gives the default,
+the check, the line of `python -m realcustom_jax.train --options`, and whether a resumed run may change it.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from realcustom_jax.training.samples import SamplesConfig
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 
-# Of computation and of frozen parameters.
+# For computation and for frozen parameters; trainable parameters are always float32.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PARTS = {
     "unet": UNetConfig,
@@ -43,8 +43,8 @@ _PARTS = {
     "scheduler": ScheduleConfig,
     "realcustom": RealCustomConfig,
 }
-# Kernels are divided by their inputs, and by their outputs where there is a tensor axis; embeddings and
-# kernels of few inputs by their outputs. Each device has a copy of biases and scales.
+# Kernels are split along their inputs by "fsdp" and along their outputs by "tensor". Embeddings, and kernels
+# with only 3 or 4 input channels, are split along their outputs. Biases and norm scales are replicated.
 SHARDING = (
     ("(patch_embedding|conv_in)/kernel$", (None, "fsdp")),
     ("kernel$", ("fsdp", "tensor")),
@@ -55,41 +55,49 @@ SHARDING = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that a run is told. Options of `resume="same"` must not change when it is resumed, those of
-    "free" change nothing of what is learned; a change of others is reported."""
+    """All options of a run.
+
+    A resumed run must not change options with `resume="same"`. It may change those with "free", which do not
+    affect what is learned. A change of any other option is allowed and reported.
+    """
 
     stage: str = choice("customize", "what is trained", STAGES, resume="same")
-    init_from: str = option("", "model folder to begin with; empty for a fresh model", str, resume="same")
+    init_from: str = option("", "model folder to start from; empty for a new model", str, resume="same")
     fresh: str = option(
         "", "regex of parameters to initialise again although init_from has them", str, resume="same"
     )
     seed: int = option(
-        0, "of fresh parameters, data order and noise", int, resume="same", low=0, high=2**32 - 1
+        0, "seed of new parameters, data order and noise", int, resume="same", low=0, high=2**32 - 1
     )
     steps: int = option(100_000, "updates of the parameters", int, low=1, high=LAST_STEP)
-    batch_size: int = option(64, "images over all devices", int, resume="same", low=1, high=LAST_STEP)
+    batch_size: int = option(
+        64, "images per step over all devices", int, resume="same", low=1, high=LAST_STEP
+    )
     accumulate: int = option(
         1, "gradient-accumulation steps per batch, to fit memory", int, low=1, high=MOST_PARTS
     )
     trainable: tuple[str, ...] = option(
-        (ADDED,), "regexes of the parameters that train, by component/module/…/kernel", tuple, resume="same"
+        (ADDED,),
+        "regexes of trainable parameters, matched to component/module/…/kernel",
+        tuple,
+        resume="same",
     )
     frozen: tuple[str, ...] = option(
-        (".*",), "regexes of the others; every parameter must match one of the two lists", tuple
+        (".*",), "regexes of frozen parameters; every parameter must match one of the two lists", tuple
     )
     compute_dtype: str = choice(
-        "bfloat16", "of computation; norms, softmax and scores are float32 always", DTYPES
+        "bfloat16", "dtype of computation; norms, softmax and scores are always float32", DTYPES
     )
-    frozen_dtype: str = choice("bfloat16", "of the parameters that do not train", DTYPES)
+    frozen_dtype: str = choice("bfloat16", "dtype of the frozen parameters", DTYPES)
     remat: str = choice(
-        "blocks", "what a step keeps of the forward pass: all (none), dots, or least (blocks)", POLICIES,
+        "blocks", "activations kept for the backward pass: all (none), dots, or fewest (blocks)", POLICIES,
         resume="free",
     )  # fmt: skip
     scan: bool = option(
         False, "run a transformer's blocks in a loop, which compiles faster", bool, resume="free"
     )
     sharding: tuple[Any, ...] = option(
-        SHARDING, "(regex, mesh axis of each of the last dimensions), first match counts", tuple,
+        SHARDING, "(regex, mesh axis of each of the last dimensions); the first match counts", tuple,
         resume="free",
     )  # fmt: skip
     log_every: int = option(
@@ -98,18 +106,22 @@ class TrainConfig:
     checkpoint_every: int = option(
         1000, "steps between checkpoints", int, resume="free", low=1, high=LAST_STEP
     )
-    checkpoints_kept: int = option(3, "newest checkpoints", int, resume="free", low=1, high=LAST_STEP)
-    checkpoints_kept_every: int = option(
-        0, "and those of every so many steps; 0 for none", int, resume="free", low=0, high=LAST_STEP
+    checkpoints_kept: int = option(
+        3, "number of newest checkpoints to keep", int, resume="free", low=1, high=LAST_STEP
     )
-    export_dtype: str = choice("float16", "of the weights in WORKDIR/model", WEIGHT_DTYPES, resume="free")
+    checkpoints_kept_every: int = option(
+        0, "also keep a checkpoint every so many steps; 0 for none", int, resume="free", low=0, high=LAST_STEP
+    )
+    export_dtype: str = choice(
+        "float16", "dtype of the weights in WORKDIR/model", WEIGHT_DTYPES, resume="free"
+    )
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     curriculum: Curriculum = dataclasses.field(default_factory=Curriculum)
     samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata={"resume": "free"})
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata={"resume": "free"})
-    # {component: fields of its config}: shapes of a fresh model, or those that `init_from` must have.
+    # {component: fields of its config}: the shapes of a new model, or the shapes that `init_from` must have.
     model: Mapping[str, Mapping[str, Any]] = dataclasses.field(
         default_factory=dict, metadata={"resume": "same"}
     )
@@ -118,10 +130,11 @@ class TrainConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dicts, for JSON."""
+        """The config as nested dicts, for JSON."""
         return dataclasses.asdict(self)
 
 
+# {name of a section: its dataclass}
 _SECTIONS = {
     field.name: field.default_factory
     for field in dataclasses.fields(TrainConfig)
@@ -130,34 +143,34 @@ _SECTIONS = {
 
 
 def default_config() -> ConfigDict:
-    """All options with their defaults, for config files; `model` is empty."""
+    """All options with their defaults, for config files. `model` is empty."""
     return ConfigDict(TrainConfig().to_dict())
 
 
 def option_rules() -> dict[str, tuple[Rule, Any]]:
-    """{"section.option": (what it means and may be, its default)}."""
-    found = {}
+    """{"section.option": (its rule, its default)}."""
+    rules = {}
     for prefix, cls in ("", TrainConfig), *((f"{name}.", cls) for name, cls in _SECTIONS.items()):
         defaults = cls()
-        found |= {prefix + name: (rule, getattr(defaults, name)) for name, rule in rules_of(cls).items()}
-    return found
+        rules |= {prefix + name: (rule, getattr(defaults, name)) for name, rule in rules_of(cls).items()}
+    return rules
 
 
 def describe_options() -> str:
-    """All options, a line each: name, meaning, range and default."""
+    """Help text with one line for each option: name, meaning, range and default."""
     return "\n".join(
         f"--config.{name}: {rule.describe(default)}" for name, (rule, default) in option_rules().items()
     )
 
 
 def read_config(values: ConfigDict | Mapping[str, Any]) -> TrainConfig:
-    """A config that was checked in all that can be judged without its data and its model.
+    """Read and check a config, as far as possible without its data and its model.
 
     Args:
-      values: from a config file, or from a checkpoint's JSON; options that are absent have their defaults.
+      values: from a config file, or from a checkpoint's JSON. Absent options get their defaults.
 
     Raises:
-      UserError: that names the keys that are missing or unknown, or the first with an impossible value.
+      UserError: names the missing or unknown keys, or the first key with a value that is not allowed.
     """
     values = values.to_dict() if isinstance(values, ConfigDict) else values
     _check_keys(values)
@@ -184,20 +197,20 @@ def _check_keys(values: Mapping[str, Any]) -> None:
     for part, cls in _PARTS.items():
         known |= {f"model.{part}.{field.name}" for field in dataclasses.fields(cls)}
     given = dict(_flat(values))
-    # An empty section is no option, and a section in place of an option is not one either.
+    # An empty section has no leaves, so it is not unknown; a section where an option belongs is unknown.
     unknown = given.keys() - known
     missing: set[str] = set()
-    if not values.get("init_from"):  # a fresh model: all its parts must have a shape
+    if not values.get("init_from"):  # a new model: the config must describe all its parts
         parts = {part for part in _PARTS if part != "realcustom" and not part.endswith("_2")}
         missing = {f"model.{part}" for part in parts - values.get("model", {}).keys()}
-    told = [f"lacks {', '.join(sorted(missing))}"] if missing else []
-    told += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
-    if told:
-        raise UserError(f"the config {' and '.join(told)}")
+    problems = [f"lacks {', '.join(sorted(missing))}"] if missing else []
+    problems += [f"has unknown keys: {', '.join(sorted(unknown))}"] if unknown else []
+    if problems:
+        raise UserError(f"the config {' and '.join(problems)}")
 
 
 def _check_stage(config: TrainConfig) -> None:
-    """Options that only some stages read."""
+    """Reject options that the stage does not read: ignoring them would surprise the user."""
     stage, data, loss = config.stage, config.data, config.loss
     if stage in ("clip", "instance") and config.accumulate > 1:
         raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")
@@ -208,7 +221,9 @@ def _check_stage(config: TrainConfig) -> None:
         if stage != "customize":
             raise UserError(f"{key} is for the stage customize, not for {stage}")
         if loss.subject_weight == 0:
-            raise UserError(f"{key} must be above 0: of an image full of its subject 0 would leave nothing")
+            raise UserError(
+                f"{key} must be above 0: with 0, an image that shows only its subject has no loss"
+            )
         if data.reference != "subject":
             raise UserError(f"{key} needs config.data.reference='subject', which marks the subjects")
     given = {
@@ -223,7 +238,7 @@ def _check_stage(config: TrainConfig) -> None:
 
 
 def _check_together(config: TrainConfig) -> None:
-    """Values that must fit each other, and lists."""
+    """Check values that must fit each other, and the elements of lists."""
     data, loss, curriculum = config.data, config.loss, config.curriculum
     if data.encoded_text and not data.encoded:
         raise UserError("config.data.encoded_text needs config.data.encoded: text is stored with latents")
@@ -249,7 +264,7 @@ def _check_together(config: TrainConfig) -> None:
         for regex in getattr(config, key):
             _check_regex(key, regex)
     _check_regex("fresh", config.fresh)
-    if config.samples.every:
+    if config.samples.every:  # configs may list requests and leave samples off
         _check_requests(config.samples.requests)
     for rule in config.sharding:
         _check_rule(rule)
@@ -275,12 +290,13 @@ def _check_requests(requests: Any) -> None:
 
 
 def _check_rule(rule: Any) -> None:
+    # Config files, command-line flags and JSON give lists or tuples.
     pair = isinstance(rule, (list, tuple)) and len(rule) == 2 and isinstance(rule[1], (list, tuple))
     if not pair:
         raise UserError(f"config.sharding: {rule!r} is not a pair of a regular expression and a list of axes")
     regex, axes = rule
     _check_regex("sharding", regex)
-    named = [axis for axis in axes if axis is not None]
+    named = [axis for axis in axes if axis is not None]  # None: this dimension is not split
     for axis in named:
         if axis not in AXES:
             raise UserError(
@@ -290,13 +306,13 @@ def _check_rule(rule: Any) -> None:
         raise UserError(f"config.sharding: the rule {regex!r} names an axis twice")
 
 
-# Ranges of the numbers in `model`, also within lists, by the first regex that finds the key. Whether they fit
-# each other is seen when the network is built.
+# Ranges of the numbers in `model`, also within lists; the first regex that matches the key counts. These are
+# wide bounds against nonsense: whether the numbers fit each other is checked when the network is built.
 _MODEL_RANGES = (
     (r"beta_(start|end)$", 1e-9, 0.999),
     (r"num_train_timesteps$", 1, 10**5),
     (r"(scaling_factor|image_std|_eps)$", 1e-12, 1e6),
-    (r"feature_layers$", -1000, 1000),  # below 0: counted from the end
+    (r"feature_layers$", -1000, 1000),  # negative numbers count from the end
     (r"layers", 1, 1000),
     (r"(vocab_size|eos_token_id|registers|steps_offset|freq_shift|image_mean|logit_scale)$", 0, 2**24),
     (r"", 1, 2**24),
@@ -317,7 +333,7 @@ def _check_model_value(key: str, value: Any) -> None:
     if isinstance(value, (list, tuple)):
         for part in value:
             _check_model_value(key, part)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):  # bool is a subclass of int
         low, high = next((low, high) for regex, low, high in _MODEL_RANGES if re.search(regex, key))
         Rule("", float, low, high).check(f"config.{key}", value)
     elif not isinstance(value, (str, bool, type(None))):
@@ -325,23 +341,24 @@ def _check_model_value(key: str, value: Any) -> None:
 
 
 def check_resume(config: TrainConfig, saved: Mapping[str, Any], step: int) -> str:
-    """Compare a run's config with the one that its checkpoint was written with.
+    """Compare a run's config with the config of its checkpoint.
 
     Args:
-      config: of the run.
-      saved: the checkpoint's, as it was read from JSON; options that it lacks had their defaults.
-      step: the checkpoint's.
+      config: config of the run.
+      saved: config of the checkpoint, read from JSON. Absent options had their defaults.
+      step: step of the checkpoint.
 
     Returns:
-      what differs and may matter, in one line; "" for nothing.
+      the differences that may affect training, in one line; "" for none.
 
     Raises:
-      UserError: when the checkpoint is beyond the last step, or a key differs without which it is not the
-        same run: that key, its old and its new value.
+      UserError: the checkpoint is beyond the last step, or an option with `resume="same"` differs; it names
+        the option, its old and its new value.
     """
     if step > config.steps:
         raise UserError(f"the newest checkpoint is of step {step}, beyond the last step, {config.steps}")
     defaults = {key: default for key, (_, default) in option_rules().items()}
+    # Through JSON both ways, so that tuples and lists compare as equal.
     new, old = (
         dict(_flat(json.loads(json.dumps({**defaults, **dict(_flat(x))})))) for x in (config.to_dict(), saved)
     )
@@ -364,18 +381,19 @@ def check_resume(config: TrainConfig, saved: Mapping[str, Any], step: int) -> st
 
 
 def _on_resume(key: str) -> str:
-    """Whether an option must be the "same", is "free" to change, or, for "", a change of it is reported."""
+    """What a change of an option means: "same" (not allowed), "free", or "" (allowed and reported)."""
     name, _, rest = key.partition(".")
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    found = fields[name].metadata.get("resume", "") if name in fields else ""
-    if not found and name in _SECTIONS:
-        of_section = {field.name: field for field in dataclasses.fields(_SECTIONS[name])}
-        found = of_section[rest].metadata.get("resume", "") if rest in of_section else ""
-    return found
+    # A whole section can be marked; otherwise its options are.
+    rule = fields[name].metadata.get("resume", "") if name in fields else ""
+    if not rule and name in _SECTIONS:
+        options = {field.name: field for field in dataclasses.fields(_SECTIONS[name])}
+        rule = options[rest].metadata.get("resume", "") if rest in options else ""
+    return rule
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"a": {"b": 1}} → ("a.b", 1)."""
+    """Flatten nested mappings: {"a": {"b": 1}} → ("a.b", 1)."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

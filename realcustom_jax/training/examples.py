@@ -1,4 +1,4 @@
-"""From an example of the data set to the arrays a training step takes."""
+"""Transforms from an example of the data set to the arrays of a training step."""
 
 import dataclasses
 import zlib
@@ -19,46 +19,51 @@ from realcustom_jax.inputs.views import reference_views
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Strength of the reference's augmentation: linear from `start` to `end` between two steps.
+    """The config's `curriculum` section: strength of the reference's augmentation over training.
 
-    A strength of 0 is the image itself, 1 the widest range. It is the config's `curriculum`.
+    The strength is linear from `start` to `end`, between the steps `begin` and `finish`. 0 leaves the image
+    unchanged, 1 is the widest range.
     """
 
-    start: float = option(0.0, "strength of the reference's augmentation at first", low=0, high=1)
-    end: float = option(1.0, "its strength at last", low=0, high=1)
-    begin: int = option(0, "step at which it begins to change", int, low=0, high=LAST_STEP)
-    finish: int = option(20_000, "step from which it stays", int, low=0, high=LAST_STEP)
+    start: float = option(0.0, "initial strength of the reference's augmentation", low=0, high=1)
+    end: float = option(1.0, "final strength of the reference's augmentation", low=0, high=1)
+    begin: int = option(0, "step at which the strength starts to change", int, low=0, high=LAST_STEP)
+    finish: int = option(20_000, "step at which it reaches the final strength", int, low=0, high=LAST_STEP)
 
     def strength(self, step: int) -> float:
+        """Strength at a step, 0 to 1."""
         share = (step - self.begin) / max(self.finish - self.begin, 1)
         return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeExample:
-    """{"image", "caption", "index"} → "image" (H, W, 3), "ids" int32 (E, L)[, "reference" (V, S, S, 3) …].
+    """Transform of the stages vae, clip, base and customize.
 
-    With `empty_text` the caption's stored features take the place of "ids".
-    An example of an aspect-ratio bucket has its "shape", the (H, W) of its batch. One with stored latents has
-    "mean" and "log_variance", which take the place of "image"; its own image is for the reference alone.
-    The "flag", one number, is 0 for an example that trains the text alone, as if it had no subject, else 1.
-    The "region" (h, w) uint8 says how much of each latent the reference's subject covers, 255 for all of it;
-    nothing where there is no reference or the text alone is trained.
+    Input: a mapping with "image" uint8 (H, W, 3), "caption" and "index". In an aspect-ratio bucket it also
+    has "shape", the (H, W) of its batch; with stored latents it has "mean" and "log_variance".
+
+    Output, all numpy arrays:
+      "image" uint8 (H, W, 3), or the stored "mean" and "log_variance" instead;
+      "ids" int32 (E, L), or the stored text features instead;
+      "reference" uint8 (V, S, S, 3), if there is a `reference_size`;
+      "flag" float32 (): 0 if the example trains the text alone, as if it had no subject, else 1;
+      "region" uint8 (h, w): how much of each latent the subject covers, 255 for all of it; 0 everywhere if
+      there is no reference or the flag is 0.
 
     Attributes:
-      tokenizers: for the captions, one for each of E text encoders.
-      image_size: side of the training image in pixels, where it has no "shape".
-      reference_size: side of the reference's views in pixels; None for stages without one.
-      high_res, fit: of the reference's views, see `reference_views`.
-      region_downscale: pixels of the training image by latent, to make the "region" of a subject; None for
-        no region.
-      batch_size: to know the step, which the curriculum needs.
-      of_subject: whether the reference is one of the subjects that the example marks, cut out of the training
-        image (see `data.cut_outs`), and not the whole of it. Black where the training image shows none.
-      curriculum: augmentation of the reference by step.
+      tokenizers: one for each of the E text encoders.
+      image_size: side of the training image in pixels, if it has no "shape".
+      reference_size: side of the reference views in pixels; None for stages without a reference.
+      high_res, fit: options of `reference_views`.
+      region_downscale: image pixels per latent, for "region"; None for no region.
+      batch_size: images per step, which converts an example's index to its step for the curriculum.
+      of_subject: whether the reference is a marked subject, cut out of the training image (see
+        `data.cut_outs`), instead of the whole image. It is black if the training image shows no subject.
+      curriculum: strength of the reference's augmentation by step.
       drop_text, drop_image, drop_both: shares of examples with an empty caption, a black reference, or both.
-      text_only: share of examples, drawn independently, whose flag is 0.
-      empty_text: stored features of an empty caption, where examples have those of theirs; else None.
+      text_only: share of examples whose flag is 0, drawn independently.
+      empty_text: stored features of an empty caption; None if text features are not stored.
     """
 
     tokenizers: Sequence[PreTrainedTokenizerBase]
@@ -77,6 +82,7 @@ class MakeExample:
     fit: str | None = None
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        # One draw decides between the three kinds of dropout, so that their shares add up and never overlap.
         draw = rng.random()
         no_both = draw < self.drop_both
         no_text = no_both or draw < self.drop_both + self.drop_text
@@ -85,6 +91,7 @@ class MakeExample:
             or self.drop_both + self.drop_text <= draw < self.drop_both + self.drop_text + self.drop_image
         )
         text = self._text(example, no_text)
+        # With stored latents the image itself is decoded only for the reference.
         stored = {name: example[name] for name in ("mean", "log_variance") if name in example}
         if stored and self.reference_size is None:
             return {**stored, **text}
@@ -93,9 +100,10 @@ class MakeExample:
         if self.reference_size is None:
             return {**learned, **text}
         reference, mask = self._reference(example, image, rng)
-        if reference is None:  # the crop shows no subject whole
+        if reference is None:  # the crop cut the subjects away
             reference, no_image = image, True
         views = reference_views(reference, self.reference_size, self.high_res, self.fit)
+        # A second draw: `text_only` is independent of the dropout above.
         flag = np.float32(rng.random() >= self.text_only)
         made = {**learned, **text, "reference": views * np.uint8(not no_image), "flag": flag}
         if self.region_downscale is not None:
@@ -106,15 +114,17 @@ class MakeExample:
     def _reference(
         self, example: Mapping[str, Any], image: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray | None, np.ndarray]:
-        """The photo, None where the image shows no subject; and what it is of, bool of the image's size."""
+        """The reference (None if the image shows no subject) and its region in the image, bool (H, W)."""
+        # "index" counts examples over all epochs, so a resumed loader continues at the right strength.
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         if not self.of_subject:
             return augment_reference(image, rng, strength), np.ones(image.shape[:2], bool)
-        side = self.reference_size * (2 if self.high_res else 1)
+        side = self.reference_size * (2 if self.high_res else 1)  # local views are cut from twice the size
         subject, mask = _cut_out(example, image, side, rng)[1:]
         return None if subject is None else vary_cut_out(subject, rng, strength), mask
 
     def _text(self, example: dict[str, Any], dropped: bool) -> dict[str, np.ndarray]:
+        """The caption's ids (E, L), or its stored features."""
         if self.empty_text is not None:
             return {name: empty if dropped else example[name] for name, empty in self.empty_text.items()}
         caption = "" if dropped else example["caption"]
@@ -123,13 +133,14 @@ class MakeExample:
 
 @dataclasses.dataclass(frozen=True)
 class MakeViews:
-    """{"key", "image", "metadata"} → "views" uint8 (2, S, S, 3), photos of one of its marked subjects.
+    """Transform of the stage instance: two photos of one marked subject, and a number that identifies it.
 
-    And "subject", int32, a number that tells this subject from all others, also when it comes again.
+    Input: a mapping with "key", "image" and "metadata".
+    Output: "views" uint8 (2, S, S, 3), and "subject" int32 (), the same number whenever the subject returns.
 
     Attributes:
       size: S, side of the views in pixels.
-      first: whether the subject is always the first that is marked, as for batches of one word.
+      first: always take the first marked subject, as batches of one word need.
     """
 
     size: int
@@ -139,6 +150,7 @@ class MakeViews:
         number, subject, _ = _cut_out(example, example["image"], self.size, rng, self.first)
         if subject is None:
             raise UserError(f"the example '{example['key']}' marks subjects that are too small to cut out")
+        # A checksum, because `hash` differs between the loader's processes.
         name = f"{example['key']}/{number}".encode()
         views = np.stack([vary_cut_out(subject, rng, 1.0) for _ in range(2)])
         return {"views": views, "subject": np.int32(zlib.crc32(name) & 0x7FFFFFFF)}
@@ -151,13 +163,22 @@ def _cut_out(
     rng: np.random.Generator,
     first: bool = False,
 ) -> tuple[int, Image.Image | None, np.ndarray]:
-    """The number of a subject that the crop `image` of the example's picture shows, one of several by chance.
+    """Cut one marked subject out of `image`, a crop of the example's picture.
 
-    With it as RGBA (size, size), None when the crop shows none, with `first` of the first alone; and where it
-    is in the crop, bool (H, W).
+    Args:
+      example: with "key", "image" and "metadata".
+      image: uint8 (H, W, 3).
+      size: side of the cut-out in pixels.
+      rng: chooses among the subjects that the crop shows.
+      first: try the first marked subject only.
+
+    Returns:
+      the subject's number, its cut-out as RGBA (size, size) or None if the crop shows no subject, and its
+      mask in the crop, bool (H, W).
     """
     entries, key = marks(example), example["key"]
     picture, crop = example["image"].shape[:2], image.shape[:2]
+    # A random order, and not a random choice: the crop may have cut some of the subjects away.
     order = rng.permutation(len(entries))
     for number in [0] if first else order:
         mask = cropped_mask(marked_mask(entries[number], key), picture, crop, key)

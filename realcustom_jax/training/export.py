@@ -1,4 +1,4 @@
-"""The result of a run: its model folder, or the adapter taken out of a checkpoint."""
+"""The result of a run: its model folder, or an adapter exported from a checkpoint."""
 
 import dataclasses
 import re
@@ -34,21 +34,24 @@ from realcustom_jax.weights.parts import TOYBOX
 
 
 def export(config: TrainConfig, ema: Any, data: Split, loader: Loader, folder: Path) -> None:
-    """Gather what was trained, in all processes, and write the model folder, in the first.
+    """Write the model folder of a run. All processes must call it; the first one writes.
 
     Args:
-      config: the run's.
-      ema: the average of the trained parameters, in its shards.
-      data: the training split.
-      loader: of its batches.
-      folder: to write.
+      config: config of the run.
+      ema: average of the trained parameters, in shards.
+      data: training split.
+      loader: loader of training batches.
+      folder: the model folder.
     """
     trained = flatten(partition.to_host(ema))
     if jax.process_index() == 0:
         with replacing_folder(folder, "model folder") as half:
             write_model(config, trained, data, loader, half, config.export_dtype)
-            shutil.rmtree(folder.resolve(), ignore_errors=True)  # what the run wrote when it ended before
-    multihost_utils.sync_global_devices("export")  # at their end the others would wait for it, but not long
+            # A finished run that was extended has written this folder before.
+            shutil.rmtree(folder.resolve(), ignore_errors=True)
+    # Writing takes minutes. Without this barrier the others would exit, wait for the first process in JAX's
+    # shutdown, and stop the run when that wait times out.
+    multihost_utils.sync_global_devices("export")
 
 
 def write_model(
@@ -59,19 +62,17 @@ def write_model(
     folder: Path,
     dtype: str,
 ) -> None:
-    """Write the model folder of a run.
-
-    What did not train comes from where the run began once more, as on the devices it may be rounded. It is
-    copied tensor by tensor.
+    """Write a model folder from trained parameters.
 
     Args:
-      config: the run's.
+      config: config of the run.
       trained: {"component/module/…/kernel": values}.
-      data: the training split; needed by runs without `init_from`.
-      loader: of its batches; needed by the stage vae.
-      folder: to write.
-      dtype: of the weights.
+      data: training split; runs without `init_from` need it.
+      loader: loader of training batches; the stage vae needs it.
+      folder: the model folder.
+      dtype: dtype of the weights.
     """
+    # Frozen parameters are read once more, lazily: on the devices they may be rounded to `frozen_dtype`.
     pipe = open_start(config, data)
     pipe = pipe.replace(params=unflatten({**flatten(pipe.params), **trained}))
     if config.stage == "vae":
@@ -80,26 +81,28 @@ def write_model(
 
 
 def _measure_latents(pipe: Pipeline, loader: Iterator[Batch], batches: int = 8) -> Pipeline:
-    """Set the VAE's scaling factor so that latents have unit variance, as diffusion expects them."""
+    """Set the VAE's scaling factor so that latents have unit variance, which the noise schedule assumes."""
     encode = jax.jit(
         lambda params, images: pipe.models.vae.apply({"params": params}, images, method="moments")
     )
     params = jax.device_put(jax.tree.map(np.asarray, pipe.params["vae"]))
+    # Eight batches estimate one number well enough.
     means = [np.asarray(encode(params, to_float(next(loader)["image"]))[0]) for _ in range(batches)]
     factor = float(1.0 / np.std(np.concatenate(means)))
     vae = dataclasses.replace(pipe.models.vae_config, scaling_factor=round(factor, 5))
     return pipe.replace(models=dataclasses.replace(pipe.models, vae_config=vae))
 
 
+# An adapter folder of ours, one file with the published implementation's keys, or a whole diffusers folder.
 FORMS = ("realcustom", "published", "diffusers")
 
 
 class Choice(NamedTuple):
-    """Which parameters of a run.
+    """The parameters of a run to export.
 
     Attributes:
-      step: of the checkpoint; None for the newest.
-      averaged: the average of the parameters over the steps, not their last values.
+      step: step of the checkpoint; None for the newest.
+      averaged: export the average over the steps (EMA) instead of the last values.
     """
 
     step: int | None = None
@@ -107,20 +110,20 @@ class Choice(NamedTuple):
 
 
 def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dtype: str) -> tuple[int, str]:
-    """Write what a run trained, with a model card.
+    """Export the trained parameters of a checkpoint, with a model card.
 
     Args:
-      workdir: of the run, which may go on meanwhile.
-      choice: of the parameters.
+      workdir: workdir of the run, which may still be training.
+      choice: which parameters.
       form: one of `FORMS`.
-      folder: to write; it is there, and empty.
-      dtype: of the weights.
+      folder: an existing, empty folder.
+      dtype: dtype of the weights.
 
     Returns:
-      the checkpoint's step, and what of the trained parameters the form leaves out, as a sentence or "".
+      the checkpoint's step, and a sentence about trained parameters that the form cannot hold, or "".
 
     Raises:
-      UserError: there is no such checkpoint, or the form cannot hold what the run trained.
+      UserError: the checkpoint does not exist, or the form cannot hold what the run trained.
     """
     file = left = ""
     if form == "diffusers":
@@ -133,6 +136,7 @@ def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dt
             file = PUBLISHED_FILE
             write_published(folder / file, config, base | added, dtype)
         else:
+            # The folder form holds only what RealCustom adds, even if the base trained too.
             base, file = {}, weights_name("realcustom")
             write_added(folder, config, added, dtype)
             write_json(folder / "sampling.json", _sampling(saved.config.init_from))
@@ -142,14 +146,14 @@ def export_checkpoint(workdir: Path, choice: Choice, form: str, folder: Path, dt
 
 
 def _read(workdir: Path, choice: Choice, within: str) -> Saved:
-    """Those trained parameters that a regex finds."""
+    """Read the trained parameters whose paths match a regex."""
     return read_saved(workdir, *choice, lambda path: bool(re.search(within, path)))
 
 
 def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any], dict[str, Any]]:
-    """The adapter's config, the base UNet where all of it trained, and what RealCustom adds.
+    """Split the trained UNet into (adapter config, base parameters, added parameters), by paths in the UNet.
 
-    Paths are those within the UNet.
+    The base parameters are {} unless all of them trained.
 
     Raises:
       UserError: the run trains nothing, or only a part, of what RealCustom adds.
@@ -164,7 +168,7 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
         )
     base = {path: value for path, value in unet.items() if path not in added}
     given = config.model.get("realcustom")
-    # Where all is trained that RealCustom adds, the model that the run began with need not be there.
+    # If everything that RealCustom adds has trained, the start model is not needed and may be gone.
     if base or ADDED not in config.trainable or not given:
         models = starting_models(config)
         given = models.realcustom
@@ -182,7 +186,7 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
 
 
 def _sampling(init_from: str) -> dict[str, Any]:
-    """The sampling options of the model that the run began with, where it is there and has some."""
+    """Sampling options of the model that the run started from; {} if it has none or is gone."""
     if not init_from:
         return {}
     folder = (TOYBOX if init_from == "toybox" else Path(init_from)) / "realcustom"
@@ -195,17 +199,19 @@ def _left_out(saved: Saved, unwritten: int) -> str:
     if not count:
         return ""
     return (
-        f"The run also trained {count} parameters of the model itself, which are not here; "
+        f"The run also trained {count} parameters of the base model, which are not included; "
         "--form diffusers writes all."
     )
 
 
 def _write_whole(saved: Saved, folder: Path, dtype: str) -> None:
+    """Write a whole model folder from a checkpoint."""
     config, data, loader = saved.config, None, None
-    vae = config.stage == "vae"  # whose latents are measured once more
+    vae = config.stage == "vae"  # its export measures latents, so it needs batches
     if vae or not config.init_from:
         data = open_data(config.data, cache_dir())
     if vae:
+        # Eight batches are not worth starting loader processes.
         config = config.replace(data=dataclasses.replace(config.data, workers=0))
         loader = make_training_loader(config, open_start(config, data), data, {})
         loader.set_state(saved.loader)

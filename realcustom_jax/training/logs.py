@@ -1,4 +1,4 @@
-"""What a run reports: progress, `metrics.jsonl`, TensorBoard scalars, speed and memory, profiles."""
+"""Reports of a run: progress, `metrics.jsonl`, TensorBoard scalars, speed and memory, profiles."""
 
 import json
 import sys
@@ -19,12 +19,11 @@ from realcustom_jax.common.files import replacing
 from realcustom_jax.common.progress import duration
 
 
-# Seconds between two lines of a log.
 class Meter:
-    """Rates since they were last asked for.
+    """Measures speed, input wait and memory between two readings.
 
     Args:
-      batch_size: images of a step, over all processes.
+      batch_size: images per step, over all processes.
     """
 
     def __init__(self, batch_size: int):
@@ -32,25 +31,27 @@ class Meter:
         self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def count(self, flops: Callable[[], float]) -> None:
-        """Have utilisation told too, where the devices' peak is known.
+        """Report utilisation too, if the peak of the devices is known.
 
         Args:
-          flops: gives the operations of a step over all devices; called only then, as it must trace the step.
+          flops: returns the operations of one step over all devices.
         """
+        # `flops` has to trace the step, so it is called only where its result is used.
         chip = chip_of(jax.local_devices()[0].device_kind)
         if chip:
             self._peak_share = flops() / chip.peak / jax.device_count()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around taking a batch from the loader: how long the step had to wait for its data."""
+        """Context manager around taking a batch: measures how long the step waits for its data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     @contextmanager
     def aside(self, pending: Any) -> Iterator[None]:
-        """Around what is not training: its time does not count, but that of the `pending` arrays does."""
+        """Context manager around work that is not training, such as samples: its time does not count."""
+        # Steps run asynchronously: without this wait their time would be counted as that of the other work.
         jax.block_until_ready(pending)
         started = time.perf_counter()
         yield
@@ -60,11 +61,11 @@ class Meter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Rates of the steps since the last reading; to be asked once they are done.
+        """Rates since the last reading. Call it when the steps are finished, not only dispatched.
 
         Returns:
-          images_per_second, step_seconds, input_wait (share of the time), and where the devices tell:
-          utilisation (share of the peak operations of the TPUs) and memory_gib (most ever used of the first).
+          images_per_second, step_seconds and input_wait (share of the time); where the devices report it,
+          also utilisation (share of the peak operations) and memory_gib (peak of the first device).
         """
         now = time.perf_counter()
         seconds, steps = max(now - self._start, 1e-9), max(self._steps, 1)
@@ -82,15 +83,17 @@ class Meter:
         return values
 
 
-_BETWEEN_LINES = 60.0
+_BETWEEN_LINES = 60.0  # seconds
 
 
 class Lines:
-    """The steps of a run in a log, where a redrawn bar would be one endless line; called as `tqdm` is.
+    """Progress as plain lines, for a log file, with the methods of `tqdm`.
 
-    A line tells the step, the newest report and the time left: at the first report, then once a minute, and
-    at the last step.
+    A line has the step, the newest report and the time left. It is printed at the first report, then once a
+    minute, and at the last step.
     """
+
+    # A redrawn bar would fill a log file with one endless line.
 
     def __init__(self, total: int, initial: int, stream: TextIO):
         self._total, self._initial, self._done, self._stream = total, initial, initial, stream
@@ -99,23 +102,25 @@ class Lines:
         self._write(f"training: {initial} of {total} steps are done, the next one compiles first")
 
     def update(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self._done += 1
-        if self._done == self._initial + 1:  # it compiled, so the pace is that of those after it
+        if (
+            self._done == self._initial + 1
+        ):  # this step includes compilation, so the pace is measured after it
             self._begun = time.monotonic()
         if self._done < self._total and time.monotonic() - self._last >= _BETWEEN_LINES:
-            self._tell()
+            self._print()
 
     def set_postfix_str(self, text: str) -> None:
-        """The newest report."""
+        """Set the newest report, which the next lines repeat."""
         first, self._text = not self._text, f", {text}"
         if first or self._done == self._total:
-            self._tell()
+            self._print()
 
     def close(self) -> None:
-        """All lines are whole already."""
+        """Do nothing: every line is complete already."""
 
-    def _tell(self) -> None:
+    def _print(self) -> None:
         self._last = time.monotonic()
         steps, left = self._done - self._initial - 1, ""
         if steps > 0 and self._done < self._total:
@@ -127,22 +132,20 @@ class Lines:
 
 
 class Logger:
-    """Progress with loss, images/s and time left: a bar on a terminal, else lines.
+    """Writes the reports of a run; only the first process writes.
 
-    A report is one JSON line in WORKDIR/metrics.jsonl, and the same numbers as scalars in
-    WORKDIR/tensorboard/, with pictures.
-
-    Only the first process writes. A resumed run repeats the steps after its checkpoint, so their earlier
-    lines are dropped first; TensorBoard drops them by itself.
+    Progress goes to the terminal as a bar, or to a log file as lines. Metrics go to WORKDIR/metrics.jsonl,
+    one JSON object per line, and with pictures to WORKDIR/tensorboard/.
     """
 
     def __init__(self, workdir: Path, first_step: int, steps: int):
         self._active = jax.process_index() == 0
         self._file = None
         if self._active:
+            # A resumed run repeats the steps after its checkpoint, so their earlier lines are removed.
             _drop_after(workdir / "metrics.jsonl", first_step)
             self._file = (workdir / "metrics.jsonl").open("a")
-            # `purge_step` tells it which steps come again.
+            # TensorBoard itself hides the repeated steps, from `purge_step` on.
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         if self._active and not sys.stderr.isatty():
             self._bar = Lines(steps, first_step, sys.stderr)
@@ -155,7 +158,8 @@ class Logger:
         self._bar.update()
 
     def report(self, step: int, metrics: dict[str, jax.Array], meter: Meter) -> None:
-        """Fetch a step's metrics from the device, and write them and what the meter reads."""
+        """Fetch a step's metrics from the device and write them, with the rates of the meter."""
+        # Fetching waits for the step, so the meter is read after it.
         values = {name: float(value) for name, value in metrics.items()} | meter.read()
         self.write({"step": step, **values})
         if self._active:
@@ -171,7 +175,7 @@ class Logger:
     def write(self, record: dict[str, Any]) -> None:
         if self._file:
             self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            self._file.flush()  # a killed run must not lose its newest lines
 
     def close(self) -> None:
         self._bar.close()
@@ -181,7 +185,7 @@ class Logger:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep a metrics file's reports up to a step; not the hash, which is the last step's and comes again."""
+    """Keep the lines of a metrics file up to a step. The final hash goes too: the run will write it again."""
     if not path.is_file():
         return
     kept = []
@@ -190,7 +194,7 @@ def _drop_after(path: Path, step: int) -> None:
             record = json.loads(line)
             earlier = record["step"] <= step
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # a line that the end of the process cut off
+            continue  # an incomplete line, written when the process was killed
         if earlier and "sha256" not in record:
             kept.append(f"{line}\n")
     with replacing(path) as half:
@@ -198,10 +202,10 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def parse_window(text: str) -> tuple[int, int]:
-    """ "10:15" → the first and the last step.
+    """Parse "FIRST:LAST" into two steps.
 
     Raises:
-      UserError: for anything else.
+      UserError: for any other text.
     """
     first, colon, last = text.partition(":")
     if not (colon and first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
@@ -210,7 +214,7 @@ def parse_window(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Records the steps of a window, if there is one, into a folder."""
+    """Profiles the steps of a window, if one is given, into a folder that TensorBoard reads."""
 
     def __init__(self, window: tuple[int, int] | None, folder: Path):
         self._window, self._folder, self._running = window, folder, False
@@ -221,8 +225,9 @@ class Profile:
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
-        """To be called with what the step gave, so that the last one is recorded to its end."""
+        """Stop after the last step of the window; `result` is anything that this step returned."""
         if self._running and step >= self._window[1]:
+            # The step was only dispatched: without waiting, the trace would end before it.
             jax.block_until_ready(result)
             self.close()
 

@@ -1,10 +1,9 @@
-"""A run: one stage of training, from its config to the trained model folder."""
+"""A training run: one stage, from its config to the trained model folder."""
 
 import dataclasses
 import functools
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +34,7 @@ from realcustom_jax.training.export import export
 from realcustom_jax.training.logs import Logger, Meter, Profile
 from realcustom_jax.training.samples import SampleGrid
 from realcustom_jax.training.start import check_start, open_data, starting_pipeline
-from realcustom_jax.training.step import FiniteWatch, Plan, TrainState, all_finite, make_plan
+from realcustom_jax.training.step import FiniteWatch, TrainState, all_finite, make_plan
 from realcustom_jax.weights.digest import params_sha256
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place
@@ -44,23 +43,24 @@ from realcustom_jax.weights.lazy import Place
 def train(
     values: ConfigDict, workdir: Path, cache: Path, window: tuple[int, int] | None = None
 ) -> str | None:
-    """Run a stage to its last step, from the newest checkpoint in `workdir` where there is one.
+    """Run one stage of training to its last step, or resume it from the newest checkpoint in `workdir`.
 
     Args:
-      values: the config, as configs/tiny.py has it.
-      workdir: for checkpoints/, metrics.jsonl and, at the end, model/.
-      cache: where the toybox is drawn, if the config asks for it.
+      values: the config, in the form of configs/tiny.py.
+      workdir: folder for checkpoints/, metrics.jsonl and, at the end, model/.
+      cache: folder for the toybox data set, which is drawn only if the config asks for it.
       window: first and last step to profile, into `workdir`/profile.
 
     Returns:
-      the sha256 of the trained parameters (not of their average, which is what model/ holds); None when
-      SIGTERM ended the run before its last step, with a checkpoint of where it was.
+      the sha256 of the trained parameters (not of their average, which model/ holds), or None when SIGTERM
+      stopped the run early, after a checkpoint was saved.
 
     Raises:
-      UserError: for a mistake in the config, a workdir that is another run's or cannot be written to, or
-        too many updates in a row that are not finite.
+      UserError: for a mistake in the config, for a workdir that belongs to another run or is not writable,
+        or when too many consecutive updates were not finite.
     """
-    # ---------------------------------------------------------------- config, data and model
+    # ---------------------------------------------------------------- config
+    # Everything that can fail without data or weights is checked first: at full size, loading takes minutes.
     config = read_config(values)
     check_start(config)
     mesh = partition.make_mesh(**vars(config.mesh))
@@ -69,11 +69,12 @@ def train(
     checkpoints = Checkpoints(workdir, config.checkpoints_kept, config.checkpoints_kept_every)
     newest = checkpoints.latest_step() or 0
     differences = check_resume(config, checkpoints.config(newest), newest) if newest else ""
+
+    # ---------------------------------------------------------------- data and model
     data = open_data(config.data, cache)
+    # Each parameter goes from its file straight into its shards, so no host holds the whole model.
     place = partition.placer(config.trainable, DTYPES[config.frozen_dtype], config.sharding, mesh)
     pipe, loader = _model_and_loader(config, data, place)
-
-    # ---------------------------------------------------------------- state, straight into its shards
     models = dataclasses.replace(
         pipe.models,
         dtype=DTYPES[config.compute_dtype],
@@ -81,11 +82,13 @@ def train(
         flash=flash_attention(mesh),
         scan=config.scan,
     )
+
+    # ---------------------------------------------------------------- step and state
     every = config.samples.every
     grid = SampleGrid(config, pipe.replace(models=models, params={}), mesh) if every else None
     plan = make_plan(config, models, pipe.schedule, pipe.params, mesh)
     trainable, frozen = split_params(config, pipe.params)
-    del pipe
+    del pipe  # it would keep alive parameters that the devices need not hold
     first, restored = 0, checkpoints.restore_newest(plan.state)
     if restored:
         first, state = restored.step, restored.state
@@ -95,29 +98,47 @@ def train(
             _say(f"the config differs from the checkpoint's: {differences}")
     else:
         state = plan.create(trainable)
-    del trainable, restored  # what trains was copied into the state
+    del trainable, restored  # the state holds copies; a second set of parameters would cost device memory
 
     # ---------------------------------------------------------------- the loop
+    step, meter = first, Meter(config.batch_size)
     logger, profile = Logger(workdir, first, config.steps), Profile(window, workdir / "profile")
+    watch = FiniteWatch(config.optimizer.most_skipped)
+    with Preemption() as preemption:
+        for step in range(first + 1, config.steps + 1):
+            with meter.waiting():
+                local = next(loader)
+            batch = global_batch(local, config.batch_size, plan.batch)
 
-    def save(step: int, state: TrainState) -> None:
-        if not all_finite((state.params, state.ema)):  # the checkpoints before it are worth more
-            _say(f"the parameters are not finite after step {step}: no checkpoint is written")
-            return
-        checkpoints.save(step, state, loader.get_state(), config.to_dict())
+            # JAX dispatches the step and returns at once, so the host prepares the next batch meanwhile.
+            profile.before(step)
+            state, metrics = plan.step(state, frozen, batch)
+            profile.after(step, metrics)
+            if step == first + 1:  # now the step is compiled, so counting its operations is cheap
+                meter.count(functools.partial(plan.flops, batch))
+            meter.step()
+            logger.advance()
+            watch.look(step, metrics["skipped_in_a_row"])
 
-    def show(step: int, state: TrainState, frozen: Any, meter: Meter) -> None:
-        if grid and (step % every == 0 or step == config.steps):
-            with meter.aside(state.step):
-                logger.picture(step, "samples", grid(state.ema, frozen))
-
-    step, state = _loop(config, plan, first, state, frozen, loader, logger, profile, save, show)
+            # All processes must agree on the last step, so every one asks, after every step.
+            ending = preemption.reached(step) or step == config.steps
+            if step % config.log_every == 0 or step == config.steps:
+                logger.report(step, metrics, meter)
+            if step % config.checkpoint_every == 0 or ending:
+                watch.flush()  # this step's result too must be checked before it is saved
+                _save(checkpoints, step, state, loader, config)
+            if grid and (step % every == 0 or step == config.steps):
+                with meter.aside(state.step):
+                    logger.picture(step, "samples", grid(state.ema, frozen))
+            if ending:
+                break
+    local = batch = None  # free the last batch: the export below needs the memory
     checkpoints.close()
     profile.close()
     if step < config.steps:
         logger.close()
         loader.close()
-        _say(f"stopped by SIGTERM after step {step}, which is saved: start again to go on")
+        _say(f"stopped by SIGTERM after step {step}, which is saved: run the same command again to resume")
         return None
 
     # ---------------------------------------------------------------- the result
@@ -130,21 +151,22 @@ def train(
     logger.write({"step": config.steps, "sha256": digest})
     logger.close()
     ema = state.ema
-    del state, frozen  # the model is written where they were
+    del state, frozen  # frees device memory: the export gathers the average there
     export(config, ema, data, loader, workdir / "model")
     loader.close()
     return digest
 
 
 def _model_and_loader(config: TrainConfig, data: Split, put: Place) -> tuple[Pipeline, Loader]:
-    """The model that the run begins with, its parameters where `put` puts them, and the loader."""
+    """The starting model, each parameter placed by `put`, and the loader of training batches."""
     encoders: dict[str, np.ndarray] = {}
     stored, idle = stored_components(config), idle_components(config)
 
     def place(path: str, value: np.ndarray) -> Any:
         component = path.split("/")[0]
         if component in stored:
-            encoders[path] = value  # what is stored must be of these, before they are rounded
+            # `put` may round to `frozen_dtype`, and stored features are identified by the exact values.
+            encoders[path] = value
         return value if component in idle else put(path, value)
 
     pipe = starting_pipeline(config, data, place)
@@ -152,50 +174,22 @@ def _model_and_loader(config: TrainConfig, data: Split, put: Place) -> tuple[Pip
     return pipe, make_training_loader(config, pipe, data, unflatten(encoders))
 
 
-def _loop(
-    config: TrainConfig,
-    plan: Plan,
-    first: int,
-    state: TrainState,
-    frozen: Any,
-    loader: Loader,
-    logger: Logger,
-    profile: Profile,
-    save: Callable[[int, TrainState], None],
-    show: Callable[[int, TrainState, Any, Meter], None],
-) -> tuple[int, TrainState]:
-    """The steps after `first` until the last one or SIGTERM; gives the last that was done, and its state."""
-    step, meter = first, Meter(config.batch_size)
-    watch = FiniteWatch(config.optimizer.most_skipped)
-    with Preemption() as preemption:
-        for step in range(first + 1, config.steps + 1):
-            with meter.waiting():
-                local = next(loader)
-            batch = global_batch(local, config.batch_size, plan.batch)
-            profile.before(step)
-            state, metrics = plan.step(state, frozen, batch)
-            profile.after(step, metrics)
-            if step == first + 1:
-                meter.count(functools.partial(plan.flops, batch))
-            meter.step()
-            logger.advance()
-            watch.look(step, metrics["skipped_in_a_row"])
-            ending = preemption.reached(step) or step == config.steps
-            if step % config.log_every == 0 or step == config.steps:
-                logger.report(step, metrics, meter)
-            if step % config.checkpoint_every == 0 or ending:
-                watch.flush()
-                save(step, state)
-            show(step, state, frozen, meter)
-            if ending:
-                break
-    return step, state
+def _save(
+    checkpoints: Checkpoints, step: int, state: TrainState, loader: Loader, config: TrainConfig
+) -> None:
+    """Save a checkpoint, unless the parameters are not finite."""
+    if not all_finite((state.params, state.ema)):
+        # Only the newest checkpoints are kept, and this one would push out a usable one.
+        _say(f"the parameters are not finite after step {step}: no checkpoint is written")
+        return
+    checkpoints.save(step, state, loader.get_state(), config.to_dict())
 
 
 class Preemption:
-    """While entered, SIGTERM does not end the process, but makes `reached` true: time to save and leave.
+    """Context manager in which SIGTERM does not end the process but makes `reached` return True.
 
-    With several processes JAX's own service hears the signal of any of them, and all reach the same step.
+    With several processes, JAX's preemption service receives the signal of any process and makes all
+    processes stop after the same step.
     """
 
     def __init__(self):
@@ -203,7 +197,7 @@ class Preemption:
         self._previous: Any = None
 
     def __enter__(self) -> "Preemption":
-        # Python lets only the main thread handle signals; elsewhere the process's own ways stay.
+        # Python allows signal handlers only in the main thread; elsewhere SIGTERM keeps its usual effect.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, lambda *_: self._noticed.set())
         return self
@@ -213,12 +207,13 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self, step: int) -> bool:
-        """Whether to save after this step and end; to be asked after every step, in all processes."""
+        """Whether to save and stop after this step. Call it after every step, in all processes."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noticed.is_set()
 
 
 def _say(sentence: str) -> None:
+    """Print once, whatever the number of processes."""
     if jax.process_index() == 0:
         print(sentence, flush=True)

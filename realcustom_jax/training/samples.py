@@ -1,4 +1,4 @@
-"""Pictures of fixed requests that a run shows of itself while it trains."""
+"""Sample images of fixed requests, made while a run trains."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,50 +27,51 @@ from realcustom_jax.training.partition import BATCH, merge
 if TYPE_CHECKING:
     from realcustom_jax.training.config import TrainConfig
 
-_TOYBOX = "toybox:"
+_TOYBOX = "toybox:"  # prefix of a reference that is drawn instead of read: toybox:WORD:SEED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
-    """The config's `samples`: pictures in TensorBoard of the averaged weights (base, customize)."""
+    """The config's `samples` section: images in TensorBoard from the averaged weights (base, customize)."""
 
-    every: int = option(0, "steps between pictures; 0 for none", int, low=0, high=LAST_STEP)
+    every: int = option(0, "steps between sample images; 0 for none", int, low=0, high=LAST_STEP)
     requests: tuple[tuple[str, str, str], ...] = option(
         (), "(prompt, the subject's words, its reference image: a path or toybox:WORD:SEED)", tuple
     )
 
 
 class SampleGrid:
-    """A picture with a row for each of the config's `samples.requests`: reference, text only, customized.
+    """Makes a grid of samples, one row per request: reference, text only, customized.
 
-    The base stage has no references: its picture is one column. All devices make as many images, from the
-    averaged weights where they are; every seed is `config.seed`'s, so that only training changes a picture.
+    The base stage has no references, so its grid is one column. The images are spread over all devices, and
+    the weights stay where they are.
 
     Raises:
-      UserError: for a request whose reference cannot be read or whose words are not in its prompt.
+      UserError: the reference of a request cannot be read, or its words are not in its prompt.
     """
 
     def __init__(self, config: "TrainConfig", pipe: Pipeline, mesh: Mesh):
-        """With the run's config, and its model; the parameters are given later."""
+        """Prepare the grid for the run's config and model. The parameters are passed to each call."""
         customize = config.stage == "customize"
-        asked = [_request(*request) for request in config.samples.requests]
-        for prompt, words, _ in asked:  # now, and not hours later at the first picture
+        rows = [_request(*request) for request in config.samples.requests]
+        for prompt, words, _ in rows:  # fail now, not hours later at the first samples
             words_mask(pipe.tokenizers, prompt, words)
-        requests = [Request(prompt, (), config.seed) for prompt, _, _ in asked]
+        # Every row has the same seed in every grid, so that only training changes the images.
+        requests = [Request(prompt, (), config.seed) for prompt, _, _ in rows]
         if customize:
             requests += [
-                Request(prompt, (Subject(image, words),), config.seed) for prompt, words, image in asked
+                Request(prompt, (Subject(image, words),), config.seed) for prompt, words, image in rows
             ]
         self._size = image_size(pipe.models, pipe.defaults)
-        self._references = [reference for _, _, reference in asked] if customize else []
+        self._references = [reference for _, _, reference in rows] if customize else []
         self._count = len(requests)
-        # Images depend on their own request alone, so the batch may be filled up for the devices with any.
+        # The devices need equal parts. An image depends on its own request alone, so any request pads.
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
         requests += requests[-1:] * (-len(requests) % shards)
         self._draw = _drawing(pipe, requests, mesh)
 
     def __call__(self, trained: Any, frozen: Any) -> np.ndarray:
-        """The picture, uint8 (rows · H, columns · W, 3); all processes must call it."""
+        """The grid, uint8 (rows · H, columns · W, 3). All processes must call it."""
         images = list(np.asarray(self._draw(trained, frozen))[: self._count])
         if self._references:
             photos = [center_crop_resize(image, self._size) for image in self._references]
@@ -82,6 +83,7 @@ class SampleGrid:
 
 
 def _request(prompt: str, words: str, reference: str) -> tuple[str, str, np.ndarray]:
+    """Read a request's reference image, or draw it."""
     if words == AUTO:
         raise UserError(f"config.samples.requests: {prompt!r} must name its subject's words, not {words!r}")
     if not reference.startswith(_TOYBOX):
@@ -89,14 +91,14 @@ def _request(prompt: str, words: str, reference: str) -> tuple[str, str, np.ndar
     word, _, seed = reference.removeprefix(_TOYBOX).partition(":")
     if word not in WORDS or not seed.isdecimal():
         raise UserError(
-            f"config.samples.requests: {reference!r} is no subject of the toybox, which are written like "
+            f"config.samples.requests: {reference!r} is not a toybox subject; write one like "
             f"toybox:{WORDS[0]}:9"
         )
     return prompt, words, render_reference(Identity(word, int(seed))).image
 
 
 def _drawing(pipe: Pipeline, requests: Sequence[Request], mesh: Mesh) -> Callable[[Any, Any], Array]:
-    """Jitted (trained, frozen parameters) → uint8 images (n, H, W, 3), whole on every device."""
+    """Make a jitted function (trained, frozen parameters) → uint8 images (n, H, W, 3), replicated."""
     options = pipe.defaults
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     static = {"unet": pipe.models.unet, "schedule": pipe.schedule, "config": config}
@@ -106,6 +108,7 @@ def _drawing(pipe: Pipeline, requests: Sequence[Request], mesh: Mesh) -> Callabl
     def draw(trained: Any, frozen: Any) -> Array:
         params = merge(trained, frozen)
         conditioning = encode_requests(pipe.replace(params=params), requests, options, config)
+        # Split by requests from here on: each device then denoises and decodes its own images.
         conditioning = jax.lax.with_sharding_constraint(conditioning, rows)
         latents, _ = sample_latents(params["unet"], conditioning, keys, **static)
         return decode(pipe.models, params["vae"], latents)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
+from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum, one_line
 from realcustom_jax.training.config import TrainConfig, read_config
 
 
@@ -44,10 +44,14 @@ def finished_steps(workdir: Path) -> list[int]:
       UserError: the folder is not there, or is no training's.
     """
     folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        what = "has no checkpoints/: it is no training's" if workdir.is_dir() else "does not exist"
-        raise UserError(f"the workdir {str(workdir)!r} {what}")
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and _is_finished(path))
+    try:
+        if not folder.is_dir():
+            what = "has no checkpoints/: it is no training's" if workdir.is_dir() else "does not exist"
+            raise UserError(f"the workdir {str(workdir)!r} {what}")
+        names = [path.name for path in folder.iterdir() if path.name.isdecimal() and _is_finished(path)]
+    except OSError as error:
+        raise UserError(f"the workdir {str(workdir)!r} cannot be read: {error.strerror}") from None
+    return sorted(map(int, names))
 
 
 def _is_finished(folder: Path) -> bool:
@@ -79,15 +83,32 @@ def read_saved(workdir: Path, step: int | None, averaged: bool, wanted: Callable
         saved, reason = None, ""
         try:
             saved = _read(folder, averaged, wanted)
-        except UNREADABLE as error:
-            reason = damage(error)
+        except (*UNREADABLE, TypeError, AttributeError) as error:  # the last two for JSON of other types
+            reason = _damage(folder, error)
+        except OSError as error:
+            raise UserError(f"the checkpoint {folder} cannot be read: {error.strerror or error}") from None
         if not _is_finished(folder):  # deleted meanwhile: what was read may lack something
             continue
         if saved:
-            config, rest = saved  # a config that is wrong is no damage
-            return Saved(config=read_config(config), **rest)
+            config, rest = saved
+            try:  # a config that is wrong is no damage
+                return Saved(config=read_config(config), **rest)
+            except UserError as error:
+                raise UserError(f"the config in {folder}: {error}") from None
         damaged[int(folder.name)] = reason
         print(f"the checkpoint {folder} cannot be read: {reason}", flush=True)
+
+
+def _damage(folder: Path, error: BaseException) -> str:
+    """What is damaged, in one line.
+
+    Raises:
+      UserError: the error says that the files may be whole: no permission, a network that fails.
+    """
+    try:
+        return damage(error)
+    except Exception:
+        raise UserError(f"the checkpoint {folder} cannot be read now: {one_line(error)}") from None
 
 
 def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path:
@@ -96,7 +117,7 @@ def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path
     Raises:
       UserError: none is left.
     """
-    folder, steps = workdir / "checkpoints", finished_steps(workdir)
+    folder, steps = workdir.absolute() / "checkpoints", finished_steps(workdir)  # Orbax takes no other path
     if step is not None and step not in steps:
         known = f"those of the steps {', '.join(map(str, steps))} are" if steps else "none is"
         raise UserError(f"there is no checkpoint of step {step} in {folder}: {known} there")
@@ -132,10 +153,11 @@ def _read(
             partial_restore=True,
         )
         params = flatten_dict(handler.restore(folder / "state", args=args)[tree], sep="/")
-    places = {path: i for i, path in enumerate(data.get("checksums", ()))}  # earlier versions have none
+    checksums = data.get("checksums", {})  # earlier versions have none
+    places = {path: i for i, path in enumerate(checksums)}
     for path, value in params.items():
         name = f"{tree}/{path}"
-        if places and int(leaf_checksum(value, places[name])) != data["checksums"][name]:
+        if places and int(leaf_checksum(value, places[name])) != checksums[name]:
             raise ValueError(f"{name} gives another checksum than it was saved with")
     others = tuple(path for path in leaves if path not in params)
     rest = {"step": int(folder.name), "loader": data["loader"], "params": params, "others": others}

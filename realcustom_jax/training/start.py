@@ -1,4 +1,4 @@
-"""Where a run starts: its data set, and its model, from a folder or afresh."""
+"""The start of a run: its data set, and its model, read from a folder or initialised."""
 
 import dataclasses
 import math
@@ -34,14 +34,15 @@ from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.lazy import LazyArray, Place
-from realcustom_jax.weights.reading import read_told
+from realcustom_jax.weights.reading import read_with_progress
 
-# Kernels that start at 0: customization begins as the base model, the base as a sum of skips.
+# Kernels initialised with 0. Customization then starts as exactly the base model, and a new UNet as the
+# identity of its residual blocks, which trains more stably.
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
-_TOKENIZER_CAPTIONS = 5000
-# What a run itself determines: by its captions, and by measuring.
+_TOKENIZER_CAPTIONS = 5000  # enough for the toybox's vocabulary; reading all captions would take minutes
+# Fields that the run computes itself: from its captions, or by measuring its latents.
 _DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
-# What `fresh` can change of a folder's shapes: the latents, where VAE and UNet meet.
+# Fields that may differ from the folder's when `fresh` re-initialises the layers: the width of the latents.
 _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 
 
@@ -49,39 +50,42 @@ _ON_HOST = on_host(np.float32)
 
 
 def open_data(options: DataConfig, cache: Path) -> Split:
-    """The training split of the config's `data`; "toybox" is drawn into `cache` once, by one process."""
+    """The training split of the config's `data`. The toybox is drawn into `cache` if it is not there yet."""
     if options.path != "toybox":
         return open_split(options.path, options.split)
     make_folder(cache, "cache folder")
     folder = cache / f"toybox-v{WORLD_VERSION}-{options.toybox_examples}"
+    # Several processes of one machine may start at once: one draws, the others wait for it.
     with filelock.FileLock(f"{folder}.lock"):
         if not is_written(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted drawing left
+            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
             write_dataset(folder, train=options.toybox_examples)
     return open_split(folder, options.split)
 
 
 def starting_pipeline(config: TrainConfig, data: Split | None, place: Place = _ON_HOST) -> Pipeline:
-    """As `open_start`, with the parameters one by one where `place` puts them."""
+    """`open_start` with its parameters read, each one placed by `place`."""
     pipe = open_start(config, data)
     what = "reading the model" if config.init_from else "initialising the model"
     with Progress(jax.process_index() == 0) as progress:
-        return pipe.replace(params=read_told(pipe.params, place, progress, what=what))
+        return pipe.replace(params=read_with_progress(pipe.params, place, progress, what=what))
 
 
 def open_start(config: TrainConfig, data: Split | None) -> Pipeline:
-    """The model that a run begins with; its parameters are read, or initialised, when they are used.
+    """The model that a run starts with. Parameters are lazy: read or initialised when they are used.
 
-    From `config.init_from` where given, with the realcustom of `config.model` if it has none, with the image
-    towers that it lacks where the run trains them, and with parameters that `config.fresh` finds initialised
-    again, for latents of another width too where they do not fit the folder's; else fresh, of the shapes in
-    `config.model`, with a tokenizer learned from the captions.
+    With `config.init_from`, the model is read from that folder, with these changes:
+      - `realcustom` of `config.model` is added if the folder has none;
+      - image towers of `config.model` that the folder lacks are added if the run trains them;
+      - parameters that match `config.fresh` are initialised again, also with another latent width.
+    Without it, the model is new: its shapes come from `config.model`, its tokenizer from the captions.
 
     Raises:
-      UserError: when `init_from` and `config.model` contradict each other, or `fresh` finds no parameter.
+      UserError: `init_from` and `config.model` contradict each other, or `fresh` matches no parameter.
     """
     if config.init_from:
         return _from_folder(config)
+    # A tokenizer can be loaded from a folder only.
     with tempfile.TemporaryDirectory() as folder:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))
         train_tokenizer(captions, folder)
@@ -94,8 +98,9 @@ def open_start(config: TrainConfig, data: Split | None) -> Pipeline:
 
 
 def _initialised(shapes: Mapping[str, Any], seed: int) -> dict[str, LazyArray]:
-    """Fresh parameters by their paths; each depends on its own path alone."""
+    """Lazily initialised parameters by their paths."""
 
+    # A value depends on the seed and its own path alone, so it does not matter which others are initialised.
     def reader(path: str, leaf: Any) -> Callable[[], np.ndarray]:
         return lambda: flatten(init_params(unflatten({path: leaf}), seed, _ZEROS))[path]
 
@@ -103,17 +108,17 @@ def _initialised(shapes: Mapping[str, Any], seed: int) -> dict[str, LazyArray]:
 
 
 def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any]:
-    """The modules of a config's `model`, and their parameters as shapes.
+    """The modules of a config's `model` section, and the shapes of their parameters.
 
     Raises:
-      UserError: they are no network, or one that is larger than the memory.
+      UserError: the shapes do not fit together, or the parameters do not fit into the machine's memory.
     """
     try:
         models = Models.from_configs(configs)
         shapes = models.param_shapes()
     except UserError:
         raise
-    except Exception as error:  # our modules, Flax and JAX raise many kinds for shapes that do not fit
+    except Exception as error:  # for shapes that do not fit, Flax and JAX raise many kinds of errors
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"config.model makes no network: {reason}") from None
     for name, tower in zip(IMAGE, models.image_configs, strict=False):
@@ -122,6 +127,7 @@ def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any
                 f"config.model.{name}.patch_size is {tower.patch_size}, larger than its image_size, "
                 f"{tower.image_size}"
             )
+    # float32. A typing mistake in a width asks for terabytes, which the kernel answers with a plain kill.
     size = 4 * sum(math.prod(leaf.shape) for leaf in flatten(shapes).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
@@ -133,32 +139,31 @@ def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any
 
 
 def check_start(config: TrainConfig) -> None:
-    """Look for the model folder that a run begins with, before anything is loaded.
-
-    A path that is not there must not be taken for the id of a hub repository: "models/sdxl" could be one.
+    """Check that the folder in `init_from` exists, before anything is loaded.
 
     Raises:
-      UserError: it is not there.
+      UserError: it does not exist.
     """
     folder = config.init_from
     if folder in ("", "toybox"):
         return
+    # A missing path such as "models/sdxl" could also be a hub id. Training never downloads a model.
     try:
-        found = Path(folder).exists()
-    except OSError:  # a name that is too long
-        found = False
-    if not found:
+        exists = Path(folder).exists()
+    except OSError:  # the name is too long
+        exists = False
+    if not exists:
         raise UserError(
             f"config.init_from: there is no model folder {folder!r} in {Path.cwd()}; "
-            "python -m realcustom_jax.convert --out makes one, also of repositories of the hub"
+            "python -m realcustom_jax.convert --out makes one, also from hub repositories"
         )
 
 
 def starting_models(config: TrainConfig) -> Models:
-    """The shapes of the model that a run begins with, from configs alone; of a fresh one without vocabulary.
+    """The modules that a run starts with, from configs alone. A new model has no vocabulary size yet.
 
     Raises:
-      UserError: `init_from` is not there, or its configs cannot be read.
+      UserError: `init_from` does not exist, or its configs cannot be read.
     """
     given = config.model
     if not config.init_from:
@@ -169,6 +174,7 @@ def starting_models(config: TrainConfig) -> Models:
 
 
 def _from_folder(config: TrainConfig) -> Pipeline:
+    """The model of `config.init_from`, with the changes that `open_start` lists."""
     check_start(config)
     pipe = pipeline.open_model(config.init_from)
     given = config.model
@@ -189,16 +195,15 @@ def _from_folder(config: TrainConfig) -> Pipeline:
         for path, leaf in wanted.items()
         if again(path) or any(re.search(regex, path) for regex in added)
     }
+    # Everything that is not initialised here must come from the folder, and nothing may be left over.
     rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
     return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 
 
 def _trained_towers(config: TrainConfig, models: Models) -> list[str]:
-    """Image towers of the config's `model` that a folder's `models` lack and the run trains.
-
-    One that it does not train would stay as random as it begins.
-    """
+    """Names of image towers that the folder lacks, `config.model` describes and the run trains."""
+    # A new tower that does not train would keep its random values, so it is not added.
     lacking = [name for name in IMAGE if name in config.model and name not in models.configs]
     kernel = "{}/vision_model/embeddings/patch_embedding/kernel"
     return [
@@ -207,7 +212,7 @@ def _trained_towers(config: TrainConfig, models: Models) -> list[str]:
 
 
 def _changed(models: Models, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]) -> Models:
-    """The modules with what a config's `model` may change: width of the latents, added towers, realcustom."""
+    """The modules with the changes that a config may ask for: latent width, added towers, realcustom."""
     changes: dict[str, dict[str, int]] = {"unet": {}, "vae": {}}
     for part, name in (key.split(".") for key in _LATENTS):
         if name in given.get(part, {}):
@@ -226,10 +231,12 @@ def _changed(models: Models, given: Mapping[str, Mapping[str, Any]], towers: Seq
 def _check_same_model(
     folder: str, pipe: Pipeline, given: Mapping[str, Mapping[str, Any]], towers: Sequence[str]
 ) -> None:
-    """A folder's shapes cannot be changed: a config that asks for others must not be ignored.
+    """Check that `config.model` describes the folder's model.
 
-    `realcustom` and the latents' width may differ, where the parameters of another shape are fresh, and
-    `towers` are added.
+    `realcustom`, the added `towers` and the width of the latents may differ.
+
+    Raises:
+      UserError: another field differs. Ignoring it would train another model than the config describes.
     """
     parts = {
         **pipe.models.configs,

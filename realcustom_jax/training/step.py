@@ -1,4 +1,4 @@
-"""The training step: state, update, skipped updates, and all of it compiled with shardings."""
+"""The training step: the state, the update, skipped updates, and the step compiled with shardings."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -25,15 +25,14 @@ from realcustom_jax.training.partition import merge
 
 
 def choose(finite: Array, new: Any, old: Any) -> Any:
-    """The tree `new` where a step was finite, else `old`."""
+    """The tree `new` if the step was finite, else `old`."""
+    # `where` and not a Python branch: the condition is known only on the device.
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
 def all_finite(tree: Any) -> bool:
-    """Whether all numbers are finite, in their shards; all processes must call it.
-
-    A program for each shape, of which a model has few.
-    """
+    """Whether all numbers of a tree are finite. Arrays stay sharded, so all processes must call it."""
+    # One small compiled program for each shape; a model has few different shapes.
     return all(jax.device_get([_is_finite(leaf) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -43,9 +42,9 @@ def _is_finite(leaf: Array) -> Array:
 
 
 class FiniteWatch:
-    """Ends a run after `limit` skipped updates in a row.
+    """Stops a run after `limit` consecutive skipped updates.
 
-    It looks at the step before the one that was just dispatched, so the device never waits for the host.
+    It checks the step before the one that was just dispatched, so the device never waits for the host.
     """
 
     def __init__(self, limit: int):
@@ -53,16 +52,16 @@ class FiniteWatch:
         self._pending: tuple[int, Array] | None = None
 
     def look(self, step: int, skipped_in_a_row: Array) -> None:
-        """To be called after every step with its metric.
+        """Check the previous step and remember this one. Call it after every step.
 
         Raises:
-          UserError: that names the first of the skipped steps.
+          UserError: too many consecutive steps were skipped; it names the first and the last of them.
         """
         self.flush()
         self._pending = step, skipped_in_a_row
 
     def flush(self) -> None:
-        """Look at the last step too, before what it gave is kept. Raises as `look`."""
+        """Check the remembered step now, as before a checkpoint. Raises the same error as `look`."""
         if self._pending is None:
             return
         step, count = self._pending[0], int(self._pending[1])
@@ -76,14 +75,14 @@ class FiniteWatch:
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes; checkpoints hold exactly this.
+    """Everything that a step changes; a checkpoint holds exactly this.
 
     Attributes:
-      step: () int32, updates done.
-      params: the trainable part of the parameters, as a nested dict.
-      opt_state: the optimizer's.
+      step: () int32, steps done.
+      params: the trainable parameters, as a nested dict.
+      opt_state: state of the optimizer.
       ema: exponential moving average of `params`.
-      skipped, skipped_in_a_row: () int32, updates that were not finite: of all, and the newest on end.
+      skipped, skipped_in_a_row: () int32, skipped updates: total, and consecutive up to now.
     """
 
     step: Array
@@ -95,8 +94,9 @@ class TrainState:
 
 
 def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state; jit it with `out_shardings` to create it in its shards."""
-    copy = jax.tree.map(jnp.copy, params)  # donated buffers must not be shared
+    """A new state. Jit this function with `out_shardings` to create the state in its shards."""
+    # The step donates the whole state, and a buffer can be donated once only.
+    copy = jax.tree.map(jnp.copy, params)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, optimizer.init(params), copy, zero, zero)
 
@@ -109,17 +109,15 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
-    """The pure step (state, frozen parameters, batch) → (state, metrics).
+    """Make the pure step function (state, frozen parameters, batch) → (state, metrics).
 
-    Random numbers are a function of (seed, step), so a resumed run repeats them, on any number of devices.
-    The average's decay starts low, min(decay, (1+step)/(10+step)): early averages follow quickly. Where the
-    loss or the gradient is not finite, nothing changes but the counts.
-
-    With `accumulate` above 1 the batch is worked off in so many parts, whose mean gradient is the step's:
-    memory for activations shrinks by that factor.
+    A step whose loss or gradient is not finite is skipped: only the counters change. With `accumulate` above
+    1, the batch is split into that many parts and their gradients are averaged, which divides the memory for
+    activations by that factor.
     """
 
     def step(state: TrainState, frozen: Any, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
+        # Random numbers depend on (seed, step) alone, so a resumed run repeats them on any number of devices.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def objective(params: Any, part: Batch, key: Array) -> tuple[Array, Metrics]:
@@ -130,44 +128,59 @@ def make_train_step(
             (value, metrics), gradients = differentiate(state.params, batch, key)
         else:
             (value, metrics), gradients = _accumulated(differentiate, state.params, batch, key, accumulate)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         norm = optax.global_norm(gradients)
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt_state, ema = choose(
-            finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
-        )
-        skipped = state.skipped + ~finite
-        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        updated = _updated(optimizer, ema_decay, state, gradients, finite)
         metrics = {
             "loss": value,
             "gradient_norm": norm,
-            # The optimizer counts only the updates that it makes.
+            # The optimizer counts only the updates that it makes, so skipped steps do not move its schedule.
             "learning_rate": schedule(state.step - state.skipped),
-            "skipped": skipped,
-            "skipped_in_a_row": in_a_row,
+            "skipped": updated.skipped,
+            "skipped_in_a_row": updated.skipped_in_a_row,
             **metrics,
         }
-        return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row), metrics
+        return updated, metrics
 
     return step
 
 
+def _updated(
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    state: TrainState,
+    gradients: Any,
+    finite: Array,
+) -> TrainState:
+    """The state after one update, or with only its counters changed where the step was not finite."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The decay starts low: early averages would otherwise be mostly the initial parameters.
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+    params, opt_state, ema = choose(
+        finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+    )
+    skipped = state.skipped + ~finite
+    in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+    return TrainState(state.step + 1, params, opt_state, ema, skipped, in_a_row)
+
+
 def _accumulated(differentiate: Callable[..., Any], params: Any, batch: Batch, key: Array, parts: int) -> Any:
-    """The mean over the parts of a batch of what `differentiate(params, part, key)` gives."""
+    """Result of `differentiate(params, part, key)`, averaged over the parts of a batch."""
 
     def split(x: Array) -> Array:
-        # Every part takes each parts-th example, so that all devices keep as many of it as of the batch.
+        # (B, …) → (B/parts, parts, …) → (parts, B/parts, …). Strided, so that every part has examples of all
+        # devices; contiguous parts would each lie on a few devices.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, i: Array) -> tuple[Any, None]:
         part = jax.tree.map(lambda x: x[i], split_batch)
-        found = differentiate(params, part, jax.random.fold_in(key, i))
-        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+        result = differentiate(params, part, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda a, b: a + b / parts, total, result), None
 
     split_batch = jax.tree.map(split, dict(batch))
+    # The scan's carry needs its shapes before the first part is computed.
     shapes = jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], split_batch), key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, jnp.arange(parts))[0]
@@ -175,14 +188,14 @@ def _accumulated(differentiate: Callable[..., Any], params: Any, batch: Batch, k
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """The compiled step of a run, with the shapes and shardings of everything that it takes.
 
     Attributes:
       step: jitted (state, frozen parameters, batch) → (state, metrics); the state is donated.
-      state, frozen: as `jax.ShapeDtypeStruct`s with shardings.
-      batch: the sharding of every array of a batch.
-      optimizer: of the trainable parameters.
-      accumulate: parts that a batch is worked off in.
+      state, frozen: trees of `jax.ShapeDtypeStruct`s with shardings.
+      batch: the sharding of every array in a batch.
+      optimizer: updates the trainable parameters.
+      accumulate: gradient-accumulation steps per batch.
     """
 
     step: Callable[..., Any]
@@ -193,34 +206,33 @@ class Plan:
     accumulate: int
 
     def create(self, trainable: Any) -> TrainState:
-        """A fresh state in its shards."""
+        """A new state, created in its shards."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         create = jax.jit(lambda params: create_state(params, self.optimizer), out_shardings=shardings)
         return create(trainable)
 
     def flops(self, batch: Any) -> float:
-        """Operations of a step on such a batch over all devices, as the compiler counts them.
-
-        After the first step the compiled program comes from the cache.
-        """
+        """Floating-point operations of one step, summed over all devices, as the compiler counts them."""
+        # Call it after the first step: then the compiled program comes from the cache.
         compiled = self.step.lower(self.state, self.frozen, batch).compile()
+        # The compiler does not see into Pallas kernels, so these report their own cost.
         operations = compiled.cost_analysis()["flops"] + kernel_cost(compiled.as_text())[0]
-        # Of one device, and of one part: the compiler counts a loop's body once.
+        # The count is for one device, and it counts the body of the accumulation loop once.
         return operations * self.batch.mesh.size * self.accumulate
 
 
 def make_plan(config: TrainConfig, models: Models, schedule: ScheduleConfig, params: Any, mesh: Mesh) -> Plan:
-    """The step of a run.
+    """Make the step of a run, with its shapes and shardings.
 
     Args:
-      config: the run's.
-      models, schedule: what is trained.
-      params: {component: tree} of arrays or shapes, with the dtypes that the devices hold.
-      mesh: where it runs.
+      config: config of the run.
+      models, schedule: the networks and the noise schedule.
+      params: {component: tree} of arrays or shapes, in the dtypes that the devices hold.
+      mesh: the devices.
 
     Raises:
-      UserError: when a regex or a sharding rule of the config does not fit the parameters, or the batch does
-        not divide among the devices.
+      UserError: a regex or a sharding rule of the config does not fit the parameters, or the batch cannot be
+        divided among the devices.
     """
     partition.check_batch(config.batch_size, config.accumulate, mesh)
     options = config.optimizer
@@ -241,7 +253,7 @@ def make_plan(config: TrainConfig, models: Models, schedule: ScheduleConfig, par
     jitted = jax.jit(
         step,
         in_shardings=(state_shardings, frozen_shardings, batch),
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, None),  # metrics are scalars: jit replicates them
         donate_argnums=0,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )

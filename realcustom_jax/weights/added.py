@@ -1,5 +1,5 @@
-"""Which parameters RealCustom adds to a base model. Imports nothing, so that config files can use it."""
+"""Regex of the parameters that RealCustom adds to a base model. Imports nothing, so configs can use it."""
 
-# Searched in paths of the UNet ("scoring/…") and of the whole model ("unet/scoring/…") alike. On disk these
-# parameters live in `realcustom/`.
+# It matches paths in the UNet ("scoring/…") and in the whole model ("unet/scoring/…"). On disk these
+# parameters are in `realcustom/`.
 ADDED = r"(^|/)(to_[kv]_vision|encoder_hidden_states_vision_projection|scoring)/"

@@ -1,4 +1,4 @@
-"""A base model, wherever it comes from: its configs, and its parameters on demand."""
+"""A base model on disk: its configs, and lazy parameters, from a folder or a single file."""
 
 import dataclasses
 import re
@@ -26,10 +26,10 @@ class Base:
     """A base model on disk.
 
     Attributes:
-      unet, vae, texts, schedule: its shapes and noise schedule; one or two text encoders.
-      tokenizers: a folder for each text encoder.
-      padding: the token that each tokenizer pads with; None for its own.
-      open: (component, its `params` tree as shapes) → its parameters, lazy, checked key by key.
+      unet, vae, texts, schedule: configs of the networks and the noise schedule; one or two text encoders.
+      tokenizers: one folder for each text encoder.
+      padding: padding token of each tokenizer; None for the tokenizer's own.
+      open: (component, shapes of its `params` tree) → its lazy parameters, after checking their keys.
     """
 
     unet: UNetConfig
@@ -42,19 +42,19 @@ class Base:
 
 
 def folder_base(parts: Mapping[str, Path]) -> Base:
-    """From a folder in the diffusers layout.
+    """The base model in a folder in the diffusers layout.
 
     Args:
       parts: {component, tokenizer or "scheduler": its folder}.
 
     Raises:
-      UserError: when a config is missing, or is of a network that is none of ours.
+      UserError: a config is missing or not supported.
     """
     texts = tuple(read_text(read_config(parts[name]), str(parts[name])) for name in TEXT if name in parts)
     scheduler = parts["scheduler"]
 
     def opened(name: str, shapes: Any) -> Any:
-        layouts = LAYOUTS[re.sub(r"_2$", "", name)]
+        layouts = LAYOUTS[re.sub(r"_2$", "", name)]  # the second encoder has the layouts of the first
         return open_params(open_tensors(find_weights(parts[name])), layouts, shapes)
 
     return Base(
@@ -69,15 +69,15 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
 
 
 def with_unet(base: Base, path: Path) -> Base:
-    """A base with another UNet of the same shape.
+    """A base model with its UNet replaced by another one of the same shape.
 
     Args:
-      base: what the other parts are of.
-      path: a folder with the UNet's `config.json`, or one that has it in `unet/`, or a file of weights, in
-        diffusers' or the original layout, alone or with the other parts of a model.
+      base: the base model that gives the other components.
+      path: a folder with the UNet's `config.json`, a folder that has it in `unet/`, or a weights file in
+        diffusers' or the original layout. The file may have other components too.
 
     Raises:
-      UserError: when its shape is not that of the base's UNet.
+      UserError: the UNet has another shape.
     """
     if path.is_dir():
         folder = path / "unet" if (path / "unet").is_dir() else path
@@ -85,27 +85,29 @@ def with_unet(base: Base, path: Path) -> Base:
         _check_same_shape(base.unet, config, folder)
         return _with_opened(base, open_tensors(find_weights(folder)), LAYOUTS["unet"])
     tensors = open_tensors(path)
+    # A file has no config; keys and shapes are checked when the parameters are opened.
     for prefix in _UNET_PREFIXES:
         if any(key.startswith(prefix) for key in tensors.shapes):
             return _with_opened(base, tensors.select(prefix), (ORIGINAL_UNET, DIFFUSERS, FLAX))
     return _with_opened(base, tensors, (DIFFUSERS, FLAX, ORIGINAL_UNET))
 
 
-# Of the UNet in files that hold more than it.
+# Prefixes of the UNet's keys in files with several components: original, diffusers, Flax.
 _UNET_PREFIXES = ("model.diffusion_model.", "unet.", "unet/")
-# Fields of a config that change no pass.
-_NO_SHAPE = ("sample_size",)
+# Fields that do not change what a forward pass computes.
+_SAMPLING_FIELDS = ("sample_size",)
 
 
-def _check_same_shape(wanted: UNetConfig, found: UNetConfig, source: Path) -> None:
+def _check_same_shape(wanted: UNetConfig, given: UNetConfig, source: Path) -> None:
+    """Raise `UserError` if two UNet configs differ."""
     for field in dataclasses.fields(UNetConfig):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
-        if ours != theirs and field.name not in _NO_SHAPE:
+        ours, theirs = getattr(wanted, field.name), getattr(given, field.name)
+        if ours != theirs and field.name not in _SAMPLING_FIELDS:
             raise UserError(f"the UNet in {source} has another shape: {field.name} is {theirs}, not {ours}")
 
 
 def with_tensors(base: Base, unet: Tensors) -> Base:
-    """A base with a UNet's weights from elsewhere, named as diffusers names them."""
+    """A base model with the weights of its UNet replaced; `unet` has diffusers' keys."""
     return _with_opened(base, unet, (DIFFUSERS,))
 
 

@@ -1,4 +1,4 @@
-"""One component of a model folder: its `config.json` and its weights, in any layout that is known."""
+"""One component of a model folder: its `config.json` and its weights, in any known layout."""
 
 import json
 import re
@@ -28,10 +28,10 @@ from realcustom_jax.weights.layouts import (
 from realcustom_jax.weights.lazy import LazyArray, Place, place_params
 from realcustom_jax.weights.tensors import SHARD_BYTES, Tensors, open_tensors, write_tensors
 
-# What weights can be written as.
+# Dtypes that weights can be written in.
 WEIGHT_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
-# Which layouts a component may come in; the one that shares most names with the file is taken.
+# {component: its possible layouts}; the one that shares most keys with the file is used.
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "unet": (DIFFUSERS, FLAX),
     "vae": (DIFFUSERS, OLD_VAE, FLAX),
@@ -41,7 +41,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 }
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "diffusion_flax_model", "flax_model")
-# In order of preference: whole before shards, full precision before half, what needs no PyTorch first.
+# In order of preference: formats without PyTorch first, full precision before half, one file before shards.
 _ENDINGS = (
     ".safetensors",
     ".safetensors.index.json",
@@ -56,19 +56,20 @@ _ENDINGS = (
 
 
 def on_host(dtype: Any) -> Place:
-    """Parameters as numpy arrays."""
+    """A `Place` that makes numpy arrays of `dtype`."""
     return lambda path, value: value.astype(dtype, copy=False)
 
 
 def on_device(dtype: Any, sharding: Any = None) -> Place:
-    """Parameters as JAX arrays, one after the other, so that no more than one is there twice.
+    """A `Place` that makes JAX arrays.
 
     Args:
-      dtype: of the parameters, or a function of a path that gives it.
-      sharding: where they go: a `jax.sharding.Sharding` for all, a function of a path and a shape that gives
-        one, or None for the default device. Each device gets its own shards only.
+      dtype: dtype of the parameters, or a function path → dtype.
+      sharding: a `jax.sharding.Sharding` for all parameters, a function (path, shape) → sharding, or None for
+        the default device. Each device gets its own shards only.
     """
 
+    # Waiting for each transfer keeps host copies short-lived: only a few parameters exist twice at a time.
     def place(path: str, value: np.ndarray) -> jax.Array:
         value = value.astype(dtype(path) if _chooses(dtype) else dtype, copy=False)
         target = sharding(path, value.shape) if callable(sharding) else sharding
@@ -82,24 +83,24 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
 
 
 def _chooses(dtype: Any) -> bool:
-    """Whether it is a function that gives a dtype, and no dtype; NumPy's and JAX's can be called, too."""
+    """Whether `dtype` is a function path → dtype. Dtypes of NumPy and JAX are callable too."""
     return callable(dtype) and not isinstance(dtype, (type, np.dtype)) and not hasattr(dtype, "dtype")
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """`config.json` of a component, or its file called `name`.
+    """Read `config.json` of a component, or another JSON file of its folder.
 
     Raises:
-      UserError: if it is not there or is not JSON.
+      UserError: the file is missing or is not JSON.
     """
     return read_json(folder / name)
 
 
 def find_weights(folder: Path) -> Path:
-    """The weights file of a component's folder, by the names that diffusers, transformers and timm use.
+    """Find the weights file of a component's folder, by the file names of diffusers, transformers and timm.
 
     Raises:
-      UserError: when there is none.
+      UserError: the folder has none.
     """
     for ending in _ENDINGS:
         for stem in _STEMS:
@@ -112,29 +113,29 @@ def find_weights(folder: Path) -> Path:
 
 
 def load_params(folder: Path, component: str, shapes: Any, place: Place) -> Any:
-    """The parameters of one component's folder, checked key by key; see `read_params`."""
+    """Load the parameters of a component's folder; see `read_params`."""
     return read_params(open_tensors(find_weights(folder)), LAYOUTS[component], shapes, place)
 
 
 def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place: Place) -> Any:
-    """As `open_params`, with every parameter read and put where `place` says."""
+    """`open_params` with every parameter read, and placed by `place`."""
     return place_params(open_params(tensors, layouts, shapes), place)
 
 
 def open_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any) -> Any:
-    """Parameters from tensors, checked name by name, and read when they are used.
+    """Open lazy parameters from a file's tensors, after checking all keys and shapes.
 
     Args:
-      tensors: of a file.
-      layouts: that it may have.
-      shapes: the `params` tree that the module wants, as shapes.
+      tensors: tensors of a file.
+      layouts: layouts that the file may have.
+      shapes: shapes of the module's `params` tree.
 
     Returns:
       a nested dict of `LazyArray`s, in the file's dtype.
 
     Raises:
-      UserError: when names or shapes differ (see `check_keys`); and a parameter, when it is read, for a
-        tensor whose values are not floating point.
+      UserError: keys or shapes differ (see `check_keys`). Reading a parameter raises it too if its tensor is
+        not floating point.
     """
     flat = flatten(shapes)
     layout, entries = _fitting(tensors, layouts, flat)
@@ -145,12 +146,16 @@ def open_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any) -> Any
     for entry in entries:
         for path in entry.paths:
             params[path] = LazyArray(tuple(flat[path].shape), _reader(tensors, entry, path))
+    # In the module's order, whatever the layout's.
     return unflatten({path: params[path] for path in flat})
 
 
 def _reader(tensors: Tensors, entry: Entry, path: str) -> Callable[[], np.ndarray]:
+    """Function that reads one parameter."""
+
     def read() -> np.ndarray:
         value = tensors.read(entry.key)
+        # Quantised checkpoints have integers, which would be silently wrong as weights.
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f"{tensors.source}: {entry.key} is {value.dtype}, weights must be floating point")
         return entry.from_file(value)[path]
@@ -159,26 +164,27 @@ def _reader(tensors: Tensors, entry: Entry, path: str) -> Callable[[], np.ndarra
 
 
 def _fitting(tensors: Tensors, layouts: Sequence[Layout], flat: Mapping[str, Any]) -> tuple[Layout, list]:
-    """The layout, and its entries, that shares most names with the file; of equals the first."""
+    """The layout that shares most keys with the file, and its entries. The first wins a tie."""
+    # The closest layout, even if it does not fit: its list of missing keys is the most useful error.
     candidates = [(layout, layout.entries(flat)) for layout in layouts]
     return max(candidates, key=lambda pair: sum(entry.key in tensors.shapes for entry in pair[1]))
 
 
 def write_params(path: Path, layout: Layout, params: Any, dtype: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write parameters in a layout; the inverse of `read_params`.
+    """Write parameters to a file; the inverse of `read_params`.
 
     Args:
-      path: of the file, which its ending gives the kind of; see `write_tensors`.
-      layout: of its tensors.
-      params: nested dict of arrays: numpy's, JAX's, or lazy ones.
+      path: the file. Its extension gives the format; see `write_tensors`.
+      layout: layout of its tensors.
+      params: nested dict of numpy, JAX or lazy arrays.
       dtype: one of `WEIGHT_DTYPES`.
-      shard_bytes: size above which `.safetensors` are written in shards.
+      shard_bytes: size in bytes above which `.safetensors` are written as shards.
     """
     write_tensors(path, to_tensors(layout, params, dtype), shard_bytes)
 
 
 def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dict[str, LazyArray]:
-    """What `write_params` writes, every name after the prefix; made when it is read."""
+    """Lazy tensors of a layout, {prefix + key: tensor}. They are cast and joined when they are read."""
     flat, target = flatten(params), np.dtype(WEIGHT_DTYPES[dtype])
 
     def reader(entry: Entry) -> Callable[[], np.ndarray]:
@@ -188,17 +194,18 @@ def to_tensors(layout: Layout, params: Any, dtype: str, prefix: str = "") -> dic
 
 
 def check_dtype(dtype: str) -> None:
-    """Raises `UserError` for a name that is not one of `WEIGHT_DTYPES`."""
+    """Raise `UserError` if the name is not one of `WEIGHT_DTYPES`."""
     if dtype not in WEIGHT_DTYPES:
         raise UserError(f"weights cannot be written as {dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
 
 
 def weights_name(component: str) -> str:
-    """What diffusers and transformers call the weights file of a component."""
+    """File name of a component's weights in diffusers and transformers."""
     stem = "model" if component.startswith(("text_", "image_")) else "diffusion_pytorch_model"
     return f"{stem}.safetensors"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file in the format of diffusers and transformers: indented by 2, keys sorted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

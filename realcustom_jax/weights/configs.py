@@ -1,8 +1,8 @@
-"""Others' `config.json` files ↔ our config dataclasses.
+"""Conversion between our config dataclasses and the `config.json` files of diffusers, transformers and timm.
 
-Base models: the field names are the same, but a field that we have no counterpart for may change what the
-network computes; those are refused, so that no model is run as something that it is not. Towers: transformers
-leaves defaults out of its files and has another form for each family; timm leaves out nearly all.
+Base models have the same field names as ours. A field that we do not have may change what the network
+computes, so unsupported values are rejected. For image towers, transformers leaves defaults out of its files
+and has another form for each family; timm leaves out nearly everything.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
 from realcustom_jax.weights.tensors import Tensors
 
-# Field → the only values under which our modules compute what diffusers' do. Absent is fine.
+# {field: the values for which our modules compute the same as diffusers'}. A missing field is fine.
 _UNET = {
     "act_fn": ("silu",),
     "attention_type": ("default",),
@@ -66,41 +66,52 @@ _SCHEDULE = {
     "trained_betas": (None,),
     "use_flow_sigmas": (False,),
 }
+# (mean, std) of the three families' input normalisation.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _OPENAI = (ViTConfig.image_mean, ViTConfig.image_std)
 
 
 def read_unet(values: Mapping[str, Any], source: str) -> UNetConfig:
-    """Raises `UserError`, as all readers here, for what this package does not compute; `source` names it."""
-    _refuse(values, _UNET, source)
+    """Read a UNet's config. Like all readers here, it raises `UserError` for unsupported values.
+
+    Args:
+      values: contents of `config.json`.
+      source: name of the model, for messages.
+    """
+    _reject(values, _UNET, source)
     return from_mapping(UNetConfig, values)
 
 
 def read_vae(values: Mapping[str, Any], source: str) -> VAEConfig:
-    _refuse(values, _VAE, source)
+    """Read a VAE's config; see `read_unet`."""
+    _reject(values, _VAE, source)
     return from_mapping(VAEConfig, values)
 
 
 def read_schedule(values: Mapping[str, Any], source: str) -> ScheduleConfig:
-    _refuse(values, _SCHEDULE, source)
+    """Read a scheduler's config; see `read_unet`."""
+    _reject(values, _SCHEDULE, source)
     return from_mapping(ScheduleConfig, values)
 
 
-def _refuse(values: Mapping[str, Any], allowed: Mapping[str, tuple], source: str) -> None:
+def _reject(values: Mapping[str, Any], allowed: Mapping[str, tuple], source: str) -> None:
+    """Raise `UserError` for a field with a value that is not allowed."""
     for name, known in allowed.items():
         if name in values and values[name] not in known:
             raise UserError(f"{source}: {name} {values[name]!r} is not supported, only {known[0]!r}")
 
 
 def read_text(values: Mapping[str, Any], source: str) -> CLIPTextConfig:
-    """transformers' `CLIPTextModel[WithProjection]`; the class is named in `architectures`."""
+    """Read the config of transformers' `CLIPTextModel` or `CLIPTextModelWithProjection`."""
     values = _with_defaults({"model_type": "clip_text_model", **values}, source)
+    # Only `architectures` shows whether the text is projected: both classes have a projection_dim.
     projects = "CLIPTextModelWithProjection" in (values.get("architectures") or ())
     return from_mapping(CLIPTextConfig, {"with_projection": projects, **values})
 
 
 def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
+    """Contents of a text encoder's `config.json`; the inverse of `read_text`."""
     projection = "WithProjection" if config.with_projection else ""
     return {
         **dataclasses.asdict(config),
@@ -115,15 +126,16 @@ def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
 def read_vision(
     values: Mapping[str, Any], source: str, preprocessor: Mapping[str, Any] | None = None
 ) -> ViTConfig:
-    """An image tower of transformers (CLIP, SigLIP, DINOv2), alone or with its text tower, or our own.
+    """Read the config of an image tower: CLIP, SigLIP or DINOv2 of transformers, or our own.
 
     Args:
-      values: its `config.json`. Our own field names are understood too and win.
-      source: what to call it.
-      preprocessor: its `preprocessor_config.json`, for the normalisation; default the family's.
+      values: contents of `config.json`, also of a model with a text tower. Our own field names win.
+      source: name of the tower, for messages.
+      preprocessor: contents of `preprocessor_config.json`, for the normalisation; default: the family's.
     """
     kind = values.get("model_type")
     if kind in ("clip", "siglip"):
+        # The config of a whole model has that of its image tower in `vision_config`.
         outer = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
         values = {**values.get("vision_config", {}), **outer, "model_type": f"{kind}_vision_model"}
         if kind == "clip":
@@ -138,7 +150,7 @@ def read_vision(
         raise UserError(f"{source}: use_swiglu_ffn is not supported")
     family = dict(_FAMILIES[kind])
     if kind == "clip_vision_model" and "CLIPVisionModel" in (values.get("architectures") or ()):
-        values["projection_dim"] = None  # without its projection, whatever the file says of it
+        values["projection_dim"] = None  # this class has no projection, whatever the field says
     if kind.startswith("dinov2"):
         family["registers"] = values.get("num_register_tokens", 0)
         family["intermediate_size"] = int(values["hidden_size"] * values["mlp_ratio"])
@@ -151,10 +163,8 @@ def read_vision(
 
 
 def vision_to_json(config: ViTConfig) -> dict[str, Any]:
-    """The same as transformers' file, with our field names beside theirs.
-
-    A tower that none of its classes computes has a type of its own, so that transformers refuses it.
-    """
+    """Contents of an image tower's `config.json`, with transformers' field names and ours."""
+    # A tower that no class of transformers computes gets our own type, so that transformers rejects it.
     values, kind = dataclasses.asdict(config), _kind(config)
     architecture = _ARCHITECTURES[kind]
     if kind == "clip_vision_model" and config.projection_dim is not None:
@@ -163,7 +173,7 @@ def vision_to_json(config: ViTConfig) -> dict[str, Any]:
         del values["projection_dim"]
     if kind.startswith("dinov2"):
         ratio, rest = divmod(config.intermediate_size, config.hidden_size)
-        # transformers 5 takes a whole number alone.
+        # transformers 5 accepts only integers here.
         values["mlp_ratio"] = config.intermediate_size / config.hidden_size if rest else ratio
     if config.registers:
         values["num_register_tokens"] = config.registers
@@ -189,7 +199,7 @@ def _family(normalisation: tuple, **fields: Any) -> dict[str, Any]:
     return {"image_mean": normalisation[0], "image_std": normalisation[1], **fields}
 
 
-OWN = "realcustom_vit"  # the type of towers that only this package computes
+OWN = "realcustom_vit"  # model_type of towers that only this package can compute
 _ARCHITECTURES = {
     "clip_vision_model": "CLIPVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
@@ -208,7 +218,7 @@ _FAMILIES = {
 
 
 def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What transformers leaves out of a file because it is the default of the class."""
+    """Add the defaults of the model class, which transformers leaves out of its files."""
     if values["model_type"] == OWN:
         return dict(values)
     try:
@@ -218,10 +228,10 @@ def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
-    """An image tower of timm (SigLIP, DINOv2): from its `config.json` and the shapes of its weights.
+    """Read the config of a timm tower (SigLIP, DINOv2) from its `config.json` and its weights' shapes.
 
     Raises:
-      UserError: for another architecture.
+      UserError: it has another architecture.
     """
     name, pretrained = str(values.get("architecture")), values.get("pretrained_cfg", {})
     if not re.search(r"siglip|dinov2", name) or "patch_embed.proj.weight" not in tensors.shapes:
@@ -229,10 +239,10 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
             f"{tensors.source}: timm's {name} is not supported, only SigLIP and DINOv2 towers are"
         )
     shapes = tensors.shapes
-    hidden, _, patch, _ = shapes["patch_embed.proj.weight"]
+    hidden, _, patch, _ = shapes["patch_embed.proj.weight"]  # OIHW
     class_token, patches = "cls_token" in shapes, shapes["pos_embed"][1]
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    # timm gives DINOv2's class token a position only where there are no registers.
+    # In timm, DINOv2's class token has a position embedding only in models without registers.
     position_prefix = class_token and not registers
     side = round((patches - position_prefix) ** 0.5)
     normalisation = _HALF if "siglip" in name else _IMAGENET
@@ -258,13 +268,13 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
 
 
 def timm_heads(architecture: str, hidden: int) -> int:
-    """Heads of 64 channels, but for the "shape-optimised" SigLIP with its 16 heads of 72."""
+    """Number of heads: 64 channels each, except the "shape-optimised" SigLIP with 16 heads of 72."""
     return 16 if "so400m" in architecture else hidden // 64
 
 
 def read_tower_folder(folder: Path, values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
-    """The config of a tower's folder, transformers' or timm's."""
-    if "architecture" in values:
+    """Read the config of a tower's folder, in transformers' or timm's form."""
+    if "architecture" in values:  # transformers has "architectures"
         return read_timm(values, tensors)
     path = folder / "preprocessor_config.json"
     preprocessor = read_json(path) if path.exists() else None

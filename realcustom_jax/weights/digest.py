@@ -9,9 +9,9 @@ from realcustom_jax.weights.keys import flatten
 
 
 def params_sha256(params: Any) -> str:
-    """SHA-256 over the names, shapes and bytes of all parameters, in the order of their names."""
+    """SHA-256 over the names, dtypes, shapes and bytes of all parameters, in the order of their names."""
     digest = hashlib.sha256()
-    # One component at a time: those of an offloaded pipeline come when they are asked for.
+    # One component at a time: an offloaded pipeline reads each one when it is accessed.
     for name in sorted(params, key="{}/".format):
         for path, value in sorted(flatten({name: params[name]}).items()):
             value = np.ascontiguousarray(value)

@@ -1,4 +1,4 @@
-"""A model's weights in the forms that others read, beside the model folder that `folder.py` writes."""
+"""Exports of a model's weights in the formats of other software. `folder.py` writes the model folder."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from realcustom_jax.weights.towers import without_class_position
 
 
 def export_unet(model: Model, path: Path, dtype: str) -> None:
-    """One file with the whole UNet and all that RealCustom adds, as the published checkpoint is.
+    """Write the UNet with everything that RealCustom adds to one file, like the published checkpoint.
 
     Args:
       model: the model.
@@ -30,14 +30,15 @@ def export_unet(model: Model, path: Path, dtype: str) -> None:
       dtype: one of `WEIGHT_DTYPES`.
     """
     check_dtype(dtype)
+    # `sys.maxsize`: the published code loads one file, so no shards whatever the size.
     write_params(path, DIFFUSERS, model.params["unet"], dtype, sys.maxsize)
 
 
 def export_added(model: Model, path: Path, dtype: str) -> None:
-    """As `export_unet`, with only what RealCustom adds.
+    """Like `export_unet`, but only with the parameters that RealCustom adds.
 
     Raises:
-      UserError: for a model without.
+      UserError: the model has none.
     """
     check_dtype(dtype)
     _, added = split_added(model.params["unet"])
@@ -47,12 +48,12 @@ def export_added(model: Model, path: Path, dtype: str) -> None:
 
 
 def write_added(folder: Path, config: RealCustomConfig, added: Mapping[str, Any], dtype: str) -> None:
-    """A `realcustom/` folder, but for `sampling.json`.
+    """Write a `realcustom/` folder without its `sampling.json`.
 
     Args:
-      folder: to write into.
-      config: the shape of what RealCustom adds.
-      added: its parameters, by their paths in the UNet.
+      folder: the folder.
+      config: config of the added layers.
+      added: {path in the UNet: values} of the added parameters.
       dtype: one of `WEIGHT_DTYPES`.
     """
     write_json(folder / "config.json", dataclasses.asdict(config))
@@ -60,25 +61,23 @@ def write_added(folder: Path, config: RealCustomConfig, added: Mapping[str, Any]
 
 
 def write_published(path: Path, config: RealCustomConfig, params: Mapping[str, Any], dtype: str) -> None:
-    """One file of UNet parameters, by their paths, named as the published checkpoint names them.
-
-    The file's metadata has the config, which shapes alone do not always tell.
-    """
+    """Write UNet parameters, given by their paths, to one file with the keys of the published checkpoint."""
     tensors = to_tensors(DIFFUSERS, unflatten(params), dtype)
+    # The published format has no config, and shapes do not show everything, such as the feature layers.
     metadata = {CONFIG_KEY: json.dumps(dataclasses.asdict(config))}
     write_tensors(path, tensors, sys.maxsize, metadata)
 
 
 def export_original(model: Model, path: Path, dtype: str) -> None:
-    """The base model as an original one-file checkpoint of SD1.5 or SDXL.
+    """Write the base model as an original one-file checkpoint of SD1.5 or SDXL.
 
     Args:
-      model: the model; its image towers and what RealCustom adds are left out.
-      path: as in `export_unet`.
+      model: the model. Image towers and the parameters that RealCustom adds are left out.
+      path: see `export_unet`.
       dtype: one of `WEIGHT_DTYPES`.
 
     Raises:
-      UserError: when such a file, which has no config, would be read as another model.
+      UserError: the format has no config, and readers would take this model for another one.
     """
     check_dtype(dtype)
     base, _ = split_added(model.params["unet"])
@@ -86,21 +85,23 @@ def export_original(model: Model, path: Path, dtype: str) -> None:
     for name, (prefix, layout) in original_layouts(len(model.models.text_configs)).items():
         params = base if name == "unet" else model.params[name]
         tensors |= to_tensors(layout, params, dtype, prefix)
+    # Read the file as others will, before it is written, and compare the configs.
     shapes = Tensors(str(path), {key: value.shape for key, value in tensors.items()}, tensors.__getitem__)
     read = original_base(shapes, [Path()] * len(model.models.text_configs))
-    told = dict(zip(TEXT, read.texts, strict=False)) | {"unet": read.unet, "vae": read.vae}
-    for name, config in told.items():
+    configs = dict(zip(TEXT, read.texts, strict=False)) | {"unet": read.unet, "vae": read.vae}
+    for name, config in configs.items():
         ours = model.models.configs[name]
-        if name in TEXT and ours.eos_token_id == 2:  # what old files say, and mean the last one by
+        if name in TEXT and ours.eos_token_id == 2:
+            # Old configs of CLIP say 2, and transformers then uses the last token of the vocabulary.
             ours = dataclasses.replace(ours, eos_token_id=ours.vocab_size - 1)
-        _check_told(name, ours, config)
-    _check_told("scheduler", model.schedule, read.schedule)
+        _check_representable(name, ours, config)
+    _check_representable("scheduler", model.schedule, read.schedule)
     write_tensors(path, tensors, sys.maxsize)
 
 
-# Defaults of sampling, which change nothing of what a pass computes.
-_UNTOLD = ("sample_size", "timestep_spacing", "steps_offset")
-# Fields that have one value or one a level → their values by level.
+# Defaults of sampling: they do not change what a forward pass computes.
+_SAMPLING_FIELDS = ("sample_size", "timestep_spacing", "steps_offset")
+# {field that is one value or one value per level: the property with one value per level}
 _BY_LEVEL = {
     "attention_head_dim": "heads",
     "transformer_layers_per_block": "depths",
@@ -108,22 +109,23 @@ _BY_LEVEL = {
 }
 
 
-def _check_told(name: str, ours: Any, told: Any) -> None:
-    """Raises `UserError` for a field that differs from what a reader of the file would take it for."""
+def _check_representable(name: str, ours: Any, read: Any) -> None:
+    """Raise `UserError` if a field of our config differs from the config that a reader of the file gets."""
     for field in dataclasses.fields(ours):
         attribute = _BY_LEVEL.get(field.name, field.name)
-        has, seen = getattr(ours, attribute), getattr(told, attribute)
-        if has != seen and field.name not in _UNTOLD:
+        has, seen = getattr(ours, attribute), getattr(read, attribute)
+        if has != seen and field.name not in _SAMPLING_FIELDS:
             raise UserError(
-                f"an original checkpoint cannot tell that {name}.{field.name} is {has}: it is read as {seen}"
+                f"an original checkpoint cannot store that {name}.{field.name} is {has}: it is read as {seen}"
             )
 
 
 def export_flax(model: Model, folder: Path, dtype: str) -> None:
-    """Every component as diffusers' and transformers' Flax models read it: `config.json` and `.msgpack`."""
+    """Write every component for diffusers' and transformers' Flax models: `config.json` and `.msgpack`."""
     check_dtype(dtype)
     base, _ = split_added(model.params["unet"])
     for name, config in model.models.configs.items():
+        # The file names that `FlaxModelMixin` of diffusers and `FlaxPreTrainedModel` of transformers expect.
         stem = "diffusion_flax_model" if name in ("unet", "vae") else "flax_model"
         params = base if name == "unet" else model.params[name]
         write_json(folder / name / "config.json", component_json(name, config))
@@ -131,10 +133,10 @@ def export_flax(model: Model, folder: Path, dtype: str) -> None:
 
 
 def export_timm(model: Model, folder: Path, dtype: str) -> None:
-    """The SigLIP and DINOv2 towers as timm's folders.
+    """Write the SigLIP and DINOv2 towers as timm folders.
 
     Raises:
-      UserError: for a CLIP tower, one whose number of heads timm's files cannot tell, or without towers.
+      UserError: there is no tower, a tower is a CLIP, or its number of heads does not fit timm's rule.
     """
     check_dtype(dtype)
     if not model.models.image_configs:
@@ -143,10 +145,11 @@ def export_timm(model: Model, folder: Path, dtype: str) -> None:
         if config.pre_norm:
             raise UserError(f"{name} is a CLIP tower; only SigLIP and DINOv2 are exported to timm's layout")
         kind = "dinov2" if config.class_token else "siglip"
-        # timm tells the number of heads by the architecture's name; only this one's differs from C / 64.
+        # timm files have no number of heads: it follows from the architecture's name. Only this one differs
+        # from C / 64.
         size = "so400m" if config.hidden_size == 16 * 72 else "custom"
         if config.num_attention_heads != timm_heads(size, config.hidden_size):
-            raise UserError(f"{name} has {config.num_attention_heads} heads, which timm's files cannot tell")
+            raise UserError(f"{name} has {config.num_attention_heads} heads, which timm's files cannot store")
         registers = f"_reg{config.registers}" if config.registers else ""
         side = config.image_size
         values = {

@@ -1,7 +1,8 @@
-"""Flax's msgpack files: nested maps with arrays as extensions. Only where each array lies is kept.
+"""Positions of the arrays in Flax's msgpack files, without reading the arrays.
 
-Flax splits an array of more than 2**30 bytes into chunks: a map with the marker `__msgpack_chunked_array__`,
-its `shape` and its `chunks`, the last two as maps from "0", "1", …
+The format: nested maps, with arrays as msgpack extensions. Flax splits an array above 2**30 bytes into
+chunks: a map with the marker `__msgpack_chunked_array__`, the `shape` and the `chunks`. Both are lists, which
+Flax writes as maps with the keys "0", "1", …
 """
 
 import math
@@ -17,16 +18,16 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.places import Place
 
-_EXTENSION_NDARRAY = 1  # flax.serialization's code of an array
+_EXTENSION_NDARRAY = 1  # code of an array in flax.serialization
 _CHUNKED = "__msgpack_chunked_array__"
-# Models have no lists, but a damaged file may announce one that would not fit into memory.
+# Models have no lists, but a damaged file may announce one that does not fit into memory.
 _LONGEST_LIST = 2**16
 
 Names = tuple[str, ...]
 
 
 class _Header(NamedTuple):
-    """Of an array in the file: its `size` bytes are the last thing in its record."""
+    """Header of an array in the file. Its `size` bytes of data are the end of its record."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -34,10 +35,10 @@ class _Header(NamedTuple):
 
 
 def flax_places(path: Path) -> dict[str, Place]:
-    """{names joined by "/": place} of all arrays of a file.
+    """{path: position} of all arrays in a file; a path joins names by "/".
 
     Raises:
-      UserError: for a file that is damaged or of another kind.
+      UserError: the file is damaged or of another format.
     """
     try:
         with open(path, "rb") as file:
@@ -49,9 +50,9 @@ def flax_places(path: Path) -> dict[str, Place]:
                 max_array_len=_LONGEST_LIST,
             )
             leaves = _join_chunks(dict(_leaves(unpacker, ())))
-        strange = next((names for names, leaf in leaves.items() if not isinstance(leaf, Place)), None)
-        if strange is not None:
-            raise ValueError(f"{'/'.join(strange)} is no array")
+        other = next((names for names, leaf in leaves.items() if not isinstance(leaf, Place)), None)
+        if other is not None:
+            raise ValueError(f"{'/'.join(other)} is not an array")
         return {"/".join(names): place for names, place in leaves.items()}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -63,24 +64,25 @@ def flax_places(path: Path) -> dict[str, Place]:
         AttributeError,
         RecursionError,
     ) as error:
-        raise UserError(f"{path} is not a whole Flax msgpack file: {error!r}") from None
+        raise UserError(f"{path} is not a complete Flax msgpack file: {error!r}") from None
 
 
 def _leaves(unpacker: msgpack.Unpacker, names: Names, entries: int | None = None) -> Iterator:
-    """(names, `Place` or another value) of all that lies below a map.
+    """Yield (names, `Place` or another value) for every leaf below a map.
 
     Args:
-      unpacker: of the file, at the map's header, or behind it where `entries` is given.
-      names: of the map.
-      entries: of the map.
+      unpacker: reads the file; it is at the map's header, or after it if `entries` is given.
+      names: names of the map and of its parents.
+      entries: number of entries of the map.
     """
     for _ in range(unpacker.read_map_header() if entries is None else entries):
         inner = (*names, unpacker.unpack())
         try:
             below = unpacker.read_map_header()
-        except ValueError:  # no map: the unpacker has not moved
+        except ValueError:  # not a map: the unpacker has not moved
             leaf = unpacker.unpack()
             if isinstance(leaf, _Header):
+                # The unpacker is now at the end of the record, so the data is just before it.
                 piece = (unpacker.tell() - leaf.size, leaf.size)
                 leaf = Place(leaf.shape, leaf.dtype, (piece,))
             yield inner, leaf
@@ -89,16 +91,17 @@ def _leaves(unpacker: msgpack.Unpacker, names: Names, entries: int | None = None
 
 
 def _array_header(code: int, data: bytes) -> _Header:
+    """Parse an array's record, (shape, dtype name, bytes), and keep its header only."""
     if code != _EXTENSION_NDARRAY:
         raise ValueError(f"extension type {code}")
     shape, dtype, buffer = msgpack.unpackb(data, raw=True)
     name = dtype.decode()
-    kind = np.dtype(getattr(ml_dtypes, name, name))
+    kind = np.dtype(getattr(ml_dtypes, name, name))  # numpy does not know the name "bfloat16"
     return _Header(_checked_shape(shape, kind, len(buffer)), kind, len(buffer))
 
 
 def _join_chunks(leaves: Mapping[Names, Any]) -> dict[Names, Any]:
-    """The leaves with one place for each array that is in chunks."""
+    """The leaves, with the chunks of each chunked array joined into one place."""
     joined = dict(leaves)
     for names in leaves:
         if names[-1] == _CHUNKED:
@@ -109,25 +112,27 @@ def _join_chunks(leaves: Mapping[Names, Any]) -> dict[Names, Any]:
 
 
 def _lies_in(parent: Names, names: Names) -> bool:
+    """Whether a leaf is below a map."""
     return names[: len(parent)] == parent
 
 
 def _listed(leaves: Mapping[Names, Any], name: str) -> list[Any]:
-    """A list that Flax wrote as a map from "0", "1", …"""
+    """The list `name`, which Flax wrote as a map with the keys "0", "1", …"""
     count = sum(names[0] == name for names in leaves)
     return [leaves[name, str(i)] for i in range(count)]
 
 
 def _chunked(shape: Sequence[Any], chunks: Sequence[Place]) -> Place:
-    """One place of an array's chunks."""
+    """Join the chunks of an array into one place."""
+    # The unpacking fails, and the file counts as damaged, if the chunks differ in dtype.
     (dtype,) = {chunk.dtype for chunk in chunks}
     pieces = tuple(piece for chunk in chunks for piece in chunk.pieces)
     return Place(_checked_shape(shape, dtype, sum(size for _, size in pieces)), dtype, pieces)
 
 
 def _checked_shape(sizes: Sequence[Any], dtype: np.dtype, size: int) -> tuple[int, ...]:
-    """The shape of an array; raises ValueError or TypeError where so many bytes are no such array."""
+    """The shape of an array; raise ValueError or TypeError if it does not fit the number of bytes."""
     shape = tuple(map(operator.index, sizes))
     if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"{size} bytes are no {dtype} {shape}")
+        raise ValueError(f"{size} bytes are not an array {dtype} {shape}")
     return shape

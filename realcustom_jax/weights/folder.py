@@ -1,4 +1,4 @@
-"""Writing a model folder: each component as diffusers or transformers reads it, and `model_index.json`."""
+"""Writing a model folder that diffusers and transformers can read."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ _SCHEDULER = "DDIMScheduler"
 
 
 class Model(Protocol):
-    """What is written of a model, such as a `Pipeline`.
+    """The parts of a model that are written; a `Pipeline` has them.
 
     Attributes:
-      models, schedule: its modules and noise schedule.
-      params: {component: its parameters}: arrays of any kind, or lazy ones.
+      models, schedule: modules and noise schedule.
+      params: {component: its parameters}, as numpy, JAX or lazy arrays.
     """
 
     @property
@@ -33,12 +33,13 @@ class Model(Protocol):
 
 
 def write_folder(folder: Path, model: Model, dtype: str) -> None:
-    """Write all components of a model folder, but for tokenizers and sampling options.
+    """Write all components of a model folder, without tokenizers and sampling options.
 
     Raises:
-      UserError: for a `dtype` that is not one of `WEIGHT_DTYPES`.
+      UserError: `dtype` is not one of `WEIGHT_DTYPES`.
     """
     check_dtype(dtype)
+    # `unet/` stays a plain diffusers UNet, which other software can load; `realcustom/` has the added layers.
     base, added = split_added(model.params["unet"])
     for name, config in model.models.configs.items():
         own = base if name == "unet" else model.params[name]
@@ -56,12 +57,12 @@ def write_folder(folder: Path, model: Model, dtype: str) -> None:
 
 
 def component_layout(name: str, config: Any) -> Layout:
-    """How the folder of a component names its tensors: as the library that reads it does."""
+    """Layout of a component's folder, as the library that reads it expects it."""
     return DINOV2 if name in IMAGE and not config.pre_norm and config.class_token else DIFFUSERS
 
 
 def component_json(name: str, config: Any) -> dict[str, Any]:
-    """`config.json` of a component, as diffusers or transformers reads it."""
+    """Contents of a component's `config.json` for diffusers or transformers."""
     if name in TEXT:
         return text_to_json(config)
     if name in IMAGE:
@@ -69,7 +70,7 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     if name == "unet":
         if values["self_attention"] is True:
-            del values["self_attention"]  # diffusers' only form, for which it has no field
+            del values["self_attention"]  # diffusers always has it, and has no field for it
         return {**values, "_class_name": "UNet2DConditionModel"}
     levels = len(config.block_out_channels)
     return {
@@ -81,7 +82,7 @@ def component_json(name: str, config: Any) -> dict[str, Any]:
 
 
 def index_json(models: Models) -> dict[str, Any]:
-    """`model_index.json`: (library, class) of each part."""
+    """Contents of `model_index.json`: (library, class) of each part."""
     parts: dict[str, Any] = {}
     for name, config in models.configs.items():
         values = component_json(name, config)
@@ -89,7 +90,9 @@ def index_json(models: Models) -> dict[str, Any]:
         parts[name] = (library, values.get("_class_name") or values["architectures"][0])
     for name, _ in zip(TOKENIZERS, models.text_configs, strict=False):
         parts[name] = ("transformers", "CLIPTokenizer")
+    # diffusers' pipelines list optional parts as (None, None).
     parts |= {"scheduler": ("diffusers", _SCHEDULER), "feature_extractor": (None, None)}
     if len(models.text_configs) > 1:
+        # We encode the empty prompt; diffusers' default for SDXL would use zeros.
         return {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False, **parts}
     return {"_class_name": "StableDiffusionPipeline", "safety_checker": (None, None), **parts}

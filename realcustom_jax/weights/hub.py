@@ -1,4 +1,4 @@
-"""Model folders by path or by the id of a repository on the Hugging Face hub."""
+"""Model folders, given by a local path or by the id of a Hugging Face hub repository."""
 
 import re
 from collections.abc import Sequence
@@ -11,29 +11,29 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-# What loading reads. Weights are chosen by name: of a repository with several forms only one is downloaded.
+# Files that loading reads. A hub repository may have the same weights in several formats; one is downloaded,
+# the first of this list.
 _CONFIGS = ("*.json", "*.txt", "tokenizer*", "*.model")
 _WEIGHTS = ("*.safetensors", "*.msgpack", "*.bin")
 
 
 def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: str | None = None) -> Path:
-    """A local folder: the path itself where there is one, else the download of a hub repository.
+    """Find a local folder: the path itself if it exists, otherwise the download of a hub repository.
 
     Args:
       name: a path, or an id such as "stabilityai/stable-diffusion-xl-base-1.0".
-      components: subfolders whose weights are needed; "" is the repository's own folder. Those that it
-        does not have are left out.
+      components: subfolders whose weights are needed; "" is the top folder. Missing ones are skipped.
       revision: branch, tag or commit on the hub.
 
     Raises:
-      UserError: when it is neither, or cannot be downloaded.
+      UserError: the name is neither, or the download fails.
     """
     path = Path(name)
     if exists(path):
         return path
     if not _ID.fullmatch(str(name)):
         shipped = "; the shipped model is called 'toybox'" if "unet" in components else ""
-        raise UserError(f"there is no model folder {str(name)!r}, and it is no hub id{shipped}")
+        raise UserError(f"there is no model folder {str(name)!r}, and it is not a hub id{shipped}")
     called = repr(str(name)) + (f" at revision {revision!r}" if revision else "")
     try:
         files = _files(str(name), revision)
@@ -46,33 +46,34 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
     except HFValidationError as error:
         raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {_one_line(error)}") from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"the hub does not give {called}: {_one_line(error)}") from None
+        raise UserError(f"{called} cannot be downloaded from the hub: {_one_line(error)}") from None
 
 
 def _files(name: str, revision: str | None) -> list[str] | None:
-    """The repository's files, or None when the hub cannot be asked: the cache must do then."""
+    """Names of the repository's files, or None if the hub cannot be reached; then the cache is used."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:
         return huggingface_hub.list_repo_files(name, revision=revision)
     except (HfHubHTTPError, HFValidationError):
         raise
-    except Exception:  # no connection: of which kind depends on the client's version
+    except Exception:  # no connection; the class of this error depends on the client's version
         return None
 
 
 def _needed(files: list[str] | None, components: Sequence[str]) -> list[str]:
-    """Patterns of the weights to download: of every component the most welcome kind that there is."""
+    """Names or patterns of the weights to download: for every component the best format that exists."""
     if files is None:
         return list(_WEIGHTS)
     patterns = []
     for component in components:
         folder = f"{component}/" if component else ""
         own = [name for name in files if name.startswith(folder) and "/" not in name[len(folder) :]]
+        # Full precision first; half-precision variants only where there is nothing else.
         full = [name for name in own if not re.search(r"\.(fp16|bf16|non_ema)[.-]", name)]
         for pattern in _WEIGHTS:
             ending = pattern[1:]
-            # Shards have no fixed name but the component's stem, other checkpoints lie beside them.
+            # All files of the format: names of shards are not fixed, so single ones cannot be picked.
             chosen = [n for n in full or own if n.endswith(ending)] or [n for n in own if n.endswith(ending)]
             if chosen:
                 patterns += chosen
@@ -81,4 +82,5 @@ def _needed(files: list[str] | None, components: Sequence[str]) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
+    """The message of an error in one line; the hub's messages have several."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,8 +1,9 @@
-"""Key layouts: which tensor of a file holds which of our parameters, both ways.
+"""Key layouts: the mapping between a file's tensors and our parameters, in both directions.
 
-Every layout is a list of `Entry`. Reading and writing walk the same list, so what one writes the other reads,
-to the bit. Our modules are named after diffusers' and transformers', so most entries come from one rule (see
-`keys`); other layouts rename, fuse q, k and v into one tensor, or store vectors with leading ones.
+A layout makes a list of `Entry`. Reading and writing use the same list, so a file that is written and read
+again has the same bits. Our modules have the names of diffusers and transformers, so most entries follow one
+rule (see `keys`). Other layouts rename keys, fuse q, k and v into one tensor, or store vectors with leading
+axes of size 1.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ Shapes = Mapping[str, Any]  # {path: leaf with `.shape`}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a file.
+    """One tensor of a file, and the parameters that it holds.
 
     Attributes:
-      key: its name there.
-      shape: there.
-      paths: our parameters that it holds, joined along PyTorch's first axis.
-      parts: their shapes in PyTorch's layout (in ours where `flax`).
-      flax: kernels keep our layout.
+      key: name of the tensor in the file.
+      shape: shape of the tensor in the file.
+      paths: paths of our parameters in it, concatenated along PyTorch's first axis.
+      parts: shapes of these parameters in PyTorch's layout (in ours if `flax`).
+      flax: whether kernels keep Flax's layout.
     """
 
     key: str
@@ -36,13 +37,14 @@ class Entry:
     flax: bool = False
 
     def to_file(self, values: Iterable[np.ndarray]) -> np.ndarray:
-        """Our parameters → the tensor."""
+        """Make the tensor from our parameters."""
         parts = [v if self.flax else to_torch(p, v) for p, v in zip(self.paths, values, strict=True)]
         tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return tensor.reshape(self.shape)
+        return tensor.reshape(self.shape)  # adds axes of size 1 where the file has them
 
     def from_file(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
-        """The tensor → our parameters."""
+        """Make our parameters from the tensor: {path: values}."""
+        # Fused q, k, v: (3C, C) → three (C, C).
         ends = np.cumsum([shape[0] for shape in self.parts])[:-1]
         pieces = np.split(tensor.reshape(_joined(self.parts)), ends)
         return {
@@ -53,26 +55,28 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A way to name tensors.
+    """One way to name the tensors of a component.
 
     Attributes:
-      name: what errors call it.
-      entries: from the model's parameters as shapes to the file's tensors.
-      unused: tensors that files of this layout may hold beyond what the model has, by regex.
+      name: its name in error messages.
+      entries: shapes of our parameters → the file's tensors.
+      unused: regex of further tensors that files of this layout may hold; the model does not need them.
     """
 
     name: str
     entries: Callable[[Shapes], list[Entry]]
+    # Old versions of transformers saved this buffer, which is only 0, 1, 2, …
     unused: str = r"(^|\.)position_ids$"
 
 
 def entry(key: str, shapes: Shapes, *paths: str, shape: tuple[int, ...] | None = None) -> Entry:
-    """An entry in PyTorch's layout; its shape is that of its parts joined, unless given."""
+    """Make an entry in PyTorch's layout. Its shape is that of the joined parameters unless it is given."""
     parts = tuple(torch_shape(path, shapes[path].shape) for path in paths)
     return Entry(key, _joined(parts) if shape is None else shape, paths, parts)
 
 
 def _joined(parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of arrays concatenated along the first axis."""
     return (sum(shape[0] for shape in parts), *parts[0][1:])
 
 
@@ -84,6 +88,7 @@ def _by_rename(rename: Callable[[str], str]) -> Callable[[Shapes], list[Entry]]:
 
 DIFFUSERS = Layout("diffusers", _by_rename(lambda key: key))
 
+# diffusers 0.18 renamed the VAE's attention layers; SD1.5's published VAE still has the old names.
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -92,18 +97,18 @@ def _old_vae(key: str) -> str:
     return match[1] + _OLD_ATTENTION[match[2]] + match[3] if match else key
 
 
-# As VAEs were written before diffusers 0.18, among them SD1.5's.
 OLD_VAE = Layout("diffusers before 0.18", _by_rename(_old_vae))
 
-# Image towers of whole CLIP and SigLIP models, and SigLIP's pooling head, which comes after visual features.
+# Image towers often come in files with a whole CLIP or SigLIP. SigLIP's pooling head is not needed either:
+# visual tokens are taken before it.
 _REST_OF_CLIP = r"^(text_model\.|text_projection\.|logit_(scale|bias)$)|^vision_model\.head\.|position_ids$"
 CLIP_VISION = Layout("transformers", DIFFUSERS.entries, _REST_OF_CLIP)
-# And the text tower of a whole CLIP.
+# The text tower in a file with a whole CLIP.
 CLIP_TEXT = Layout(
     "transformers", DIFFUSERS.entries, r"^(vision_model\.|visual_projection\.|logit_scale$)|position_ids$"
 )
 
-# ---------------------------------------------------------------- towers with names of their own
+# ---------------------------------------------------------------- DINOv2 in transformers, and timm
 
 
 def _tower(
@@ -115,10 +120,10 @@ def _tower(
     """Entries of an image tower.
 
     Args:
-      shapes: of our parameters.
-      embeddings: {our name: theirs, and the ones that lead their shape}.
-      layer: (shapes, our path, number of the layer, our name within it) → entries, none or one.
-      norm: their name of the norm after the last layer.
+      shapes: shapes of our parameters.
+      embeddings: {our name: (name in the file, leading axes of size 1 in the file)}.
+      layer: (shapes, our path, layer number, our name within the layer) → zero or one entry.
+      norm: name in the file for the norm after the last layer.
     """
     entries = []
     for path, leaf in shapes.items():
@@ -145,6 +150,7 @@ _DINOV2_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+# Both store tokens and positions with a batch axis of size 1, and the class token with a token axis too.
 _DINOV2_EMBEDDINGS = {
     "class_embedding": ("embeddings.cls_token", (1, 1)),
     "register_tokens": ("embeddings.register_tokens", (1,)),
@@ -171,7 +177,8 @@ _TIMM_EMBEDDINGS = {
 
 
 def _renamed(names: Mapping[str, str], name: str) -> str:
-    """A name within a layer: the module's is looked up, `weight` and `bias` stay."""
+    """Translate a name within a layer. The module's name is looked up; `weight` or `bias` stays."""
+    # Layer scales have no `weight` at the end.
     match = re.fullmatch(r"(.+?)(\.(?:weight|bias))?", name)
     return names[match[1]] + (match[2] or "")
 
@@ -181,7 +188,7 @@ def _dinov2_layer(shapes: Shapes, path: str, number: str, name: str) -> list[Ent
 
 
 def _timm_layer(shapes: Shapes, path: str, number: str, name: str) -> list[Entry]:
-    """Queries, keys and values are one tensor, which the queries' entry holds."""
+    """timm fuses queries, keys and values into one tensor; the entry of the queries holds all three."""
     if match := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", name):
         if match[1] != "q":
             return []
@@ -205,7 +212,9 @@ TIMM = Layout(
 
 
 def _flax_key(path: str) -> str:
-    """transformers' Flax lists are plain numbers, diffusers' are ours; its VAE has old attention names."""
+    """Path in a Flax file of transformers or diffusers."""
+    # transformers' Flax models number lists as plain entries, diffusers' Flax models do it as ours. diffusers
+    # never renamed the attention layers of its Flax VAE.
     path = re.sub(r"/encoder/layers_(\d+)/", r"/encoder/layers/\1/", path)
     match = re.fullmatch(r"(.*mid_block/attentions_0/)(to_q|to_k|to_v|to_out_0)(/.*)", path)
     return match[1] + _OLD_ATTENTION[match[2].replace("_0", ".0")] + match[3] if match else path
@@ -219,6 +228,6 @@ def _flax(shapes: Shapes) -> list[Entry]:
 
 
 FLAX = Layout("Flax", _flax, r"(^|/)position_ids$")
-# With the text tower of a whole CLIP beside it.
+# Files with a whole CLIP.
 FLAX_TEXT = Layout("Flax", _flax, r"^(vision_model/|visual_projection/|logit_scale$)|(^|/)position_ids$")
 FLAX_VISION = Layout("Flax", _flax, r"^(text_model/|text_projection/|logit_scale$)|(^|/)position_ids$")

@@ -1,4 +1,4 @@
-"""Arrays that are read when they are used, and trees of parameters made of them."""
+"""Lazy arrays, which are read from disk when they are used, and trees of parameters made of them."""
 
 import collections
 import dataclasses
@@ -10,21 +10,23 @@ import numpy as np
 
 from realcustom_jax.weights.keys import flatten, unflatten
 
-# (path, values in the file's dtype) → the parameter where it shall be.
+# (path, values in the file's dtype) → the parameter on its device and in its final dtype.
 Place = Callable[[str, np.ndarray], Any]
-# Reading, transposing and casting a tensor leave the interpreter free for the next one.
+# Reading, transposing and casting release the GIL, so threads overlap them.
 _THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array of a known shape that `np.asarray` reads, each time anew; nothing is kept.
+    """An array of known shape that `np.asarray` reads. Every use reads it again; nothing is cached.
 
     Attributes:
-      shape: of the array.
-      read: gives its values.
-      dtype: of the values, None where only the file knows.
+      shape: shape of the array.
+      read: returns the values.
+      dtype: dtype of the values; None if only the file knows it.
     """
+
+    # No cache, because a model's parameters would otherwise fill the host's memory once they are read.
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -39,17 +41,17 @@ class LazyArray:
         return value if dtype is None else value.astype(dtype, copy=False)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> "LazyArray":
-        """The array that `function` makes of this one."""
+        """A lazy array of `function(values)`."""
         return LazyArray(shape, lambda: function(self.read()))
 
 
 def place_params(params: Any, place: Place, report: Callable[[int], None] | None = None) -> Any:
-    """A tree with every array where `place` puts it, few of them read at a time.
+    """Read and place all parameters of a tree, a few at a time.
 
     Args:
       params: nested dict of `LazyArray`s.
-      place: (path, values) → the parameter; called from several threads.
-      report: is told the bytes of each parameter where it was placed; called from this thread.
+      place: (path, values) → the placed parameter; called from several threads.
+      report: called with the size in bytes of each placed parameter, from this thread.
     """
 
     def load(path: str, leaf: LazyArray) -> tuple[Any, int]:
@@ -68,6 +70,7 @@ def place_params(params: Any, place: Place, report: Callable[[int], None] | None
     with ThreadPoolExecutor(_THREADS) as threads:
         for path, leaf in flatten(params).items():
             waiting.append((path, threads.submit(load, path, leaf)))
+            # A short queue bounds the host memory: at most _THREADS + 1 tensors are in memory at once.
             if len(waiting) > _THREADS:
                 take()
         while waiting:
@@ -76,5 +79,5 @@ def place_params(params: Any, place: Place, report: Callable[[int], None] | None
 
 
 def is_lazy(params: Mapping[str, Any]) -> bool:
-    """Whether a tree holds arrays that were not read yet."""
+    """Whether a tree contains arrays that are not read yet."""
     return any(isinstance(leaf, LazyArray) for leaf in flatten(params).values())

@@ -1,4 +1,4 @@
-"""The published RealCustom++ checkpoint, and any other file of what RealCustom adds to a UNet."""
+"""The published RealCustom++ checkpoint, and other files with the weights that RealCustom adds to a UNet."""
 
 import dataclasses
 import json
@@ -12,21 +12,22 @@ from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import find_weights, read_config
 from realcustom_jax.weights.tensors import Tensors, open_tensors, read_metadata
 
-# Where a file's metadata has the config, as JSON.
+# Key of the config, as JSON text, in the metadata of our own files.
 CONFIG_KEY = "realcustom_config"
 _PROJECTION = "encoder_hidden_states_vision_projection"
-# States after SigLIP-so400m's blocks 7, 13, 19 and DINOv2-L's 4, 10, 16 (from 0), and the last but one.
+# The published code takes SigLIP-so400m's blocks 7, 13, 19 and DINOv2-L's 4, 10, 16, counted from 0, and the
+# last but one. State n is the output of block n - 1, as in transformers' `hidden_states`.
 _SHALLOW_LAYERS = ((8, 14, 20, -2), (5, 11, 17, -2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What RealCustom adds to a base UNet, on disk.
+    """The weights that RealCustom adds to a base UNet, on disk.
 
     Attributes:
-      config: its shape.
-      tensors: its weights, named as diffusers would.
-      base: tensors of the base UNet that lie in the same file, or None.
+      config: config of the added layers.
+      tensors: the added weights, with diffusers' names.
+      base: tensors of a base UNet in the same file, or None.
     """
 
     config: RealCustomConfig
@@ -35,21 +36,22 @@ class Added:
 
 
 def open_added(path: Path, base_keys: Callable[[], set[str]]) -> Added:
-    """What RealCustom adds, from a `realcustom/` folder or from a checkpoint file.
+    """Open the weights that RealCustom adds, from a `realcustom/` folder or a checkpoint file.
 
     Args:
-      path: a folder with `config.json`, or a file, whose config is read off the shapes. A file may hold the
-        base UNet too, as the published one does.
-      base_keys: gives the names of the base UNet's tensors; called for a file.
+      path: a folder with `config.json`, or a file. A file may also have the base UNet, like the published
+        one. Its config comes from its metadata or from its shapes.
+      base_keys: returns the names of the base UNet's tensors; called only for a file.
 
     Raises:
-      UserError: when it is neither, or the file holds only a part of the base UNet.
+      UserError: the path is neither, or the file has only a part of the base UNet.
     """
     if path.is_dir():
         config = from_mapping(RealCustomConfig, read_config(path))
         return Added(config, open_tensors(find_weights(path)))
     tensors = open_tensors(path)
-    for prefix in ("module.", "unet."):  # of distributed training, of a whole pipeline
+    # PyTorch's DistributedDataParallel adds "module.", saving a whole pipeline adds "unet.".
+    for prefix in ("module.", "unet."):
         if tensors.shapes and all(key.startswith(prefix) for key in tensors.shapes):
             tensors = tensors.select(prefix)
     known = base_keys()
@@ -57,21 +59,22 @@ def open_added(path: Path, base_keys: Callable[[], set[str]]) -> Added:
     added = {key: shape for key, shape in tensors.shapes.items() if key not in known}
     if not any(re.search(ADDED, key.replace(".", "/")) for key in added):
         raise UserError(f"{path} holds nothing that RealCustom adds to a UNet, such as to_k_vision")
+    # A part of a base cannot replace the model's own, and dropping it silently would hide a broken file.
     if base and len(base) < len(known):
         missing = sorted(known - base.keys())
         raise UserError(
             f"{path} holds {len(base)} of the {len(known)} tensors of a base UNet: {missing[0]} is missing"
         )
     tensors = dataclasses.replace(tensors, shapes=added)
-    of_base = dataclasses.replace(tensors, shapes=base) if base else None
-    return Added(_told_config(path) or guess_config(tensors), tensors, of_base)
+    base_tensors = dataclasses.replace(tensors, shapes=base) if base else None
+    return Added(_metadata_config(path) or guess_config(tensors), tensors, base_tensors)
 
 
-def _told_config(path: Path) -> RealCustomConfig | None:
-    """The config in a file's metadata, as `exports.write_published` puts it there; None without.
+def _metadata_config(path: Path) -> RealCustomConfig | None:
+    """The config in a file's metadata, written by `exports.write_published`; None if there is none.
 
     Raises:
-      UserError: it is no config.
+      UserError: the metadata entry is not a config.
     """
     text = read_metadata(path).get(CONFIG_KEY)
     if text is None:
@@ -79,15 +82,16 @@ def _told_config(path: Path) -> RealCustomConfig | None:
     try:
         return from_mapping(RealCustomConfig, json.loads(text))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata {CONFIG_KEY} is no config: {error!r}") from None
+        raise UserError(f"{path}: its metadata {CONFIG_KEY} is not a config: {error!r}") from None
 
 
 def guess_config(tensors: Tensors) -> RealCustomConfig:
-    """The config of a checkpoint file, from its shapes; heads are of 64 channels, as published.
+    """Derive the config of a checkpoint file from its shapes.
 
     Raises:
-      UserError: when there is no projector that we know.
+      UserError: the file has no known projector.
     """
+    # The number of heads shows in no shape: the default of 64 channels per head is the published value.
     shapes = {
         key.removeprefix(f"{_PROJECTION}."): shape
         for key, shape in tensors.shapes.items()
@@ -98,7 +102,7 @@ def guess_config(tensors: Tensors) -> RealCustomConfig:
     if "proj.weight" in shapes:
         return RealCustomConfig(token_dim=shapes["proj.weight"][0], projector="plain", **scoring)
     if "projector_base.weight" not in shapes:
-        raise UserError(f"{tensors.source} has no projector of a known kind among {_PROJECTION}.…")
+        raise UserError(f"{tensors.source} has no known projector among {_PROJECTION}.…")
     shallow = "min_attention2.to_q.weight" in shapes
     return RealCustomConfig(
         token_dim=shapes["projector_base.weight"][0],

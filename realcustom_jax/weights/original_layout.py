@@ -1,7 +1,7 @@
-"""Layouts of the original one-file checkpoints of SD1.5 and SDXL (latent diffusion's own names).
+"""Layouts of the original one-file checkpoints of SD1.5 and SDXL, with the names of latent diffusion's code.
 
-Blocks are numbered through all levels there: `input_blocks.4` is the second level's first residual block,
-where diffusers says `down_blocks.1.resnets.0`. Within a transformer the names are the same.
+The original numbers blocks through all levels: `input_blocks.4` is the first residual block of the second
+level, diffusers' `down_blocks.1.resnets.0`. Names within a transformer are the same in both.
 """
 
 import re
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from realcustom_jax.weights.keys import torch_key, torch_shape
 from realcustom_jax.weights.layouts import Entry, Layout, Shapes, entry
 
+# The original builds its layers with `nn.Sequential`, so their names are positions; activations have no
+# tensors but take a position.
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -31,19 +33,20 @@ _MIDDLE = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "res
 
 
 def _unet(shapes: Shapes) -> list[Entry]:
+    """Entries of the UNet."""
     blocks = _MIDDLE | _numbered_blocks({torch_key(path) for path in shapes})
     return [entry(_unet_key(torch_key(path), blocks), shapes, path) for path in shapes]
 
 
 def _numbered_blocks(keys: Iterable[str]) -> dict[str, str]:
-    """{"down_blocks.1.resnets.0": "input_blocks.4.0"} for all blocks of the two paths.
+    """Map diffusers' block names to original ones: {"down_blocks.1.resnets.0": "input_blocks.4.0"}.
 
-    A numbered block is a residual block (.0) and its transformer (.1). On the way down, what halves the
-    resolution is a block of its own; on the way up, what doubles it comes last in the block before.
+    A numbered block is a residual block (.0) and its transformer (.1), if there is one. A downsampler is a
+    block of its own; an upsampler is the last part of the block before it.
     """
-    found = [re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", key)
-             for key in keys]  # fmt: skip
-    modules = {(m[1], int(m[2]), m[3], int(m[4])) for m in found if m}
+    matches = [re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)", key)
+               for key in keys]  # fmt: skip
+    modules = {(m[1], int(m[2]), m[3], int(m[4])) for m in matches if m}
     names, number = {}, {"down": 1, "up": 0}  # input_blocks.0 is conv_in
     for path, name in (("down", "input_blocks"), ("up", "output_blocks")):
         for level in sorted({module[1] for module in modules if module[0] == path}):
@@ -65,12 +68,13 @@ def _numbered_blocks(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _unet_key(key: str, blocks: Mapping[str, str]) -> str:
+    """Original name of a UNet tensor, given diffusers' name."""
     for ours, theirs in _UNET_ENDS.items():
         if key.startswith(f"{ours}."):
             return theirs + key[len(ours) :]
     match = re.fullmatch(r"(?:mid_block|(?:down|up)_blocks\.\d+)\.(\w+\.\d+)\.(.+)", key)
     if not match:
-        return key  # no such tensor there: it shows as missing under our name
+        return key  # the original has no such tensor, so the error lists it as missing under our name
     block = blocks[match[1] if key.startswith("mid_block.") else key[: match.end(1)]]
     rest = match[2]
     if match[1].startswith("resnets."):
@@ -85,7 +89,8 @@ def _unet_key(key: str, blocks: Mapping[str, str]) -> str:
 
 
 def _vae(shapes: Shapes) -> list[Entry]:
-    """Attention is of 1×1 convolutions there, and the decoder's levels are counted from the pixels."""
+    """Entries of the VAE."""
+    # The original's attention uses 1×1 convolutions, (out, in, 1, 1); ours uses dense layers, (out, in).
     keys = [torch_key(path) for path in shapes]
     levels = 1 + max(int(m[1]) for key in keys if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key)))
     entries = []
@@ -101,6 +106,7 @@ _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "
 
 
 def _vae_key(key: str, levels: int) -> str:
+    """Original name of a VAE tensor, given diffusers' name and the number of levels."""
     key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     if match := re.fullmatch(r"(\w+)\.mid_block\.resnets\.(\d)\.(.+)", key):
         return f"{match[1]}.mid.block_{int(match[2]) + 1}.{match[3]}"
@@ -108,6 +114,7 @@ def _vae_key(key: str, levels: int) -> str:
         return f"{match[1]}.mid.attn_1.{_VAE_ATTENTION[match[2]]}.{match[3]}"
     if match := re.fullmatch(r"(\w+)\.(down|up)_blocks\.(\d+)\.(\w+?)s\.(\d+)\.(.+)", key):
         part, way, level, kind, j, rest = match.groups()
+        # The original counts the decoder's levels from the pixels, diffusers from the latents.
         level = level if way == "down" else levels - 1 - int(level)
         inner = f"block.{j}" if kind == "resnet" else f"{way}sample"
         return f"{part}.{way}.{level}.{inner}.{rest}"
@@ -132,11 +139,12 @@ _OPEN_CLIP_LAYER = {
 
 
 def _open_clip(shapes: Shapes) -> list[Entry]:
-    """Queries, keys and values are one tensor; the projection is a matrix in our orientation."""
+    """Entries of OpenCLIP's text encoder."""
     entries = []
     for path, leaf in shapes.items():
         key = torch_key(path)
         if key == "text_projection.weight":
+            # A plain matrix (in, out) in OpenCLIP, and not a layer with a weight (out, in).
             shape = tuple(leaf.shape)
             entries.append(Entry("text_projection", shape, (path,), (shape,), flax=True))
         elif key in _OPEN_CLIP_ENDS:
@@ -147,17 +155,19 @@ def _open_clip(shapes: Shapes) -> list[Entry]:
 
 
 def _open_clip_layer(shapes: Shapes, path: str, key: str) -> list[Entry]:
+    """Entries of one tensor of a layer: one, or none for k and v, which are fused with q."""
     number, name, leaf = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(\w+)", key).groups()
     block = f"transformer.resblocks.{number}"
     if match := re.fullmatch(r"self_attn\.([qkv])_proj", name):
         if match[1] != "q":
-            return []  # the queries' entry holds all three
+            return []  # the entry of the queries holds all three
         paths = (path.replace("/q_proj/", f"/{letter}_proj/") for letter in "qkv")
         return [entry(f"{block}.attn.in_proj_{leaf}", shapes, *paths)]
     return [entry(f"{block}.{_OPEN_CLIP_LAYER[name]}.{leaf}", shapes, path)]
 
 
 def _named(name: str, entries: Callable[[Shapes], list[Entry]], unused: str = r"(?!)") -> Layout:
+    """A layout whose name in errors says that it is the original one. By default no tensor is unused."""
     return Layout(f"the original {name}", entries, unused)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a model on disk: which folders and files they are, with their configs read."""
+"""Finding the parts of a model on disk and reading their configs."""
 
 import dataclasses
 import functools
@@ -30,13 +30,13 @@ COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where a model's parts are.
+    """The parts of a model on disk.
 
     Attributes:
       base: the text-to-image model.
-      towers: folders of none, one or two image towers.
-      added: what RealCustom adds, or None.
-      defaults: the folder of `sampling.json`, or None.
+      towers: folders of the image towers, at most two.
+      added: the weights that RealCustom adds, or None.
+      defaults: folder with `sampling.json`, or None.
     """
 
     base: Base
@@ -53,12 +53,12 @@ def find_parts(
     revision: str | None = None,
     unet: str | Path | None = None,
 ) -> Parts:
-    """The parts of a model, their configs read; see `load`.
+    """Find the parts of a model and read their configs; see `load` for the arguments.
 
     Raises:
-      UserError: for a path that is not there, a config that is missing or none of ours, or more image towers
-        than two.
+      UserError: a path does not exist, a config is missing or not supported, or there are too many towers.
     """
+    # A string is a sequence too: "ab" would be taken for the folders "a" and "b".
     if isinstance(image_encoders, (str, Path)) or not isinstance(image_encoders, Sequence):
         raise UserError("image_encoders must be a list of one or two folders, also of one")
     if len(image_encoders) > len(IMAGE):
@@ -78,7 +78,9 @@ def find_parts(
         names = [name for name in (*COMPONENTS, *TOKENIZERS, "scheduler") if name not in optional]
         own = {name: folder / name for name in names}
         base = folder_base(own)
+    # An explicit argument wins over the folder's own part, here and below.
     added_path = Path(realcustom) if realcustom else own.get("realcustom")
+    # Lazy, because the shapes of SDXL's UNet take seconds, and only a file needs them.
     base_keys = functools.cache(lambda: set(map(torch_key, flatten(unet_shapes(UNet(base.unet), 1, 0, 0)))))
     added = open_added(added_path, base_keys) if added_path else None
     if unet:
@@ -91,16 +93,17 @@ def find_parts(
 
 
 def _model_folder(path: str | Path, revision: str | None) -> Path:
-    """The folder or file of a model, downloaded where it is a hub id."""
+    """The folder or file of a model, downloaded if `path` is a hub id."""
     shipped = str(path) == "toybox"
     if not (revision is None or isinstance(revision, str)):
         raise UserError(f"revision must be the name of a branch, tag or commit, not {shown(revision)}")
     if revision is not None and (shipped or exists(path)):
-        raise UserError(f"revision {revision!r} is of a hub repository, but {str(path)!r} is not on the hub")
+        raise UserError(f"revision {revision!r} needs a hub repository, but {str(path)!r} is not on the hub")
     return TOYBOX if shipped else find_folder(path, COMPONENTS, revision)
 
 
 def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
+    """The base model in an original one-file checkpoint."""
     tensors = open_tensors(path)
     if not is_original(tensors):
         raise UserError(
@@ -111,9 +114,9 @@ def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:
 
 
 def models_of(parts: Parts, dtype: Any) -> Models:
-    """The modules of a model's parts, which compute in `dtype`."""
+    """The modules of a model, computing in `dtype`."""
     towers = [dataclasses.replace(read_tower(folder), position_prefix=True) for folder in parts.towers]
-    # RealCustom++ runs DINOv2, which was trained at 518 pixels, at SigLIP's 384.
+    # RealCustom++ runs both towers on the same image: DINOv2, trained at 518 pixels, at SigLIP's 384.
     towers = [dataclasses.replace(tower, image_size=towers[0].image_size) for tower in towers]
     base, added = parts.base, parts.added
     return Models(base.unet, base.vae, base.texts, tuple(towers), added.config if added else None, dtype)

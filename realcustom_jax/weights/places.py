@@ -1,4 +1,4 @@
-"""Where in a file the bytes of its tensors lie, and how one of them is read."""
+"""Positions of tensors in a file, and reading one tensor by its position."""
 
 import dataclasses
 import os
@@ -12,12 +12,12 @@ from realcustom_jax.common.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The place of one tensor in a file.
+    """The position of one tensor in a file.
 
     Attributes:
-      shape, dtype: of the tensor.
-      pieces: (first byte, number of bytes) of its pieces, which joined are its values in C order. Most
-        tensors have one.
+      shape, dtype: shape and dtype of the tensor.
+      pieces: (first byte, number of bytes) of its pieces; concatenated they are the values in C order. Most
+        tensors have one piece.
     """
 
     shape: tuple[int, ...]
@@ -26,34 +26,37 @@ class Place:
 
 
 class Stamp(NamedTuple):
-    """What tells a file from one that took its place or was written again."""
+    """Size and modification time of a file, to notice that it was replaced or rewritten."""
 
     size: int
     changed: int
 
     @classmethod
     def of(cls, path: Path | int) -> "Stamp":
-        """Of a path, or of an open file's number."""
-        found = os.stat(path)
-        return cls(found.st_size, found.st_mtime_ns)
+        """The stamp of a path or of an open file descriptor."""
+        stat = os.stat(path)
+        return cls(stat.st_size, stat.st_mtime_ns)
 
 
 def read_place(path: Path, stamp: Stamp, key: str, place: Place) -> np.ndarray:
-    """Read one tensor; nothing else of the file comes into memory.
+    """Read one tensor, and nothing else of the file.
 
     Args:
-      path: of the file.
-      stamp: that it had when the places were found.
-      key: what the tensor is called.
-      place: where it lies.
+      path: the file.
+      stamp: stamp of the file when its positions were read.
+      key: name of the tensor, for messages.
+      place: position of the tensor.
 
     Raises:
-      UserError: the file cannot be read, or is another than it was: there would be other numbers.
+      UserError: the file cannot be read, or it has changed since its positions were read.
     """
+    # Not memory-mapped: pages of a mapped file count as this process's memory, and a file that shrinks
+    # meanwhile would kill the process.
     value = np.empty(place.shape, place.dtype)
-    left = memoryview(value.reshape(-1).view(np.uint8))
+    left = memoryview(value.reshape(-1).view(np.uint8))  # the bytes that are not read yet
     try:
         with open(path, "rb") as file:
+            # The open file, not its path: the path could name another file a moment later.
             whole = Stamp.of(file.fileno()) == stamp
             for start, size in place.pieces if whole else ():
                 file.seek(start)

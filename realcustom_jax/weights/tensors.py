@@ -1,7 +1,7 @@
-"""Files of named tensors: safetensors (whole or in shards), Flax msgpack, pickles.
+"""Files of named tensors: safetensors (one file or shards), Flax msgpack, PyTorch pickles.
 
-A tensor is read from disk when it is asked for, and nothing else of its file stays in memory. Writing
-safetensors reads one tensor after the other, too: copying a model needs the memory of its largest tensor.
+A tensor is read when it is used, and nothing else of its file stays in memory. Safetensors are also written
+one tensor at a time, so copying a model needs only the memory of its largest tensor.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Tensors:
     """Named tensors on disk.
 
     Attributes:
-      source: where they come from, for messages.
-      shapes: of all of them.
-      read: one tensor as numpy, in the file's dtype.
+      source: name of the file, for messages.
+      shapes: {key: shape} of all tensors.
+      read: key → the tensor as a numpy array, in the file's dtype.
     """
 
     source: str
@@ -42,16 +42,16 @@ class Tensors:
     read: Callable[[str], np.ndarray]
 
     def select(self, prefix: str) -> "Tensors":
-        """Those whose name begins with `prefix`, without it."""
+        """The tensors whose keys begin with `prefix`, which is removed."""
         shapes = {key[len(prefix) :]: shape for key, shape in self.shapes.items() if key.startswith(prefix)}
         return dataclasses.replace(self, shapes=shapes, read=lambda key: self.read(prefix + key))
 
 
 def open_tensors(path: Path) -> Tensors:
-    """A file of tensors, by its ending; `….index.json` names the shards of several.
+    """Open a file of tensors. Its extension gives the format; `….index.json` lists shards.
 
     Raises:
-      UserError: for a missing, damaged or unknown kind of file, or a pickle without PyTorch.
+      UserError: the file is missing, damaged or of an unknown format, or a pickle without PyTorch.
     """
     if not path.is_file():
         raise UserError(f"the weights file {str(path)!r} does not exist")
@@ -64,7 +64,7 @@ def open_tensors(path: Path) -> Tensors:
     if path.suffix in PICKLES:
         return _open_pickle(path)
     known = ", ".join((".safetensors", ".safetensors.index.json", ".msgpack", *PICKLES))
-    raise UserError(f"{path} is no kind of weights file that is known: {known}")
+    raise UserError(f"{path} is not a known kind of weights file; known: {known}")
 
 
 # {name in a safetensors header: dtype}
@@ -85,20 +85,24 @@ _SAFE_DTYPES = {
 
 
 def _open_placed(path: Path, find_places: Callable[[Path], Mapping[str, Place]]) -> Tensors:
+    """Open a file in which every tensor has a known position."""
+    # Before the positions are read: a file that changes meanwhile is then noticed at the first tensor.
     try:
         stamp = Stamp.of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    places, absolute = find_places(path), path.absolute()
+    places, absolute = find_places(path), path.absolute()  # the working directory may change later
     shapes = {key: place.shape for key, place in places.items()}
     return Tensors(str(path), shapes, lambda key: read_place(absolute, stamp, key, places[key]))
 
 
 def _safetensors_places(path: Path) -> dict[str, Place]:
-    """The library checks the file; tensors are then read by their place in it.
+    """Positions of the tensors in a safetensors file.
 
-    The library would parse the header again for each tensor, or keep in memory all that was read.
+    The format: 8 bytes with the header's length (little-endian), the header in JSON, the tensors' bytes.
     """
+    # The library only checks the file. To read tensors, it would parse the header again for each one, or keep
+    # everything that was read in memory.
     try:
         with safetensors.safe_open(path, framework="numpy"):
             pass
@@ -108,52 +112,56 @@ def _safetensors_places(path: Path) -> dict[str, Place]:
         header.pop("__metadata__", None)
         places = {}
         for key, entry in header.items():
-            start, end = entry["data_offsets"]
+            start, end = entry["data_offsets"]  # counted from the end of the header
             piece = (8 + length + start, end - start)
             places[key] = Place(tuple(entry["shape"]), _SAFE_DTYPES[entry["dtype"]], (piece,))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+        raise UserError(f"{path} is not a complete safetensors file: {error}") from None
     except KeyError as error:
-        raise UserError(f"{path} holds tensors of the unknown kind {error}") from None
+        raise UserError(f"{path} holds tensors of the unknown dtype {error}") from None
     return places
 
 
 def _open_shards(path: Path) -> Tensors:
+    """Open the shards that an index file of transformers or diffusers lists."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{path} is no index of shards: it has no weight_map of tensors")
+        raise UserError(f"{path} is not an index of shards: it has no weight_map of tensors")
     for key, name in weight_map.items():
+        # An index from the internet must not name files elsewhere on this machine, or other indexes.
         if not isinstance(name, str) or name != Path(name).name or Path(name).suffix == ".json":
-            raise UserError(f"{path}: weight_map names {name!r} for {key}, no weights file beside it")
+            raise UserError(f"{path}: weight_map names {name!r} for {key}, not a weights file beside it")
     shards = {name: open_tensors(path.parent / name) for name in sorted(set(weight_map.values()))}
     shapes = {key: shape for shard in shards.values() for key, shape in shard.shapes.items()}
     if shapes.keys() != weight_map.keys():
         differing = sorted(shapes.keys() ^ weight_map.keys())
-        raise UserError(f"{path} does not name what its shards hold: {', '.join(differing[:20])}")
+        raise UserError(f"{path} does not list what its shards hold: {', '.join(differing[:20])}")
     return Tensors(str(path), shapes, lambda key: shards[weight_map[key]].read(key))
 
 
 def _open_pickle(path: Path) -> Tensors:
+    """Open a PyTorch pickle. `weights_only` makes torch reject pickles that would run code."""
     torch = _torch(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a damaged or an unsafe pickle
+    except Exception as error:  # torch raises many kinds of errors for damaged and for unsafe pickles
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} holds more than plain PyTorch weights, which is not safe to read ({reason}): take its "
+            f"{path} holds more than plain PyTorch weights, which is not safe to read ({reason}): use its "
             ".safetensors form"
         ) from None
+    # Training code often saves the state dict inside a larger dict, under one of these names.
     for name in ("state_dict", "module", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
     if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
-        raise UserError(f"{path} holds no state dict: names and tensors were expected")
+        raise UserError(f"{path} does not hold a state dict of names and tensors")
 
     def read(key: str) -> np.ndarray:
         value = state[key].contiguous()
-        if value.dtype == torch.bfloat16:
+        if value.dtype == torch.bfloat16:  # PyTorch cannot convert it to numpy, so go through int16
             return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return value.numpy()
 
@@ -161,7 +169,7 @@ def _open_pickle(path: Path) -> Tensors:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a file that `open_tensors` has read; none of other kinds of files."""
+    """The metadata of a safetensors file that `open_tensors` has checked; {} for other formats."""
     if path.suffix != ".safetensors":
         return {}
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -174,18 +182,17 @@ def write_tensors(
     shard_bytes: int = SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file of tensors, its kind by the ending; `.safetensors` larger than `shard_bytes` in shards.
+    """Write a file of tensors. The extension gives the format; the file appears when it is complete.
 
     Args:
-      path: of the file, which takes its place when it is whole.
-      tensors: arrays, or what is read when it is written (`LazyArray`). Only `.safetensors` are written
-        tensor by tensor.
-      shard_bytes: of one file.
-      metadata: further entries of the header of `.safetensors`.
+      path: the file. A `.safetensors` file above `shard_bytes` is written as shards with an index.
+      tensors: arrays or `LazyArray`s. Only `.safetensors` are written one tensor at a time.
+      shard_bytes: largest size of one file in bytes.
+      metadata: further entries of the `.safetensors` header.
 
     Raises:
-      UserError: for a kind that cannot be written, a pickle without PyTorch, a full disk, or a tensor that is
-        read in another shape or dtype than it announced.
+      UserError: the format cannot be written, PyTorch is missing for a pickle, the disk is full, or a lazy
+        tensor has another shape or dtype than it announced.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +215,7 @@ def write_tensors(
 def _write_safetensors(
     path: Path, tensors: Mapping[str, Any], shard_bytes: int, metadata: Mapping[str, str]
 ) -> None:
+    """Write one safetensors file, or shards with an index."""
     shards: list[dict[str, Any]] = [{}]
     size = 0
     for key, value in tensors.items():
@@ -220,6 +228,7 @@ def _write_safetensors(
         _stream_safetensors(path, shards[0], metadata)
         return
     weight_map = {}
+    # Names and index as in transformers and diffusers.
     for i, shard in enumerate(shards, 1):
         name = f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors"
         _stream_safetensors(path.with_name(name), shard, metadata)
@@ -234,14 +243,12 @@ def _nbytes(value: Any) -> int:
 
 
 def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """One file, tensor by tensor; the library's writer wants all of them in memory.
-
-    The format: eight bytes with the length of the header, the header (JSON), the tensors' bytes.
-    """
+    """Write one safetensors file, one tensor at a time; see `_safetensors_places` for the format."""
+    # The library's own writer needs all tensors in memory.
     names = {dtype: name for name, dtype in _SAFE_DTYPES.items()}
-    # As the library orders them: wide numbers first, so that all are aligned.
+    # The library's order: wide dtypes first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key))
-    # transformers refuses files without a format.
+    # transformers rejects files without this entry.
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for key in order:
@@ -255,15 +262,16 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mappin
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the tensors' bytes begin at a multiple of 8
     with replacing(path) as half, open(half, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            # As bytes: of a full disk, numpy's tofile does not say that it is full.
+            # `file.write` and not numpy's `tofile`, whose error does not say that the disk is full.
             file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8))
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a PyTorch state dict."""
     torch = _torch(path)
 
     def convert(key: str) -> Any:
@@ -273,37 +281,38 @@ def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
         return torch.from_numpy(value)
 
     state = {key: convert(key) for key in tensors}
-    # Of a full disk, PyTorch says so only for a file that is open.
+    # PyTorch reports a full disk only if it gets an open file, not a path.
     with replacing(path) as half, open(half, "wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # it fails once more when it ends the file
+        except RuntimeError as error:  # closing its archive fails too and hides the first error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def _values(path: Path, key: str, tensor: Any) -> np.ndarray:
-    """A tensor as it goes into a file, in C order.
+    """The values of a tensor in C order.
 
     Raises:
-      UserError: it is not what it announced; the file's header would be wrong.
+      UserError: a lazy tensor has another shape or dtype than it announced.
     """
     value = np.require(np.asarray(tensor), requirements="C")
-    told = np.dtype(tensor.dtype), tuple(tensor.shape)
-    if (value.dtype, value.shape) != told:
+    # The header with the announced shapes is already written.
+    announced = np.dtype(tensor.dtype), tuple(tensor.shape)
+    if (value.dtype, value.shape) != announced:
         raise UserError(
-            f"{path} cannot be written: {key} was announced as {told[0]} {told[1]} and is read as "
+            f"{path} cannot be written: {key} was announced as {announced[0]} {announced[1]} and is read as "
             f"{value.dtype} {value.shape}"
         )
     return value
 
 
 def _torch(path: Path) -> Any:
-    """PyTorch, which only pickles need.
+    """Import PyTorch, which only pickles need.
 
     Raises:
-      UserError: when it is not installed.
+      UserError: it is not installed.
     """
     try:
         return importlib.import_module("torch")

@@ -1,4 +1,4 @@
-"""Image towers from their own folders (transformers' or timm's), at the image size that a model wants."""
+"""Image towers from their own folders (transformers or timm), at the image size that a model needs."""
 
 import dataclasses
 from pathlib import Path
@@ -20,35 +20,35 @@ _POSITIONS = "vision_model/embeddings/position_embedding/embedding"
 
 
 def tower_shapes(config: ViTConfig) -> Any:
-    """The `params` tree of a tower, as shapes."""
+    """Shapes of a tower's `params` tree."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
     return param_shapes(ViT(config), pixels)
 
 
 def read_tower(folder: Path) -> ViTConfig:
-    """The config of the tower in a folder, as it was trained."""
+    """Config of the tower in a folder, with the image size that it was trained with."""
     return read_tower_folder(folder, read_config(folder), open_tensors(find_weights(folder)))
 
 
 def load_tower(folder: Path, place: Place) -> tuple[ViTConfig, Any]:
-    """A tower and its parameters, put where `place` says; see `open_tower`."""
+    """Load a tower: its config and its parameters, placed by `place`; see `open_tower`."""
     config, params = open_tower(folder)
     return config, place_params(params, place)
 
 
 def open_tower(folder: Path, image_size: int | None = None) -> tuple[ViTConfig, Any]:
-    """A tower and its parameters, which are read when they are used.
+    """Open a tower: its config and its lazy parameters.
 
     Args:
-      folder: with `config.json` and weights.
-      image_size: to run it at; its position embeddings are resampled when that gives another grid than it was
-        trained with. Default its own.
+      folder: folder with `config.json` and weights.
+      image_size: side of the input images in pixels; default: as trained. If it gives another patch grid,
+        the position embeddings are resampled.
 
     Returns:
-      the config, with class and register tokens as transformers has them, and the parameters.
+      the config, with class and register tokens in transformers' form, and the parameters.
 
     Raises:
-      UserError: for another kind of network, or when weights do not fit it.
+      UserError: the folder has another kind of network, or its weights do not fit.
     """
     trained = read_tower(folder)
     config = dataclasses.replace(trained, image_size=image_size or trained.image_size, position_prefix=True)
@@ -64,17 +64,18 @@ def open_tower(folder: Path, image_size: int | None = None) -> tuple[ViTConfig, 
 
 
 def fit_positions(positions: np.ndarray, trained: ViTConfig, wanted: ViTConfig) -> np.ndarray:
-    """Position embeddings (n, C) of one tower's grid for another's.
+    """Resample position embeddings (n, C) to another patch grid, as timm does.
 
-    timm's DINOv2 with registers has none for the class token: it then gets zeros. Between grids they are
-    resampled as timm does: bicubic with antialiasing, half-pixel centres, in float32.
+    timm uses bicubic interpolation with antialiasing and half-pixel centres, in float32.
     """
     old, new = (config.image_size // config.patch_size for config in (trained, wanted))
     prefix = positions[: len(positions) - old * old]
+    # timm's DINOv2 with registers has no position for the class token; zeros change nothing.
     if wanted.class_token and wanted.position_prefix and not len(prefix):
         prefix = np.zeros_like(positions[:1])
     grid = positions[len(positions) - old * old :]
     if new != old:
+        # (old², C) → (old, old, C) → (new, new, C) → (new², C)
         square = grid.astype(np.float32).reshape(old, old, -1)
         resized = jax.image.resize(square, (new, new, square.shape[-1]), "cubic", antialias=True)
         grid = np.asarray(resized, np.float32).reshape(new * new, -1).astype(positions.dtype)
@@ -82,7 +83,7 @@ def fit_positions(positions: np.ndarray, trained: ViTConfig, wanted: ViTConfig) 
 
 
 def without_class_position(config: ViTConfig, params: Any) -> Any:
-    """Parameters in timm's form of a DINOv2 with registers: the class token holds its position embedding."""
+    """Parameters in timm's form: with registers, DINOv2's class token includes its position embedding."""
     if not (config.class_token and config.registers and config.position_prefix):
         return params
     flat = flatten(params)

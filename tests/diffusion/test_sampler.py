@@ -14,7 +14,7 @@ from realcustom_jax.diffusion.masks import aggregate, influence_scope
 from realcustom_jax.diffusion.sampler import sample_latents
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import timesteps
-from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.toybox import Identity, render_reference
 
 PROMPTS = ["a cat and a robot on the beach", "a dog in the snow"]
@@ -72,12 +72,17 @@ class Loop:
         """
         c, s, config = self.c, self.c.settings, self.config
         share = jnp.sqrt(jnp.asarray([self.bars[t]], jnp.float32))
-        quantity = InfluenceQuantity(s.gamma_num, 1.0 - share, share)
+        token_selection = TokenSelection(s.gamma_num, 1.0 - share, share)
         time = jnp.asarray([t], jnp.float32)
         text, aux = self.denoise(self.params, x, time, c.text, words=c.words)
         if guided:
             masks = self.masks(aux)
-        visual = {"flags": c.flags, "masks": masks, "quantity": quantity, "strengths": c.strengths}
+        visual = {
+            "flags": c.flags,
+            "masks": masks,
+            "token_selection": token_selection,
+            "strengths": c.strengths,
+        }
         subject, _ = self.denoise(self.params, x, time, c.text, c.features, **visual)
         if not weighted:
             s = s.replace(text_weight=1.0, image_weight=1.0)
@@ -420,11 +425,13 @@ def test_a_full_mask_is_equation_4(micro_pipe, micro_denoise, conditioning):
     loop = Loop(micro_pipe, micro_denoise, made, config, 0)
     c, x = loop.c, jax.random.normal(jax.random.fold_in(jax.random.key(5), 0), (8, 8, 4))[None]
     time, share = jnp.asarray([999.0]), jnp.sqrt(jnp.asarray([loop.bars[999]], jnp.float32))
-    quantity = InfluenceQuantity(c.settings.gamma_num, 1.0 - share, share)
+    token_selection = TokenSelection(c.settings.gamma_num, 1.0 - share, share)
     passes = [
         micro_denoise(loop.params, x, time, c.negative_text, words=c.words)[0],
         micro_denoise(loop.params, x, time, c.text, words=c.words)[0],
-        micro_denoise(loop.params, x, time, c.text, c.features, flags=c.flags, quantity=quantity)[0],
+        micro_denoise(
+            loop.params, x, time, c.text, c.features, flags=c.flags, token_selection=token_selection
+        )[0],
     ]
     v = passes[0] + 3.0 * (passes[1] - passes[0]) + 2.0 * (passes[2] - passes[1])
     expected = share * x - jnp.sqrt(1 - share**2) * v

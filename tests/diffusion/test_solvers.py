@@ -116,7 +116,7 @@ def test_errors_are_sentences():
         make_table("euler", 5, SCHEDULE, "trailing", eta=0.5)
     with pytest.raises(UserError, match="from 1 to 1000, not 0"):
         make_table("ddim", 0, SCHEDULE, "trailing")
-    with pytest.raises(UserError, match="1000 steps with leading spacing and offset 1 pass timestep 999"):
+    with pytest.raises(UserError, match="1000 steps with leading spacing and offset 1 exceed timestep 999"):
         make_table("dpmpp_2m", 1000, SCHEDULE, "leading")
     with pytest.raises(UserError, match="spacing 'even' is unknown"):
         make_table("ddim", 5, SCHEDULE, "even")

@@ -144,5 +144,5 @@ def test_several_tokenizers(tokenizer, tmp_path):
         words_mask([tokenizer, letters], "alarm " * 20 + "dog", "dog")
     assert target_token_mask(tokenizer, "alarm " * 20 + "dog", "dog").any()
     letters.model_max_length = 50
-    with pytest.raises(UserError, match=r"one limit of tokens, not \[77, 50\]"):
+    with pytest.raises(UserError, match=r"the same token limit, not \[77, 50\]"):
         words_mask([tokenizer, letters], "a dog", "dog")

@@ -72,7 +72,7 @@ def test_load_image_takes_32_bits_a_pixel():
     for bad in (np.full((4, 4), -1.0), np.full((4, 4), 256.0), np.full((4, 4), np.nan), [[-5]], [[70000]]):
         bad = np.asarray(bad)
         bad = bad.astype(np.int32 if bad.dtype.kind == "i" else np.float32)
-        with pytest.raises(UserError, match=r"mode [FI] and not within"):
+        with pytest.raises(UserError, match=r"mode [FI] and values not within"):
             load_image(Image.fromarray(bad))
 
 

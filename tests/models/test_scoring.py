@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax.models.attention import CrossAttention, VisualControl
-from realcustom_jax.models.scoring import AdaptiveScoring, InfluenceQuantity, keep_top_tokens
+from realcustom_jax.models.scoring import AdaptiveScoring, TokenSelection, keep_top_tokens
 
 B, N, TEXT_TOKENS, SIDE = 2, 12, 7, 4
 C_VISUAL, C_TEXT, C_LATENT, HIDDEN = 6, 5, 4, 8
@@ -60,8 +60,8 @@ def test_scores_are_those_of_the_equations(case, alpha):
     """Tolerance 1e-5: scores are float32 shares of 1, through logits of about 30."""
     params, inputs = case
     weights = 1.0 - np.sqrt([alpha, 0.5]), np.sqrt([alpha, 0.5])  # another time for each sample
-    quantity = InfluenceQuantity(jnp.ones(B), *(jnp.asarray(w, jnp.float32) for w in weights))
-    scores = AdaptiveScoring(HIDDEN).apply({"params": params}, *inputs, quantity)
+    token_selection = TokenSelection(jnp.ones(B), *(jnp.asarray(w, jnp.float32) for w in weights))
+    scores = AdaptiveScoring(HIDDEN).apply({"params": params}, *inputs, token_selection)
     wanted = [numpy_scores(params, *(x[i] for x in inputs), weights[0][i], weights[1][i]) for i in range(B)]
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
 
@@ -123,17 +123,21 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def quantity():
+def token_selection():
     half = jnp.full((2,), 0.5)
-    return InfluenceQuantity(half, half, half)
+    return TokenSelection(half, half, half)
 
 
-def test_gradients_of_the_prediction_reach_both_score_nets(micro_denoise, micro_params, inputs, quantity):
+def test_gradients_of_the_prediction_reach_both_score_nets(
+    micro_denoise, micro_params, inputs, token_selection
+):
     """Training moves text_attention, visual_attention and both MLPs: gradients far above rounding."""
     unet = micro_params["unet"]
 
     def objective(scoring):
-        return jnp.square(micro_denoise({**unet, "scoring": scoring}, *inputs, quantity=quantity)[0]).mean()
+        return jnp.square(
+            micro_denoise({**unet, "scoring": scoring}, *inputs, token_selection=token_selection)[0]
+        ).mean()
 
     gradients = jax.jit(jax.grad(objective))(unet["scoring"])
     assert gradients.keys() == {"text_attention", "visual_attention", "text_score", "visual_score"}
@@ -142,7 +146,9 @@ def test_gradients_of_the_prediction_reach_both_score_nets(micro_denoise, micro_
         assert kernels and all(np.abs(kernel).max() > 1e-7 for kernel in kernels), name
 
 
-def test_latents_outside_the_mask_do_not_touch_the_scores(micro_denoise, micro_params, inputs, quantity):
+def test_latents_outside_the_mask_do_not_touch_the_scores(
+    micro_denoise, micro_params, inputs, token_selection
+):
     """In the generation branch only the subject's part of z_t judges the subject (exact: the rest is 0)."""
     latents, t, text, features = inputs
     masks = jnp.zeros((2, 1, 8, 8)).at[:, :, 2:6, 2:6].set(1.0)
@@ -151,7 +157,7 @@ def test_latents_outside_the_mask_do_not_touch_the_scores(micro_denoise, micro_p
 
     def run(latents, masks):
         out, aux = micro_denoise(
-            micro_params["unet"], latents, t, text, features, masks=masks, quantity=quantity
+            micro_params["unet"], latents, t, text, features, masks=masks, token_selection=token_selection
         )
         return np.asarray(out), np.asarray(aux.scores)
 
@@ -165,7 +171,7 @@ def test_latents_outside_the_mask_do_not_touch_the_scores(micro_denoise, micro_p
     assert np.abs(unmasked_scores - scores).max() > 1e-4
 
 
-def test_the_pass_reports_the_scores_of_the_equations(micro_denoise, micro_params, inputs, quantity):
+def test_the_pass_reports_the_scores_of_the_equations(micro_denoise, micro_params, inputs, token_selection):
     """aux.scores of two subjects, each with its own mask, against the transcription (1e-5)."""
     latents, t, text, (features,) = inputs
     rng = np.random.default_rng(5)
@@ -174,7 +180,7 @@ def test_the_pass_reports_the_scores_of_the_equations(micro_denoise, micro_param
     )
     masks = jnp.asarray(rng.uniform(size=(2, 2, 8, 8)), jnp.float32)
     _, aux = micro_denoise(
-        micro_params["unet"], latents, t, text, (features,), masks=masks, quantity=quantity
+        micro_params["unet"], latents, t, text, (features,), masks=masks, token_selection=token_selection
     )
     p = jax.tree.map(np.float64, micro_params["unet"])
     projector = p["encoder_hidden_states_vision_projection"]

@@ -13,7 +13,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig, from_mapping
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.resize import resize_mask
-from realcustom_jax.models.scoring import InfluenceQuantity
+from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
@@ -178,9 +178,13 @@ def test_a_strength_scales_the_mask_but_not_the_scores(micro_params, micro_denoi
     plain, _ = micro_denoise(*inputs, features, masks=masks, strengths=ones)
     np.testing.assert_allclose(given, wanted, atol=1e-5)
     assert np.abs(given - plain).max() > 1e-2
-    quantity = InfluenceQuantity(jnp.full(2, 0.5), jnp.full(2, 0.5), jnp.full(2, 0.5))
-    weak, weak_aux = micro_denoise(*inputs, features, masks=masks, strengths=strengths, quantity=quantity)
-    full, full_aux = micro_denoise(*inputs, features, masks=masks, strengths=ones, quantity=quantity)
+    token_selection = TokenSelection(jnp.full(2, 0.5), jnp.full(2, 0.5), jnp.full(2, 0.5))
+    weak, weak_aux = micro_denoise(
+        *inputs, features, masks=masks, strengths=strengths, token_selection=token_selection
+    )
+    full, full_aux = micro_denoise(
+        *inputs, features, masks=masks, strengths=ones, token_selection=token_selection
+    )
     np.testing.assert_array_equal(weak_aux.scores, full_aux.scores)
     assert np.abs(weak - full).max() > 1e-2
 

@@ -79,5 +79,5 @@ def test_a_model_without_a_pair_takes_it(micro_pipe, folder):
 
 def test_another_model_is_no_matcher(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
-    with pytest.raises(UserError, match="is of type 'siglip', not a whole CLIP model"):
+    with pytest.raises(UserError, match="has model_type 'siglip': it is not a whole CLIP"):
         load_pair(tmp_path)

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -194,7 +195,7 @@ def test_a_run_that_began_with_nothing(make_run, tmp_path, monkeypatch):
         card = (out / "README.md").read_text()
         assert 'rc.load("BASE", realcustom="FOLDER' in card
         assert (
-            "| base | the run's own, which `python -m realcustom_jax.export --form diffusers` takes" in card
+            "| base | the run's own, which `python -m realcustom_jax.export --form diffusers` exports" in card
         )
     assert "| base | none: trained from scratch |" in (whole / "README.md").read_text()
 
@@ -359,6 +360,47 @@ def test_the_command(run, model, micro_pipe, tmp_path, monkeypatch, capsys):
     assert_loads(rc.load(model, realcustom=tmp_path / "out"), micro_pipe, run[2])
     with pytest.raises(UserError, match="is not empty"):
         command(monkeypatch, "--workdir", run[0], "--out", tmp_path / "out")
+
+
+def test_a_relative_workdir(run, model, micro_pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(run[0].parent)
+    out = written(Path(run[0].name), tmp_path / "out")
+    assert_loads(rc.load(model, realcustom=out), micro_pipe, run[2])
+
+
+DAMAGED_JSON = {
+    "binary": b"\xff\xfe\x00\x80", "cut off": b'{"stage": [1, 2', "deep": b"[" * 100_000, "empty": b"",
+    "list": b"[1]", "number": b"7", "null": b"null", "NaN": b"NaN", "nothing": b"{}",
+}  # fmt: skip
+ODD_VALUES = (None, "x", -1, float("nan"), [[1]], {"x": 1})
+
+
+def test_damaged_and_odd_checkpoints_are_one_sentence(run, tmp_path):
+    """Of config and data, and of each of their keys; what the export does not read may be anything."""
+    workdir = Path(shutil.copytree(run[0], tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "1")
+    found = Counter()
+    for item in ("config", "data"):
+        path = workdir / "checkpoints" / "2" / item / "metadata"
+        whole = path.read_bytes()
+        values = json.loads(whole)
+        contents = [*DAMAGED_JSON.values()]
+        contents += [json.dumps({**values, key: odd}).encode() for key in values for odd in ODD_VALUES]
+        contents += [json.dumps({k: v for k, v in values.items() if k != key}).encode() for key in values]
+        for i, content in enumerate(contents):
+            path.write_bytes(content)
+            out = tmp_path / f"{item} {i}"
+            try:
+                written(workdir, out)
+            except UserError as error:
+                assert "\n" not in str(error) and str(workdir) in str(error), content[:200]
+                found["sentences"] += 1
+            else:
+                assert load_file(out / "diffusion_pytorch_model.safetensors").keys()
+                assert "rc.load" in (out / "README.md").read_text()
+                found["right"] += 1
+        path.write_bytes(whole)
+    assert found["sentences"] > 120, found
 
 
 def test_mistakes_leave_nothing(run, tmp_path, monkeypatch):

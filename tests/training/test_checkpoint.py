@@ -72,8 +72,26 @@ def forget_commit(folder: Path) -> None:
         lambda folder: shutil.rmtree(folder / "data"),
         lambda folder: shutil.rmtree(folder / "state"),
         lambda folder: [shutil.rmtree(folder / item) for item in ("config", "data", "state")],
+        *(
+            lambda folder, item=item, text=text: (folder / item / "metadata").write_text(text)
+            for item in ("config", "data")
+            for text in ("", "{", "[" * 100_000)
+        ),
+        *(
+            lambda folder, text=text: (folder / "data" / "metadata").write_text(text)
+            for text in ("5", "[]", "{}", '{"loader": 5}', '{"loader": {}, "checksum": null}')
+        ),
     ],
-    ids=["no metadata", "no commit", "no config", "no data", "no state", "no item"],
+    ids=[
+        "no metadata",
+        "no commit",
+        "no config",
+        "no data",
+        "no state",
+        "no item",
+        *(f"{item} {kind}" for item in ("config", "data") for kind in ("empty", "cut off", "deep")),
+        *(f"data {kind}" for kind in ("a number", "a list", "nothing", "no loader", "no checksum")),
+    ],
 )
 def test_a_torn_checkpoint_is_not_taken_and_not_in_the_way(workdir, capsys, tear):
     """The run goes on from the one before, and saves at the torn one's step and before it."""

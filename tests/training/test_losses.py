@@ -47,13 +47,13 @@ class UNetStandIn:
         assert pooled is None and time_ids is None  # SD1.5 has neither
         return text, features, flags
 
-    def __call__(self, z, t, context, quantity=None):
-        self.calls.append((np.asarray(z), np.asarray(t), context, quantity))
+    def __call__(self, z, t, context, token_selection=None):
+        self.calls.append((np.asarray(z), np.asarray(t), context, token_selection))
         return self.predict(z, t), None
 
 
 def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subject_weight=1.0) -> tuple:
-    """(loss, metrics, z, t, z0, context, quantity, features) of one call.
+    """(loss, metrics, z, t, z0, context, token_selection, features) of one call.
 
     The UNet predicts `predict(z, t)` or 0.
     """
@@ -80,8 +80,8 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subj
         stage, models, schedule, replace(OPTIONS, min_snr_gamma=gamma, subject_weight=subject_weight)
     )
     value, metrics = loss(PARAMS, batch, KEY)
-    ((z, t, context, quantity),) = unet.calls
-    return float(value), metrics, z, t, np.float64(z0), context, quantity, features
+    ((z, t, context, token_selection),) = unet.calls
+    return float(value), metrics, z, t, np.float64(z0), context, token_selection, features
 
 
 def numpy_target(prediction_type: str, z, t, z0) -> tuple[np.ndarray, np.ndarray]:
@@ -128,22 +128,24 @@ def test_noise_and_timesteps_cover_what_they_should():
 
 
 def test_base_trains_without_subjects():
-    *_, context, quantity, _ = diffusion("base", "v_prediction", 5.0)
-    assert context[1] is None and context[2] is None and quantity is None
+    *_, context, token_selection, _ = diffusion("base", "v_prediction", 5.0)
+    assert context[1] is None and context[2] is None and token_selection is None
 
 
 def test_customize_gives_the_reference_and_eq_8_and_10():
     """One subject, absent where the flag is 0; one γ_num in [0.3, 1) for the batch; weights 1 − √ᾱ_t and
     √ᾱ_t (float32: 1e-6)."""
-    _, _, _, t, _, (_, (visual,), flags), quantity, features = diffusion("customize", "v_prediction", 5.0)
+    _, _, _, t, _, (_, (visual,), flags), token_selection, features = diffusion(
+        "customize", "v_prediction", 5.0
+    )
     np.testing.assert_array_equal(flags[:, 0], np.arange(COUNT) % 2)
     np.testing.assert_array_equal(visual[:, 0], features)
     assert visual.shape == (COUNT, 1, 5, 2)
-    gamma = np.asarray(quantity.gamma_num)
+    gamma = np.asarray(token_selection.gamma_num)
     assert gamma.shape == (COUNT,) and np.ptp(gamma) == 0.0 and 0.3 <= gamma[0] < 1.0
     share = np.sqrt(ScheduleConfig().alphas_cumprod()[t])
-    np.testing.assert_allclose(quantity.visual_weight, share, atol=1e-6)
-    np.testing.assert_allclose(quantity.text_weight, 1.0 - share, atol=1e-6)
+    np.testing.assert_allclose(token_selection.visual_weight, share, atol=1e-6)
+    np.testing.assert_allclose(token_selection.text_weight, 1.0 - share, atol=1e-6)
 
 
 def test_the_subject_weighs_more_and_every_example_alike():

@@ -75,8 +75,8 @@ def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, f
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (("a cat", "cat", "toybox:unicorn:9"), "'toybox:unicorn:9' is no subject of the toybox"),
-        (("a cat", "cat", "toybox:cat"), "'toybox:cat' is no subject of the toybox"),
+        (("a cat", "cat", "toybox:unicorn:9"), "'toybox:unicorn:9' is not a toybox subject"),
+        (("a cat", "cat", "toybox:cat"), "'toybox:cat' is not a toybox subject"),
         (("a cat", "auto", "toybox:cat:9"), "'a cat' must name its subject's words, not 'auto'"),
         (("a cat", "cat", "nowhere.png"), "nowhere.png' does not exist"),
         (("a cat", "dog", "toybox:dog:9"), "dog"),

@@ -77,7 +77,7 @@ def test_what_training_left_in_a_file_is_passed_over(pipe, file, tokenizer, tmp_
     tokenizers = [tokenizer] * len(pipe.models.text_configs)
     assert_same(pipeline.load_on_host(path, tokenizers=tokenizers), pipe)
     path = changed(file, tmp_path / "b.safetensors", lambda t: t.update(control_model=np.ones(2)))
-    with pytest.raises(UserError, match=r"b\.safetensors has tensors of no known part: control_model"):
+    with pytest.raises(UserError, match=r"b\.safetensors has tensors of unknown parts: control_model"):
         pipeline.load_on_host(path, tokenizers=tokenizers)
 
 
@@ -94,7 +94,7 @@ def test_stable_diffusion_2_is_refused(pipe, file, tokenizer, tmp_path):
             tensors["cond_stage_model.model." + key] = tensors.pop(key)
 
     path = changed(file, tmp_path / "v2.safetensors", change)
-    with pytest.raises(UserError, match=r"is no original checkpoint of SD1\.5 or SDXL: it holds"):
+    with pytest.raises(UserError, match=r"is not an original checkpoint of SD1\.5 or SDXL: it has"):
         pipeline.load(path, tokenizers=[tokenizer])
 
 

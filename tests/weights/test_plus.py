@@ -276,7 +276,7 @@ def test_a_hub_id_that_is_nowhere_is_named(cached):
 
 def test_a_revision_is_of_the_hub(saved):
     for path, revision, sentence in (
-        (saved, "v1", f"revision 'v1' is of a hub repository, but '{saved}' is not on the hub"),
+        (saved, "v1", f"revision 'v1' needs a hub repository, but '{saved}' is not on the hub"),
         ("toybox", "v1", "but 'toybox' is not on the hub"),
         ("someone/plus", 1, "revision must be the name of a branch, tag or commit, not 1"),
     ):

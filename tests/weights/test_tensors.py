@@ -124,7 +124,7 @@ DAMAGED_TREES = {
 def test_a_damaged_tree_of_arrays_is_named(tmp_path, damage):
     path = tmp_path / "m.msgpack"
     path.write_bytes(msgpack.packb(DAMAGED_TREES[damage], strict_types=True))
-    with pytest.raises(UserError, match=r"m\.msgpack is not a whole Flax msgpack file") as error:
+    with pytest.raises(UserError, match=r"m\.msgpack is not a complete Flax msgpack file") as error:
         open_tensors(path)
     assert "\n" not in str(error.value)
 
@@ -136,7 +136,7 @@ def test_trees_that_are_deep_or_announce_much_are_named(tmp_path, content):
     """100,000 maps, one in the other; a list of 2**31 values; a map of 2**32."""
     path = tmp_path / "m.msgpack"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"m\.msgpack is not a whole Flax msgpack file"):
+    with pytest.raises(UserError, match=r"m\.msgpack is not a complete Flax msgpack file"):
         open_tensors(path)
 
 
@@ -161,7 +161,7 @@ def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["layer.9"] = content["weight_map"].pop("layer.0")
     index.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"does not name what its shards hold: layer\.0, layer\.9"):
+    with pytest.raises(UserError, match=r"does not list what its shards hold: layer\.0, layer\.9"):
         open_tensors(index)
     (tmp_path / "m-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match=r"m-00002-of-00003\.safetensors' does not exist"):
@@ -240,13 +240,13 @@ def test_a_damaged_file_is_named(tmp_path, name, keep):
     write_tensors(path, {"a": RNG.standard_normal(100)})
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
-    with pytest.raises(UserError, match=f"{name} is not a whole"):
+    with pytest.raises(UserError, match=f"{name} is not a complete"):
         open_tensors(path)
 
 
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
     (tmp_path / "m.h5").write_bytes(b"")
-    with pytest.raises(UserError, match=r"m\.h5 is no kind of weights file that is known: \.safetensors"):
+    with pytest.raises(UserError, match=r"m\.h5 is not a known kind of weights file; known: \.safetensors"):
         open_tensors(tmp_path / "m.h5")
     with pytest.raises(UserError, match=r"weights cannot be written as m\.h5"):
         write_tensors(tmp_path / "m.h5", VALUES)
