@@ -19,10 +19,11 @@ from PIL import Image
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.transforms import center_crop_resize
 
-# Share of the reference that a subject covers, and of its side that it spans at most.
+# Share of the reference's area that a subject covers, and largest share of its side that it spans.
 AREA = 0.32
 EXTENT = 0.9
-# A subject is cut out where the crop of the picture has at least this share of it, and of the crop is its.
+# A subject is cut out only if the crop shows at least the share SEEN of it, and it covers at least the share
+# LEAST of the crop.
 SEEN = 0.5
 LEAST = 0.005
 
@@ -79,27 +80,28 @@ def marked_mask(entry: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, int], key: str) -> np.ndarray:
-    """Where a subject is in the centred crop of its picture, as `center_crop_resize` makes it.
+    """Crop a subject's mask as `center_crop_resize` crops its picture.
 
     Args:
-      mask: bool, of the whole picture at any size.
+      mask: bool, the mask in the whole picture, at any size.
       picture: (height, width) of the picture in pixels.
       crop: (height, width) of the crop.
-      key: of the example.
+      key: key of the example, for messages.
 
     Returns:
-      bool, of the crop's size; empty when the crop shows too little of the subject.
+      bool with the crop's size; all False if the crop shows too little of the subject.
 
     Raises:
-      UserError: the mask has not the picture's proportions; the sentence names the example.
+      UserError: the mask has another aspect ratio than the picture; the message names the example.
     """
     (height, width), (rows, columns) = picture, mask.shape
-    # Sides were rounded when the picture was shrunk.
+    # Aspect ratios differ slightly, because sides are rounded when a picture is shrunk.
     if abs(width * rows - height * columns) > max(width + height, rows + columns):
         raise UserError(
             f"the example '{key}' marks a subject in a picture of {columns}×{rows}, but the picture, as it "
             f"is seen, has {width}×{height}"
         )
+    # Through the same 8-bit resampling as the picture, so mask and picture stay aligned.
     inside = center_crop_resize(mask.astype(np.uint8) * np.uint8(255), crop) >= 128
     scale = min(height / crop[0], width / crop[1])
     share = inside.mean() * scale**2 * crop[0] * crop[1] / (height * width)  # of the whole picture
@@ -108,22 +110,23 @@ def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, in
 
 
 def shrink_mask(mask: np.ndarray, factor: int) -> np.ndarray:
-    """How much of each square of pixels a mask covers.
+    """Share of each square of pixels that a mask covers.
 
     Args:
       mask: bool (H, W).
-      factor: side of a square, of which H and W are multiples.
+      factor: side of a square; H and W are multiples of it.
 
     Returns:
-      uint8 (H / factor, W / factor), 255 for all of it.
+      uint8 (H / factor, W / factor); 255 is all of the square.
     """
     height, width = (side // factor for side in mask.shape)
+    # (H, W) → (h, factor, w, factor) → mean over each square (h, w)
     squares = mask.reshape(height, factor, width, factor).mean(axis=(1, 3), dtype=np.float32)
     return np.round(255 * squares).astype(np.uint8)
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> Image.Image:
-    """The subject alone, in the middle, at the scale at which it covers `AREA`, unless it gets too long.
+    """Cut out a subject, centred and scaled to cover `AREA`, or less if it would be longer than `EXTENT`.
 
     Args:
       image: uint8 (H, W, 3).
@@ -140,7 +143,8 @@ def cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> Image.Image:
     )
     alpha = mask[top:bottom, left:right, None].astype(np.uint8) * np.uint8(255)
     box = Image.fromarray(np.concatenate([image[top:bottom, left:right], alpha], axis=-1))
-    # A square of `side` pixels around the subject, which may reach beyond the picture, becomes the result.
+    # The result shows a square of `side` pixels around the subject. The transparent margin is for squares
+    # that reach beyond the picture.
     side = size / scale
     margin = int(np.ceil(side)) + 1
     sheet = Image.new("RGBA", (box.width + 2 * margin, box.height + 2 * margin))
@@ -150,17 +154,16 @@ def cut_out(image: np.ndarray, mask: np.ndarray, size: int) -> Image.Image:
 
 
 def vary_cut_out(subject: Image.Image, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A reference photo of a cut-out subject: on a light ground, in a pose and a light of its own.
+    """Make a reference photo of a cut-out subject, with random background, pose and light.
 
-    Half of the subjects are flipped, and each has a ground of its own. At strength 1 they are also turned by
-    up to 12°, scaled by 0.8 … 1.12 and moved by up to 8 % of the side, so that the ends of a long one may be
-    cut off, and brightness, saturation and contrast are scaled by 0.88 … 1.12; all ranges shrink linearly
-    with `strength`.
+    The background is light, and half of the subjects are flipped. At strength 1, the subject is also rotated
+    by up to 12°, scaled by 0.8 … 1.12 and moved by up to 8 % of the side, and brightness, saturation and
+    contrast are scaled by 0.88 … 1.12. All ranges shrink linearly with `strength`.
 
     Args:
-      subject: RGBA (S, S), as `cut_out` makes it.
-      rng: drawn from the same number of times whatever the strength.
-      strength: in [0, 1]; the curriculum's value at this step.
+      subject: RGBA (S, S), from `cut_out`.
+      rng: the same number of values is drawn for every strength.
+      strength: 0 to 1, the curriculum's value at this step.
 
     Returns:
       uint8 (S, S, 3).
@@ -168,10 +171,12 @@ def vary_cut_out(subject: Image.Image, rng: np.random.Generator, strength: float
     scale, angle, x, y, flip, *light = rng.uniform(size=8)
     top, tilt = rng.uniform(170, 255, size=3), rng.uniform(-25, 25)
     posed = np.asarray(_posed(subject, scale, angle, (x, y), flip < 0.5, strength), np.float32)
+    # Only the subject's colours vary here; the background has its own.
     brightness, saturation, contrast = 1 + 0.12 * strength * (2 * np.asarray(light, np.float32) - 1)
     colours = posed[..., :3] * brightness
     grey = colours.mean(axis=-1, keepdims=True)
     colours = 128 + contrast * (grey + saturation * (colours - grey) - 128)
+    # The background is a vertical gradient, a wall and its light. (S, 1, 1) broadcasts over the colours.
     down = np.linspace(0, 1, len(posed), dtype=np.float32)[:, None, None]
     ground = top + down * (np.clip(top + tilt, 0, 255) - top)
     alpha = posed[..., 3:] / 255
@@ -186,13 +191,13 @@ def _posed(
     flip: bool,
     strength: float,
 ) -> Image.Image:
-    """Flipped, turned, scaled and moved; `scale`, `angle` and `shift` are in [0, 1]."""
+    """Flip, rotate, scale and move a cut-out; `scale`, `angle` and `shift` are random numbers in [0, 1]."""
     side = subject.width
     factor = 1 + strength * (0.8 + 0.32 * scale - 1)
     radians = np.deg2rad(12 * strength * (2 * angle - 1))
     centre = side / 2
     x, y = (centre + 0.08 * side * strength * (2 * s - 1) for s in shift)
-    # From places in the result to places in the cut-out.
+    # PIL needs the inverse transform, from positions in the result to positions in the cut-out.
     cos, sin = np.cos(radians) / factor, np.sin(radians) / factor
     across, down = ((-cos, -sin) if flip else (cos, sin)), (-sin, cos)
     rows = [(a, b, centre - a * x - b * y) for a, b in (across, down)]

@@ -1,10 +1,10 @@
-"""The data set on disk: a TFDS builder of (key, image, caption, metadata), written and read as ArrayRecord.
+"""The data set on disk: a TFDS builder of (key, image, caption, metadata), stored as ArrayRecord.
 
-The layout is TFDS's own, `data_dir/image_text/1.0.0/`, so other TFDS tools read it too. Neither writing nor
-reading needs TensorFlow: images go in as encoded bytes and are decoded here, with PIL.
+The folder is TFDS's own, `data_dir/image_text/1.0.0/`, so other TFDS tools can read it. Neither writing nor
+reading needs TensorFlow: images are stored as encoded bytes and decoded here, with PIL.
 
-`write` is for data sets up to 1 GB, which TFDS sorts in memory; `data.prepare` writes larger ones. Beside the
-records may lie what can be known of all without reading them: `sizes-SPLIT.npy`, for aspect-ratio buckets.
+`write` is for data sets up to 1 GB, which TFDS sorts in memory; `data.prepare` writes larger ones. It also
+writes `sizes-SPLIT.npy`, the sizes of all images for aspect-ratio buckets.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import check_local
 from realcustom_jax.inputs.transforms import load_image
 
-# What PIL calls the formats that a data set holds. MPO: the JPEG of phones, with a second picture behind the
-# first. WebP is smaller, and is not read by TFDS's TensorFlow decoder.
+# PIL's names of the image formats in a data set. MPO is a JPEG with a second picture after the first; phones
+# make it. TFDS's own decoder (TensorFlow) cannot read WebP, but WebP files are smaller.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 _SIZES = "sizes-{}.npy"
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture and its caption.
+    """One image and its caption.
 
     Attributes:
-      key: unique in its split; names the example in errors.
-      image: encoded PNG, JPEG or WebP bytes, stored as they are.
-      caption: what the picture shows.
-      metadata: anything JSON can hold.
+      key: unique in its split; error messages name it.
+      image: encoded PNG, JPEG or WebP bytes, stored unchanged.
+      caption: description of the image.
+      metadata: any values for JSON.
     """
 
     key: str
@@ -52,12 +52,12 @@ class Example:
 
 
 class ImageText(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of picture-caption pairs; `write` and `open_split` are the way to use it."""
+    """TFDS builder of image-caption pairs. Use it through `write` and `open_split`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, splits: Mapping[str, Iterable[Example]] | None = None, **kwargs):
-        """`splits` are the examples to write, by split name; None for a builder that only reads."""
+        """`splits` maps split names to the examples to write; None for a builder that only reads."""
         self._examples = splits or {}
         super().__init__(file_format="array_record", **kwargs)
 
@@ -67,11 +67,12 @@ class ImageText(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        del dl_manager  # nothing is downloaded: the examples are given
+        del dl_manager  # nothing is downloaded
         return {split: self._generate_examples(split) for split in self._examples}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         example = None
+        # TFDS would write an empty split without an error.
         for example in self._examples[split]:
             _check_image(example)
             yield example.key, _fields(example)
@@ -80,6 +81,7 @@ class ImageText(tfds.core.GeneratorBasedBuilder):
 
 
 def _features() -> tfds.features.FeaturesDict:
+    # Metadata is JSON text, because TFDS needs fixed fields and every source has others.
     return tfds.features.FeaturesDict(
         {
             "key": tfds.features.Text(),
@@ -93,18 +95,18 @@ def _features() -> tfds.features.FeaturesDict:
 def _fields(example: Example) -> dict[str, Any]:
     return {
         "key": example.key,
-        "image": io.BytesIO(example.image),  # TFDS takes bytes for a path
+        "image": io.BytesIO(example.image),  # TFDS would take plain bytes for a path
         "caption": example.caption,
         "metadata": json.dumps(example.metadata),
     }
 
 
 class Split:
-    """A split as a random-access source: `len(split)`, `split[i]`; can be pickled for loader workers.
+    """A split with random access: `len(split)`, `split[i]`. It can be pickled for loader workers.
 
     Attributes:
-      folder: where its records lie.
-      name: of the split.
+      folder: folder of its records.
+      name: name of the split.
     """
 
     def __init__(self, records: Any, folder: Path, name: str):
@@ -115,21 +117,21 @@ class Split:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"key": str, "image": uint8 (H, W, 3), "caption": str, "metadata": dict} of the example `index`.
+        """Example `index`: {"key": str, "image": uint8 (H, W, 3), "caption": str, "metadata": dict}.
 
         Raises:
           IndexError: `index` is out of range.
-          UserError: the image cannot be decoded; the sentence names the example's key.
+          UserError: the image cannot be decoded; the message names the example's key.
         """
         example = self.without_image(index)
         name = f"the image of example '{example['key']}'"
         return {**example, "image": load_image(example["image"], name)}
 
     def without_image(self, index: int) -> dict[str, Any]:
-        """As `split[index]`, but the image as its encoded bytes: decoding is what takes time."""
+        """`split[index]` with the image as encoded bytes, which saves the time of decoding."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        record = self._records[int(index) % len(self)]
+        record = self._records[int(index) % len(self)]  # ArrayRecord does not know negative indices
         return {
             "key": record["key"].decode(),
             "image": record["image"],
@@ -138,10 +140,10 @@ class Split:
         }
 
     def sizes(self) -> np.ndarray:
-        """int32 (examples, 2): width and height in pixels of each image, as it is seen.
+        """Width and height of each image in pixels, after EXIF rotation: int32 (examples, 2).
 
         Raises:
-          UserError: the data set has none, because it was not written by `data.prepare`.
+          UserError: the file is missing, because `data.prepare` did not write the data set, or damaged.
         """
         path = self.folder / _SIZES.format(self.name)
         if not path.is_file():
@@ -150,6 +152,7 @@ class Split:
                 "python -m realcustom_jax.data.prepare writes it"
             )
         try:
+            # Memory-mapped: 100 million images have 800 MB of sizes.
             sizes = np.load(path, mmap_mode="r")
             whole = (
                 sizes.shape == (len(self), 2) and np.issubdtype(sizes.dtype, np.integer) and sizes.min() > 0
@@ -162,16 +165,16 @@ class Split:
 
 
 def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) -> None:
-    """Writes the splits under `data_dir`. The examples are streamed, so they may be a generator.
+    """Write splits under `data_dir`. The examples are streamed, so they may be generators.
 
-    TFDS writes into a temporary folder beside the final one and renames it at the end: an interrupted write
-    leaves no data set, and can simply be run again. On disk the order is that of the keys' hashes.
+    TFDS writes into a temporary folder and renames it at the end, so an interrupted write leaves no data set
+    and can be run again. The order on disk is that of the keys' hashes.
 
     Raises:
-      UserError: `data_dir` holds a data set already or cannot be made, a split has no example, a key appears
-        twice, or an image is no PNG, JPEG or WebP; the sentence names the folder, split or key.
+      UserError: `data_dir` holds a data set already or cannot be created, a split has no example, a key
+        appears twice, or an image is not PNG, JPEG or WebP; the message names the folder, split or key.
     """
-    folder = new_folder(data_dir)
+    folder = new_folder(data_dir)  # TFDS itself would silently keep an existing data set
     if not splits:
         raise UserError(f"there is no split to write into '{data_dir}'")
     try:
@@ -181,17 +184,17 @@ def write(data_dir: str | os.PathLike, splits: Mapping[str, Iterable[Example]]) 
     with _quiet_tfds(), tempfile.TemporaryDirectory() as downloads:
         builder = ImageText(splits=splits, data_dir=os.fspath(data_dir))
         try:
-            builder.download_and_prepare(download_dir=downloads)  # TFDS insists on a folder; it stays empty
+            builder.download_and_prepare(download_dir=downloads)  # TFDS needs a folder, which stays empty
         except Exception as error:
             _raise_if_duplicate(error, builder)
             raise
 
 
 def new_folder(data_dir: str | os.PathLike) -> Path:
-    """Where a data set in `data_dir` will lie, of which nothing is made yet.
+    """The folder of a new data set in `data_dir`; it is not created yet.
 
     Raises:
-      UserError: there is one already.
+      UserError: there is a data set already.
     """
     check_local(data_dir, "data folder")
     folder = _folder(data_dir)
@@ -201,28 +204,28 @@ def new_folder(data_dir: str | os.PathLike) -> Path:
 
 
 def make_serializer() -> Callable[[Example], bytes]:
-    """The function from an example to its record, for those who write shards themselves."""
+    """Make a function from an example to its record, for code that writes shards itself."""
     features = _features()
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     return lambda example: serializer.serialize_example(features.encode_example(_fields(example)))
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """TFDS's name of a shard's file."""
+    """TFDS's file name of a shard."""
     return f"{ImageText.name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
 def write_info(
     folder: Path, shard_lengths: Mapping[str, list[int]], sizes: Mapping[str, Iterable[np.ndarray]]
 ) -> None:
-    """Makes a folder of finished shards a data set: writes TFDS's metadata, and the sizes of the images.
+    """Turn a folder of finished shards into a data set: write TFDS's metadata and the image sizes.
 
     Args:
-      folder: with the shards, called as `shard_name` says.
-      shard_lengths: examples of each shard, by split.
-      sizes: (n, 2) width and height of the images in the order of the records, in pieces, by split.
+      folder: folder of the shards, named by `shard_name`.
+      shard_lengths: {split: number of examples in each shard}.
+      sizes: {split: arrays (n, 2)} of image width and height, in the order of the records.
     """
-    with _quiet_tfds(), tempfile.TemporaryDirectory() as unused:  # a builder wants a folder that can be made
+    with _quiet_tfds(), tempfile.TemporaryDirectory() as unused:  # a builder needs a folder it can create
         info = ImageText(data_dir=unused).info
     splits = []
     for split, lengths in shard_lengths.items():
@@ -231,6 +234,7 @@ def write_info(
         template = naming.ShardedFileTemplate(folder, dataset_name=ImageText.name, split=split,
                                               filetype_suffix="array_record")  # fmt: skip
         splits.append(tfds.core.SplitInfo(split, lengths, size, template))
+        # Filled piece by piece, so that the sizes of a large data set need not fit into memory.
         path = folder / _SIZES.format(split)
         file = np.lib.format.open_memmap(path, "w+", np.int32, (sum(lengths), 2))
         start = 0
@@ -243,15 +247,15 @@ def write_info(
 
 
 def is_written(data_dir: str | os.PathLike) -> bool:
-    """Whether `write` has put a data set under `data_dir`, and finished it."""
+    """Whether there is a complete data set under `data_dir`."""
     try:
         return (_folder(data_dir) / "dataset_info.json").is_file()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
 def split_names(data_dir: str | os.PathLike) -> list[str]:
-    """The splits of the data set under `data_dir`.
+    """Names of the splits of the data set under `data_dir`.
 
     Raises:
       UserError: there is no data set.
@@ -260,31 +264,33 @@ def split_names(data_dir: str | os.PathLike) -> list[str]:
 
 
 def open_split(data_dir: str | os.PathLike, split: str) -> Split:
-    """Opens one split of the data set that `write` put under `data_dir`.
+    """Open one split of the data set under `data_dir`.
 
     Raises:
-      UserError: there is no data set there, or it has no such split (the sentence lists those it has).
+      UserError: there is no data set, or it does not have this split (the message lists its splits).
     """
     builder = _open_builder(data_dir)
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
         raise UserError(f"the data set in '{data_dir}' has no split '{split}'; it has: {known}")
     with _quiet_tfds():
-        # We decode ourselves: TFDS's decoder ignores EXIF rotation and does not say whose image is broken.
+        # We decode images ourselves: TFDS ignores EXIF rotation, and its errors do not name the example.
         decoders = {"image": tfds.decode.SkipDecoding()}
         try:
             records = builder.as_data_source(split, decoders=decoders)
-            records[len(records) - 1]
+            records[len(records) - 1]  # the last record shows a shard that is cut short
         except Exception as error:
             raise _damaged(_folder(data_dir), f"{type(error).__name__}: {error}") from None
     return Split(records, _folder(data_dir), split)
 
 
 def _folder(data_dir: str | os.PathLike) -> Path:
+    """TFDS's folder of the data set."""
     return Path(data_dir) / ImageText.name / str(ImageText.VERSION)
 
 
 def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    """TFDS's builder of an existing data set, after checking its fields."""
     check_local(data_dir, "data folder")
     folder = _folder(data_dir)
     if not is_written(data_dir):
@@ -292,11 +298,11 @@ def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
     try:
         with _quiet_tfds():
             builder = tfds.builder_from_directory(os.fspath(folder))
-            found = builder.info.features.keys()
-    except Exception as error:  # TFDS raises many kinds for files that are damaged
+            fields = builder.info.features.keys()
+    except Exception as error:  # for damaged files TFDS raises many kinds of errors
         raise _damaged(folder, f"{type(error).__name__}: {error}") from None
-    if found != _features().keys():
-        raise _damaged(folder, f"its fields are {', '.join(map(str, found))}")
+    if fields != _features().keys():
+        raise _damaged(folder, f"its fields are {', '.join(map(str, fields))}")
     return builder
 
 
@@ -306,7 +312,8 @@ def _damaged(folder: Path, reason: str) -> UserError:
 
 
 def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:
-    """Names the key that appears twice, where TFDS has found one; its own report of it needs TensorFlow."""
+    """Raise `UserError` with the key that appears twice, if that is TFDS's error."""
+    # TFDS's own report of it needs TensorFlow.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, shuffle.DuplicatedKeysError):
         cause = cause.__context__
@@ -318,7 +325,7 @@ def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:
 
 
 def _check_image(example: Example) -> None:
-    """Raises for what could not be read back later; looks at the image's header only, for speed."""
+    """Raise `UserError` if the image could not be read later. For speed, only its header is checked."""
     try:
         with Image.open(io.BytesIO(example.image)) as image:
             known = image.format
@@ -329,15 +336,17 @@ def _check_image(example: Example) -> None:
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image as it is seen: after the rotation that its EXIF data asks for."""
+    """Width and height of an opened image after its EXIF rotation."""
     width, height = image.size
+    # The EXIF orientations 5 to 8 swap the sides.
     turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return (height, width) if turned else (width, height)
 
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Silences TFDS, which logs, prints and draws progress bars: our commands have their own."""
+    """Silence TFDS's log, output and progress bars; our commands have their own."""
+    # TFDS has no public function that says whether its bars are on.
     verbosity, bars = absl_logging.get_verbosity(), getattr(tqdm_utils, "_active", True)
     absl_logging.set_verbosity(absl_logging.FATAL)
     tfds.display_progress_bar(False)

@@ -1,8 +1,8 @@
-"""From a data set to batches: shuffled, augmented, split over processes, and resumable to the exact batch.
+"""The data loader: shuffled, augmented batches, split over processes, with exact resume.
 
-Everything about batch number `step` is a function of (seed, step): which examples are in it, in which order,
-and the random numbers of each. Hence the loader's state is that number, and the stream is the same with any
-number of processes, workers and threads.
+Batch number `step` is a function of (seed, step): its examples, their order and their random numbers. So the
+state of the loader is one number, and the batches do not depend on the number of processes, workers or
+threads.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, np.ndarray
 
 
 class Source(Protocol):
-    """Random access to examples; picklable when the loader has workers."""
+    """Random access to examples. It must be picklable if the loader has worker processes."""
 
     def __len__(self) -> int: ...
 
@@ -33,8 +33,9 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Makes the example at one place of the global stream; a class, so that workers can unpickle it."""
+    """Function from a row of this process to its transformed example."""
 
+    # A class and not a closure, because worker processes must unpickle it.
     source: Source
     transform: Transform
     order: Order
@@ -44,8 +45,8 @@ class _Rows:
     process_count: int
 
     def __call__(self, row: int) -> dict[str, np.ndarray]:
-        # `row` counts this process's examples. A process owns a contiguous part of every global batch, so
-        # that the parts, in the order of the processes, are the batch that one process would have made.
+        # `row` counts the examples of this process. Each process makes a contiguous part of every global
+        # batch; the parts, in process order, are the batch that a single process would make.
         local_size = self.batch_size // self.process_count
         step, place = divmod(int(row), local_size)
         index = step * self.batch_size + self.process_index * local_size + place
@@ -54,11 +55,12 @@ class _Rows:
         example["index"] = index
         if shape is not None:
             example["shape"] = shape
+        # A generator per example, not per worker: the numbers do not depend on who makes the example.
         return self.transform(example, np.random.default_rng((self.seed, index)))
 
 
 class Loader(Iterator[Batch]):
-    """An iterator of batches whose place can be saved and restored. Made by `make_loader`."""
+    """Iterator over batches whose position can be saved and restored. `make_loader` makes it."""
 
     def __init__(
         self, batches: grain.MapDataset, options: grain.ReadOptions, num_workers: int, identity: dict
@@ -68,7 +70,7 @@ class Loader(Iterator[Batch]):
         self._num_workers = num_workers
         self._identity = identity
         self._running: list[grain.DatasetIterator] = []
-        # Also at exit: Grain's own clean-up comes when modules are gone already, and leaks shared memory.
+        # Also closes at exit: Grain's own clean-up runs after modules are unloaded, and leaks shared memory.
         weakref.finalize(self, _close, self._running)
         self._start(0)
 
@@ -80,21 +82,21 @@ class Loader(Iterator[Batch]):
         return batch
 
     def __len__(self) -> int:
-        """Batches from the beginning to the end; astronomical when the epochs have no limit."""
+        """Number of batches in the whole stream; a huge number if there is no limit of epochs."""
         return len(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """The place in the stream as a JSON-able dict: "step" batches were taken, and of which stream."""
+        """The position as a dict for JSON: the number of batches taken, and what identifies the stream."""
         return {"step": self._step, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to the place `state` was taken at: the next batch is the one that would have come then.
+        """Move to a saved position: the next batch is the one that followed when the state was saved.
 
-        Processes, workers and prefetching may differ from those the state was taken with.
+        The number of processes and workers and the prefetching may differ from then.
 
         Raises:
-          UserError: the state is of another stream (data set size, batch size, seed, shuffling or buckets
-            differ).
+          UserError: the state belongs to another stream: data set size, batch size, seed, shuffling or
+            buckets differ.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -105,16 +107,17 @@ class Loader(Iterator[Batch]):
         self._start(int(state["step"]))
 
     def close(self) -> None:
-        """Ends the threads and worker processes; also done when the loader is deleted, and at exit."""
+        """Stop threads and worker processes. This also happens when the loader is deleted, and at exit."""
         _close(self._running)
 
     def _start(self, step: int) -> None:
+        """Start reading at a step; what was prefetched for another step is dropped."""
         self.close()
         self._step = step
         rest = self._batches.slice(slice(step, len(self._batches)))
         batches = rest.to_iter_dataset(self._options)
         if self._num_workers:
-            if not flags.FLAGS.is_parsed():  # as outside of absl.app; Grain's workers refuse to start then
+            if not flags.FLAGS.is_parsed():  # outside of absl.app, Grain's workers would refuse to start
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
             batches = batches.mp_prefetch(workers, end_with_parent)
@@ -122,6 +125,7 @@ class Loader(Iterator[Batch]):
 
 
 def _close(running: list[grain.DatasetIterator]) -> None:
+    # A function of the list: a finalizer that held the loader itself would keep it alive.
     while running:
         running.pop().close()
 
@@ -140,29 +144,29 @@ def make_loader(
     prefetch: int = 2,
     buckets: Buckets | None = None,
 ) -> Loader:
-    """An iterator over batches of transformed examples.
+    """Make a loader of batches of transformed examples.
 
-    Epochs follow each other without a gap, so a batch may straddle two; only what is left at the very end,
-    of each bucket if there are buckets, is dropped. Each epoch has its own order. Every example comes once an
-    epoch; what an epoch is where there are buckets, `BucketOrder` says.
+    Every example comes once per epoch, and each epoch has its own order. Epochs follow each other without a
+    gap, so a batch may contain examples of two epochs. Only an incomplete last batch is dropped (with
+    buckets, one of each bucket). `BucketOrder` defines epochs for buckets.
 
     Args:
       source: the examples.
-      transform: (example, rng) → arrays of one shape per name. `example["index"]` is the example's place in
-        the stream of all processes, so `index // batch_size` is the step. With buckets `example["shape"]` is
-        the (height, width) of its batch. `rng` depends on (seed, index) alone.
-      batch_size: examples of a step over all processes.
-      seed: of the order and of the transform's random numbers, at least 0.
+      transform: (example, rng) → arrays with one shape per name. `example["index"]` is the position in the
+        stream of all processes, so `index // batch_size` is the step. With buckets, `example["shape"]` is the
+        (height, width) of the batch. `rng` depends only on (seed, index).
+      batch_size: examples per step over all processes.
+      seed: seed of the order and of the transform's random numbers, at least 0.
       shuffle: False keeps the source's order.
-      num_epochs: None for a stream without end.
-      process_index: which part of every batch to yield.
-      process_count: how many parts; each has batch_size / process_count examples.
-      num_workers: worker processes; 0 works in threads of this process.
-      prefetch: batches made ahead, each in its own thread (per worker, if there are any).
-      buckets: every batch is of one of them; None for batches of all examples alike.
+      num_epochs: None for an endless stream.
+      process_index: index of the part of every batch that this process gets.
+      process_count: number of parts; each has batch_size / process_count examples.
+      num_workers: worker processes; 0 uses threads of this process.
+      prefetch: batches made ahead, each in its own thread (per worker, if there are workers).
+      buckets: every batch is made of one bucket; None for batches of any examples.
 
     Returns:
-      Yields dicts of arrays (batch_size / process_count, …); has `get_state()` and `set_state(state)`.
+      an iterator of dicts of arrays (batch_size / process_count, …).
 
     Raises:
       UserError: there are fewer examples than a batch, or the batch cannot be divided among the processes.
@@ -181,11 +185,13 @@ def make_loader(
         order = PlainOrder(len(source), batch_size, seed, shuffle, num_epochs)
     else:
         order = BucketOrder(buckets, batch_size, seed, shuffle, num_epochs)
+    # Grain only maps row numbers to examples. The shuffling is ours, so that Grain's state is one number.
     rows = _Rows(source, transform, order, seed, batch_size, process_index, process_count)
     local_size = batch_size // process_count
     row_count = order.batches() * local_size
     batches = grain.MapDataset.range(row_count).map(rows).batch(local_size)
     options = grain.ReadOptions(num_threads=max(1, prefetch), prefetch_buffer_size=max(1, prefetch))
+    # A state with other values would silently continue with other examples.
     identity = {
         "examples": len(source), "batch_size": batch_size, "seed": seed, "shuffle": shuffle,
         "buckets": buckets.digest() if buckets else None,

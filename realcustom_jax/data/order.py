@@ -1,7 +1,7 @@
-"""Which example stands at which place of the endless stream that the loader cuts into batches.
+"""The order of examples in the loader's endless stream.
 
-Places are numbers, and what stands at one is computed from the number alone: no place depends on having
-visited another, so any process can begin anywhere.
+The example at a position is computed from the position alone, without the positions before it. So any process
+can start anywhere.
 """
 
 import hashlib
@@ -14,22 +14,22 @@ from realcustom_jax.data.buckets import Buckets
 
 Shape = tuple[int, int]
 
-# Places of a stream without end. Far below the largest length that Python has, which Grain counts beyond.
+# Length of an endless stream. Python's `len` allows 2^63 - 1, and Grain's own arithmetic needs some margin.
 _ENDLESS = 2**60
 
 
 class Order(Protocol):
-    """Places → examples; picklable."""
+    """Function from a position to an example's number; picklable."""
 
     def batches(self) -> int:
-        """How many whole batches there are; astronomical when the epochs have no limit."""
+        """Number of complete batches; a huge number if there is no limit of epochs."""
 
     def __call__(self, index: int) -> tuple[int, Shape | None]:
-        """The example at place `index`, and the (height, width) of its batch, if batches differ in that."""
+        """Number of the example at position `index`, and the (height, width) of its batch if it is fixed."""
 
 
 class PlainOrder:
-    """All epochs one after another, each in an order of its own; a batch may straddle two."""
+    """Epochs one after the other, each in its own order. A batch may contain examples of two epochs."""
 
     def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, num_epochs: int | None):
         self._count = count
@@ -44,29 +44,28 @@ class PlainOrder:
         epoch, index = divmod(index, self._count)
         if self._seed is None:
             return index, None
-        # As Grain's `MapDataset.shuffle` does it, without what its indexing costs.
+        # The same permutation as Grain's `MapDataset.shuffle`, without the cost of its indexing.
         seed = (self._seed + epoch) % 2**32
         return int(index_shuffle(index, max_index=self._count - 1, seed=seed, rounds=4)), None
 
 
 class BucketOrder:
-    """Batches of one bucket each, the buckets' batches shuffled among each other anew in every epoch.
+    """Batches of one bucket each; every epoch shuffles the batches of all buckets.
 
-    Each bucket is a stream of its own, as `PlainOrder` is: its examples, epoch after epoch, each time in
-    another order, cut into batches. What is left of a bucket at an epoch's end, less than a batch, is carried
-    over: the batch that it begins is filled from the next epoch and belongs to that one. So no example is
-    ever left out, and every bucket's stream has each example once an epoch.
-
-    Up to epoch e a bucket of n examples has completed ⌊e·n / B⌋ batches of B. That is all there is to know to
-    say where epoch e begins and how many batches of which bucket it has.
+    Each bucket is its own stream, like `PlainOrder`: its examples, epoch after epoch, each time in another
+    order, cut into batches. A remainder of less than a batch is carried over: examples of the next epoch
+    complete that batch, and it belongs to the next epoch. So no example is left out.
     """
+
+    # A bucket of n examples has completed ⌊e·n / B⌋ batches of size B before epoch e. This alone determines
+    # where an epoch begins and how many batches of each bucket it has, so nothing has to be stored.
 
     def __init__(self, buckets: Buckets, batch_size: int, seed: int, shuffle: bool, num_epochs: int | None):
         self._buckets = buckets
         self._sizes = np.asarray([len(members) for members in buckets.members], np.int64)
         self._batch_size = batch_size
         self._num_epochs = num_epochs
-        # One for each bucket's examples, and the last for the order of the batches.
+        # One seed for the examples of each bucket, and the last one for the order of the batches.
         seeds = np.random.SeedSequence(seed).generate_state(len(self._sizes) + 1).tolist()
         self._seeds = seeds if shuffle else [None] * len(seeds)
 
@@ -84,18 +83,20 @@ class BucketOrder:
         return int(members[member]), self._buckets.shapes[bucket]
 
     def _done(self, epoch: int) -> np.ndarray:
-        """Batches that each bucket has completed before an epoch."""
+        """Number of batches that each bucket has completed before an epoch."""
         return epoch * self._sizes // self._batch_size
 
     def _batch(self, step: int) -> tuple[int, int]:
-        """The bucket of a batch, and which one of that bucket's stream it is."""
-        # No earlier, for ⌊e·n / B⌋ summed over the buckets is at most e·N / B, and hardly later.
+        """The bucket of a batch, and the batch's number in that bucket's stream."""
+        # The sum of ⌊e·n / B⌋ over the buckets is at most e·N / B, so the epoch is not earlier than this. It
+        # is rarely later.
         epoch = step * self._batch_size // len(self._buckets)
         while (until := self._done(epoch + 1)).sum() <= step:
             epoch += 1
         done = self._done(epoch)
         batches = until - done  # of each bucket in this epoch
         place = _shuffled(step - int(done.sum()), int(batches.sum()), self._seeds[-1], epoch)
+        # Count the epoch's batches bucket by bucket; the shuffled place then shows the bucket.
         ends = np.cumsum(batches)
         bucket = int(np.searchsorted(ends, place, side="right"))
         return bucket, int(done[bucket] + place - (ends[bucket] - batches[bucket]))
@@ -106,14 +107,16 @@ def _places(count: int, num_epochs: int | None) -> int:
 
 
 def _shuffled(index: int, count: int, seed: int | None, epoch: int) -> int:
-    """What stands at a place of 0 … count - 1 in an order of the seed and the epoch; as it is without a seed.
+    """Element at position `index` of a permutation of 0 … count - 1 that depends on the seed and the epoch.
 
-    A permutation computed place by place, so that 100 million places take no memory: a Feistel network
-    over the next power of 4, walked until it is back below `count`. Grain's own takes milliseconds a place
-    where there are few, as in small buckets, because it walks among 2^16 or more.
+    Without a seed the position itself. The permutation is computed for one position at a time, so 100 million
+    examples take no memory.
     """
     if seed is None:
         return index
+    # A Feistel network permutes 0 … 4^k - 1, the next power of 4. Repeating it until the result is below
+    # `count` permutes 0 … count - 1 (cycle walking). Grain's own permutes 2^16 numbers or more, so small
+    # buckets take it milliseconds per position.
     half = max(1, ((count - 1).bit_length() + 1) // 2)
     while True:
         left, right = divmod(index, 1 << half)

@@ -251,17 +251,17 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
 
 def test_latents_of_another_kind_are_refused(encoded, data):
     encoding = encoded.encoding
-    with pytest.raises(UserError, match="are of another VAE than the model's"):
+    with pytest.raises(UserError, match="were made with another VAE than the model's"):
         open_encoded(data, "other", encoding.shapes, True)
-    with pytest.raises(UserError, match=r"are of images of .*16×16.*, and training is of 32×32"):
+    with pytest.raises(UserError, match=r"are of images of .*16×16.*, but training needs 32×32"):
         open_encoded(data, encoding.vae, ((32, 32),), True)
-    message = "holds no text features.*--encode-text"
+    message = "has no text features.*--encode-text"
     if encoding.text:
-        message = "text features in .* are of other text encoders"
+        message = "text features in .* were made with other text encoders"
     with pytest.raises(UserError, match=message):
         open_encoded(data, encoding.vae, encoding.shapes, True, text="other")
     for changes in ({"vae": "other"}, {"text": "other"}):
-        with pytest.raises(UserError, match="holds latents of another VAE or other shapes, or was made with"):
+        with pytest.raises(UserError, match="has latents of another VAE or other shapes, or was made with"):
             encode_split(data, dataclasses.replace(encoding, **changes))
 
 
@@ -303,7 +303,7 @@ def test_a_broken_file_of_the_empty_text_is_named(encoded, data):
     path = encoded_folder(data) / "empty.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:20])
-    with pytest.raises(UserError, match=r"empty.safetensors' is missing or broken; delete that folder"):
+    with pytest.raises(UserError, match=r"empty.safetensors' is missing or damaged; delete that folder"):
         open_encoded(data, encoded.encoding.vae, encoded.encoding.shapes, True, encoded.encoding.text)
     path.write_bytes(whole)
 

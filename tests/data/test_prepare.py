@@ -310,11 +310,11 @@ def no_beam(import_):
         (["--min-side", "0"], "--min-side: must be at least 1, not 0"),
         (["--min-side", "big"], "--min-side: invalid whole number value: 'big'"),
         (["--validation", "2"], "--validation: must be between 0 and 1, not 2"),
-        (["--max-aspect", "0.5"], "--max-aspect: must be a number from 1 on, not 0.5"),
+        (["--max-aspect", "0.5"], "--max-aspect: must be a number of at least 1, not 0.5"),
         (["--quality", "101"], "--quality: must be at least 1 and at most 100, not 101"),
         (["--min-caption", "5", "--max-caption", "4"], "--min-caption 5 is above --max-caption 4"),
         (["--", "--runner=x"], "options after -- are Beam's, such as --runner=x, and need --beam"),
-        (["--beam", "--limit", "3"], "--limit keeps the first examples in order, but --beam reads in none"),
+        (["--beam", "--limit", "3"], "--limit keeps the first examples, but --beam reads in no order"),
         (["--source", "nowhere"], "the source 'nowhere' cannot be read"),
         (["--data-dir", "/dev/null/x"], "the data folder '/dev/null/x' cannot be written: Not a directory"),
         (["--bogus"], "unrecognized arguments: --bogus"),
@@ -363,7 +363,7 @@ def test_precision_needs_what_it_is_of(source, tmp_path, capsys):
     given = ["--source", source, "--data-dir", str(tmp_path / "data"), "--encode", "toybox"]
     with pytest.raises(SystemExit):
         command.main([*given, "--dtype", "bfloat16"])
-    assert "--dtype bfloat16 is of the text encoders, which only --encode-text" in capsys.readouterr().err
+    assert "--dtype bfloat16 is for the text encoders, which only --encode-text" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 

@@ -126,7 +126,9 @@ def test_parquet(tmp_path, struct):
     raws = read(tmp_path)
     assert_are_the_samples(raws, 5)
     assert raws[4].key == "0/4" and "vector" not in raws[0].metadata
-    with pytest.raises(UserError, match=r"--caption-key prompt is no column: .*image, text, number, vector"):
+    with pytest.raises(
+        UserError, match=r"--caption-key prompt is not a column: .*image, text, number, vector"
+    ):
         read(tmp_path, caption="prompt")
     other = pa.table({"photo": images, "prompt": captions, "number": list(range(5))})
     pq.write_table(other, tmp_path / "0.parquet")
@@ -151,11 +153,11 @@ def test_sources_that_are_not_there_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.md").write_text("")
     for source, message in {
-        "nowhere": "there is no '.*nowhere'",
-        "{0..1}.tar": "there is no '.*/1.tar'",
-        "*.zip": r"no file fits '.*\*.zip'",
+        "nowhere": "'.*nowhere' does not exist",
+        "{0..1}.tar": "'.*/1.tar' does not exist",
+        "*.zip": r"no file matches '.*\*.zip'",
         "empty": "holds nothing to read",
-        "notes.md": "notes.md' is none of .tar, .jsonl, .parquet",
+        "notes.md": "notes.md' is not one of .tar, .jsonl, .parquet",
     }.items():
         with pytest.raises(UserError, match=message):
             read(tmp_path / source)

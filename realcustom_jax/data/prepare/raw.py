@@ -1,14 +1,13 @@
-"""What the readers of all kinds of sources yield: an example as it was found, not yet judged."""
+"""Raw examples, as the readers of all kinds of sources yield them before filtering."""
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What counts as an image among a shard's or a folder's files. Formats that a data set does not hold are
-# encoded anew when they are written.
+# Suffixes of image files in shards and folders. Formats that a data set cannot store are encoded again.
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-# Where captions are looked for in JSON, jsonl and parquet when no name is given; img2dataset's and the hub's.
+# Default names of captions in JSON, jsonl and parquet: those of img2dataset and of data sets on the hub.
 CAPTION_NAMES = ("caption", "text", "TEXT")
 
 
@@ -17,11 +16,11 @@ class Raw:
     """One example of a source.
 
     Attributes:
-      key: unique in the data set; made of the names of the source's files, so the same in every run.
-      image: encoded bytes; None where there is none.
-      caption: None where there is none.
-      metadata: what the source says besides; JSON-able.
-      problem: a reason of `report.BAD` that the reader found; the rest is then empty.
+      key: unique in the data set; it is made of file names, so it is the same in every run.
+      image: encoded bytes; None if missing.
+      caption: None if missing.
+      metadata: other values of the source, for JSON.
+      problem: a reason in `report.BAD`, if the reader could not read the example; the rest is then empty.
     """
 
     key: str
@@ -32,14 +31,14 @@ class Raw:
 
 
 def from_files(key: str, files: Mapping[str, bytes], caption_key: str | None) -> Raw:
-    """The example of files that share a name: {"jpg": …, "txt": …, "json": …}, by suffix in lower case.
+    """Make an example of the files with one name: {"jpg": …, "txt": …, "json": …}, by lower-case suffix.
 
-    The caption is the .txt file's, else the JSON's; what else the JSON holds is metadata.
+    The caption comes from the .txt file if there is one, otherwise from the JSON. The JSON is also metadata.
     """
     try:
         metadata = json.loads(files["json"]) if "json" in files else {}
         text = files["txt"].decode() if "txt" in files else None
-    except (ValueError, RecursionError):  # of JSON, and of UTF-8, whose errors are ValueErrors too
+    except (ValueError, RecursionError):  # errors of JSON and of UTF-8 are ValueErrors
         return Raw(key, problem="unreadable_text")
     if not isinstance(metadata, dict):
         return Raw(key, problem="unreadable_text")
@@ -50,9 +49,10 @@ def from_files(key: str, files: Mapping[str, bytes], caption_key: str | None) ->
 
 
 def pick(given: str | None, known: Sequence[str], names: Mapping[str, Any] | Sequence[str]) -> str | None:
-    """The name that was asked for, else the first known one that is there; None where none is."""
+    """The given name, otherwise the first known name that exists, otherwise None."""
     return given or next((name for name in known if name in names), None)
 
 
 def as_text(caption: Any) -> str | None:
+    """A caption if it is text; tables may have numbers or nulls."""
     return caption if isinstance(caption, str) else None

@@ -1,4 +1,4 @@
-"""Shards of webdataset and img2dataset: tars of key.jpg, key.txt, key.json, those of one key side by side."""
+"""Reader of webdataset and img2dataset shards: tar files with KEY.jpg, KEY.txt, KEY.json side by side."""
 
 import lzma
 import tarfile
@@ -10,15 +10,15 @@ from realcustom_jax.data.prepare.raw import Raw, from_files
 
 
 def read_tar(path: Path, prefix: str, caption_key: str | None) -> Iterator[Raw]:
-    """Streams a shard from its beginning to its end, one example in memory at a time.
+    """Stream a shard from start to end, with one example in memory at a time.
 
     Args:
-      path: of the shard; it may be compressed.
-      prefix: of the examples' keys.
-      caption_key: name of the caption in the JSON, used where there is no .txt.
+      path: the shard; it may be compressed.
+      prefix: prefix of the keys.
+      caption_key: name of the caption in the JSON, used if there is no .txt.
 
     Yields:
-      the examples. A shard that ends too soon yields what was whole, then one `torn_file`.
+      the examples. A truncated shard yields its complete examples, then one `torn_file`.
     """
     seen = set()
     for name, files in _samples(path):
@@ -33,7 +33,7 @@ def read_tar(path: Path, prefix: str, caption_key: str | None) -> Iterator[Raw]:
 
 
 def _samples(path: Path) -> Iterator[tuple[str | None, dict[str, bytes]]]:
-    """(key, {suffix: content}) of files that follow each other and share a key; (None, {}) for a torn end."""
+    """Group consecutive files by key: yield (key, {suffix: content}), and (None, {}) for a truncated end."""
     key, files = None, {}
     for name, content in _files(path):
         folder, slash, base = name.rpartition("/")
@@ -42,7 +42,7 @@ def _samples(path: Path) -> Iterator[tuple[str | None, dict[str, bytes]]]:
             if files:
                 yield key, files
             key, files = folder + slash + stem, {}
-        if content is None:  # the example that was being read lacks files
+        if content is None:  # the example that was being read is incomplete, so it is not yielded
             yield None, {}
             return
         files[suffix.lower()] = content
@@ -51,12 +51,16 @@ def _samples(path: Path) -> Iterator[tuple[str | None, dict[str, bytes]]]:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(name, content) of the files of an archive; last (name, None) where it is torn, "" if between files."""
+    """Yield (name, content) of the files in an archive.
+
+    A truncated archive ends with (name, None); the name is "" if the archive ends between two files.
+    """
     name = ""
     try:
-        with tarfile.open(path, "r|*") as archive:  # a stream: nothing is looked up, nothing is kept
+        with tarfile.open(path, "r|*") as archive:  # "|": read as a stream, without seeking
             for member in archive:
-                archive.members.clear()  # tarfile would keep a list of all
+                archive.members.clear()  # tarfile would keep a list of all members in memory
+                # macOS adds files such as ._name.jpg, which are not images.
                 if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 name = member.name.removeprefix("./")

@@ -1,4 +1,4 @@
-"""How a raw example becomes one of the data set, or why it does not."""
+"""Filtering raw examples and converting them to examples of the data set."""
 
 import dataclasses
 import hashlib
@@ -16,19 +16,19 @@ from realcustom_jax.inputs.transforms import load_image
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is kept, and how it is written.
+    """The filters, and the format of the stored images.
 
     Attributes:
-      names: of columns and fields in the source.
-      min_side: of the image's short side, in pixels.
-      max_aspect: of the long side, in short sides.
-      min_aesthetic: of the score that is called `aesthetic_key`; None asks for none.
-      aesthetic_key: its name in the metadata.
-      min_caption, max_caption: of the caption's length, in characters.
-      resize: short side in pixels that larger images are shrunk to; None leaves all as they are.
-      format: what is encoded anew is encoded as: jpeg, webp or png.
-      quality: of JPEG and WebP.
-      validation: share of the examples that go into the split "validation", chosen by their keys.
+      names: names of columns and fields in the source.
+      min_side: smallest short side in pixels.
+      max_aspect: largest ratio of the long side to the short side.
+      min_aesthetic: lowest aesthetic score; None for any.
+      aesthetic_key: name of the aesthetic score in the metadata.
+      min_caption, max_caption: range of the caption's length in characters.
+      resize: short side in pixels to which larger images are shrunk; None stores all images unchanged.
+      format: format of images that must be encoded again: jpeg, webp or png.
+      quality: quality of JPEG and WebP.
+      validation: share of the examples in the split "validation", chosen by their keys.
     """
 
     names: Names = dataclasses.field(default_factory=Names)
@@ -46,7 +46,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An example as it is written, its size in pixels as it is seen, and its split."""
+    """An example to store, its size in pixels after EXIF rotation, and its split."""
 
     example: Example
     width: int
@@ -55,10 +55,8 @@ class Made:
 
 
 def make(raw: Raw, recipe: Recipe) -> Made | str:
-    """The example, or the reason (of `report.BAD` or `report.FILTERED`) why there is none.
-
-    Cheap questions come first: only what passes all others is decoded, to the last pixel.
-    """
+    """Convert a raw example, or return the reason (in `report.BAD` or `report.FILTERED`) to drop it."""
+    # Cheap tests come first: only an image that passes all of them is decoded.
     if raw.problem:
         return raw.problem
     if not (_is_unicode(raw.key) and _is_unicode(raw.caption or "")):
@@ -77,7 +75,7 @@ def make(raw: Raw, recipe: Recipe) -> Made | str:
             reason = _judge_size(width, height, recipe)
             if reason:
                 return reason
-            image.load()  # finds what is torn
+            image.load()  # decodes all pixels, and so finds truncated files
             data, (width, height) = _encode(image, raw.image, (width, height), recipe)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return "truncated" if "truncated" in str(error).lower() else "undecodable"
@@ -86,7 +84,8 @@ def make(raw: Raw, recipe: Recipe) -> Made | str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Not so for names of files in other encodings, and for JSON's lone surrogates."""
+    """Whether text can be stored as UTF-8."""
+    # Not possible: file names in other encodings, and lone surrogates from JSON.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -95,6 +94,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _judge_text(caption: str, raw: Raw, recipe: Recipe) -> str | None:
+    """Reason to drop an example by its caption or its score; None to keep it."""
     if len(caption) < recipe.min_caption:
         return "short_caption"
     if len(caption) > recipe.max_caption:
@@ -110,13 +110,14 @@ def _judge_text(caption: str, raw: Raw, recipe: Recipe) -> str | None:
 
 def _number(value: Any) -> float | None:
     try:
-        number = float(value)  # some tables hold numbers as texts
+        number = float(value)  # some tables store numbers as text
     except (TypeError, ValueError):
         return None
     return None if math.isnan(number) else number
 
 
 def _judge_size(width: int, height: int, recipe: Recipe) -> str | None:
+    """Reason to drop an example by its size; None to keep it."""
     short, long = sorted((width, height))
     if short < max(recipe.min_side, 1):
         return "too_small"
@@ -126,7 +127,8 @@ def _judge_size(width: int, height: int, recipe: Recipe) -> str | None:
 def _encode(
     image: Image.Image, data: bytes, size: tuple[int, int], recipe: Recipe
 ) -> tuple[bytes, tuple[int, int]]:
-    """The bytes to store and their image's size: the given ones wherever they will do."""
+    """The bytes to store, and the size of their image."""
+    # The given bytes whenever possible: encoding again loses quality.
     short = min(size)
     shrink = recipe.resize is not None and short > recipe.resize
     if not shrink and image.format in FORMATS:
@@ -142,5 +144,6 @@ def _encode(
 
 
 def _draw(key: str) -> float:
-    """A number in [0, 1), of the key alone: a larger data set moves no example to another split."""
+    """A number in [0, 1) that depends on the key alone."""
+    # So a larger data set moves no example to another split.
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest()) / 2**48

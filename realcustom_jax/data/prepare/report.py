@@ -1,4 +1,4 @@
-"""What became of the examples that were read: how many were kept, and why the others were not."""
+"""The report of a preparation: counts of kept examples, and of dropped ones by reason."""
 
 import dataclasses
 import json
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 SPLITS = ("train", "validation")
-# Reasons of examples that are broken: counted, and fatal only above a share.
+# Reasons for broken examples. They are an error only above a share of all examples.
 BAD = {
-    "torn_file": "the file ends too soon; what follows in it is lost",
+    "torn_file": "the file is truncated; the rest of it is lost",
     "repeated_key": "the key appears twice in its file",
-    "unreadable_text": "the metadata is no JSON object, or the caption no UTF-8",
-    "outside": "the file that is named lies outside of the source's folder",
+    "unreadable_text": "the metadata is not a JSON object, or the caption is not UTF-8",
+    "outside": "the image file is outside of the source's folder",
     "no_image": "there is no image",
     "no_caption": "there is no caption",
     "undecodable": "the image cannot be decoded",
-    "truncated": "the image ends too soon",
+    "truncated": "the image is truncated",
 }
-# Reasons of examples that are whole and not wanted.
+# Reasons for intact examples that a filter drops.
 FILTERED = {
     "too_small": "the short side is too short",
     "too_elongated": "the long side is too long for the short one",
@@ -26,20 +26,20 @@ FILTERED = {
     "short_caption": "the caption is too short",
     "long_caption": "the caption is too long",
 }
-_SHOWN = 3  # keys that are kept as instances of each reason
-_WIDTH = 120  # of the text, in which keys may be long
+_SHOWN = 3  # keys to show for each reason
+_WIDTH = 120  # longest line of the text; keys may be long
 
 
 @dataclasses.dataclass
 class Report:
-    """Counts of a part or of the whole.
+    """Counts of one part, or of the whole data set.
 
     Attributes:
-      read: examples that were found.
-      kept: examples by split.
-      bytes: of the records by split.
-      dropped: reason → count.
-      instances: reason → the first few keys.
+      read: number of examples read.
+      kept: {split: number of examples kept}.
+      bytes: {split: size of the records}.
+      dropped: {reason: count}.
+      instances: {reason: the first few keys}.
     """
 
     read: int = 0
@@ -58,10 +58,10 @@ class Report:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         shown = self.instances.setdefault(reason, [])
         if len(shown) < _SHOWN:
-            shown.append(key.encode("utf-8", "replace").decode())  # it may be what is wrong
+            shown.append(key.encode("utf-8", "replace").decode())  # the key itself may be what is broken
 
     def add(self, other: "Report") -> None:
-        """Counts another part's examples too; parts are added in their order, for the instances."""
+        """Add the counts of another part. Parts must be added in order, so that the first keys are shown."""
         self.read += other.read
         for mine, theirs in (
             (self.kept, other.kept),
@@ -75,24 +75,26 @@ class Report:
 
     @property
     def count(self) -> int:
-        """Examples that were kept."""
+        """Number of examples kept."""
         return sum(self.kept.values())
 
     @property
     def bad(self) -> int:
+        """Number of broken examples."""
         return sum(self.dropped.get(reason, 0) for reason in BAD)
 
     @property
     def bad_share(self) -> float:
-        """Of what was read."""
+        """Share of broken examples among all examples read."""
         return self.bad / self.read if self.read else 0.0
 
     def worst(self) -> str:
-        """The most frequent kind of bad example, with an instance, as a clause for an error."""
+        """The most frequent reason for broken examples, with an example, as a clause for an error message."""
         reason = max(BAD, key=lambda reason: self.dropped.get(reason, 0))
         return f"most often {BAD[reason]}, for example of '{self.instances[reason][0]}'"
 
     def to_json(self) -> dict[str, Any]:
+        """The contents of report.json."""
         groups = {"bad": BAD, "filtered": FILTERED}
         dropped = {group: self._group(reasons) for group, reasons in groups.items()}
         return {
@@ -107,8 +109,9 @@ class Report:
             if reason in self.dropped
         }
 
+    # Names and counts in columns; the third column explains or gives a share.
     def text(self) -> str:
-        """One screen: what was kept and, by reason and most frequent first, what was not."""
+        """The report as text on one screen, with the most frequent reasons first."""
         splits = ", ".join(f"{split} {count:,}" for split, count in self.kept.items())
         size = sum(self.bytes.values()) / 1e6
         lines = [f"read     {self.read:>12,}", f"kept     {self.count:>12,}  {splits} ({size:,.1f} MB)"]
@@ -122,13 +125,15 @@ class Report:
         return "\n".join(lines)
 
     def dumps(self) -> str:
-        """All of it, as `loads` reads it: how a part's report comes from another process."""
+        """The report as JSON text for `loads`; each part is stored with its report."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> "Report":
-        """Raises ValueError or TypeError for what `dumps` would not write."""
+        """Read a report; raise ValueError or TypeError if `dumps` did not write the text."""
+        # A part's file may be damaged, or written by another version.
         report = cls(**json.loads(text))
+        # `Report(**…)` checks no types, and a wrong count would show only in the totals.
         counts = [report.read, *report.kept.values(), *report.bytes.values(), *report.dropped.values()]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError("counts must be whole numbers")

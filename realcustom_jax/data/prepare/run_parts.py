@@ -1,6 +1,6 @@
-"""Writes the parts of a data set: one after another here, in processes of this machine, or on a cluster.
+"""Writing the parts of a data set: in this process, in processes of this machine, or on a cluster.
 
-All three call `shards.write_part`, and what they write is the same.
+All three call `shards.write_part` and write the same files.
 """
 
 import collections
@@ -23,23 +23,24 @@ from realcustom_jax.data.prepare.sources import Part
 def run_here(
     parts: Iterable[Part], recipe: Recipe, folder: Path, workers: int
 ) -> Iterator[tuple[Part, Report]]:
-    """Reports of the parts, in their order; what comes after the last one that is asked for is cancelled.
+    """Write the parts and yield their reports in order. Closing the iterator cancels the remaining parts.
 
     Args:
-      parts: taken only a little ahead of the reports.
+      parts: the parts; only a few are taken ahead.
       recipe, folder: see `write_part`.
-      workers: processes; 0 works in this one.
+      workers: processes; 0 uses this one.
     """
     numbered = enumerate(parts)
     if not workers:
         for number, part in numbered:
             yield part, write_part(number, part, recipe, str(folder))
         return
-    # "spawn": a fork of a process that runs threads can hang.
+    # "spawn", because a fork of a process with threads can hang.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     waiting: collections.deque[tuple[Part, Future]] = collections.deque()
     try:
         while True:
+            # Two parts per worker keep all of them busy. More would be wasted when the caller stops early.
             for number, part in itertools.islice(numbered, 2 * workers - len(waiting)):
                 waiting.append((part, pool.submit(write_part, number, part, recipe, str(folder))))
             if not waiting:
@@ -54,28 +55,29 @@ def run_here(
 
 @contextlib.contextmanager
 def _explained(part: Part) -> Iterator[None]:
+    """Context manager that explains the death of a worker process."""
     try:
         yield
     except BrokenProcessPool:
         raise UserError(
-            f"a worker process ended without a word at '{part.path}', most likely for want of memory; "
-            "use fewer with --workers"
+            f"a worker process was killed at '{part.path}', most likely because it was out of memory; use "
+            "fewer --workers"
         ) from None
 
 
 def run_beam(
     parts: Iterable[Part], recipe: Recipe, folder: Path, options: Sequence[str]
 ) -> Iterator[tuple[Part, Report]]:
-    """As `run_here`, in an Apache Beam pipeline; all parts are written before the first report comes.
+    """`run_here` as an Apache Beam pipeline. All parts are written before the first report is yielded.
 
     Args:
-      parts: a few numbers each, so all of them are sent at once.
+      parts: the parts; each is small, so all of them are sent at once.
       recipe: see `write_part`.
-      folder: that all workers see.
-      options: of the pipeline, such as --runner=FlinkRunner.
+      folder: a folder that all workers can access.
+      options: options of the pipeline, such as --runner=FlinkRunner.
 
     Raises:
-      UserError: Beam is not installed, or has no such option; or what `write_part` raises.
+      UserError: Beam is not installed or does not know an option; or what `write_part` raises.
     """
     try:
         import apache_beam as beam
@@ -85,12 +87,12 @@ def run_beam(
     numbered = list(enumerate(parts))
 
     def write(place: tuple[int, Part]) -> None:
-        # A mistake comes again below, where it is one sentence; runners wrap it in their own tracebacks.
+        # The error is raised again below. Here, the runner would wrap it in its own traceback.
         with contextlib.suppress(UserError):
             write_part(*place, recipe, str(folder))
 
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        # Without the reshuffle a runner may fuse the steps, and one worker would write all.
+        # Without the reshuffle, a runner may fuse the steps, and one worker would write everything.
         _ = pipeline | beam.Create(numbered) | beam.Reshuffle() | "write parts" >> beam.Map(write)
-    for number, part in numbered:  # all are done, so this only reads the reports
+    for number, part in numbered:  # every part is done, so this only reads the reports
         yield part, write_part(number, part, recipe, str(folder))

@@ -1,8 +1,8 @@
-"""From parts to shards: each part of the sources becomes one file of records a split, on its own.
+"""Writing shards: each part of the sources becomes one record file per split.
 
-Nothing is shared between parts, so processes of one machine and workers of a cluster do the same. Global
-order is not needed on disk: the loader shuffles. A part is done when its report is there, which comes last;
-work that was cut off goes on from the parts that are done.
+Parts share nothing, so processes of one machine and workers of a cluster can write them. The order on disk
+does not matter, because the loader shuffles. A part's report is written last: a part with a report is done,
+and interrupted work resumes after the parts that are done.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from realcustom_jax.data.prepare.recipe import Made, Recipe, make
 from realcustom_jax.data.prepare.report import SPLITS, Report
 from realcustom_jax.data.prepare.sources import Part, read_part
 
-_JOB = "job.json"
+_JOB = "job.json"  # the recipe of the unfinished work in a folder
 
 
 def write_part(number: int, part: Part, recipe: Recipe, folder: str, limit: int | None = None) -> Report:
-    """Reads, judges and writes a part, unless that is done already.
+    """Read, filter and write a part, unless it is already done.
 
     Args:
-      number: of the part, for the files' names.
-      part: what to read.
-      recipe: how to judge and to write it.
-      folder: where to write.
-      limit: stop when so many examples are kept; None for all.
+      number: number of the part, for the file names.
+      part: the part to read.
+      recipe: the filters, and the format of the images.
+      folder: folder to write into.
+      limit: largest number of examples to keep; None for all.
 
     Returns:
-      what became of the examples.
+      counts of the kept and dropped examples.
     """
     work = Path(folder)
-    # A source that has changed since is another part.
+    # A part is done only if its source file has not changed since.
     stat = os.stat(part.path)
     made_from = {
         **dataclasses.asdict(part),
@@ -66,25 +66,26 @@ def write_part(number: int, part: Part, recipe: Recipe, folder: str, limit: int 
             report.keep(made.split, len(record))
             if report.count == limit:
                 break
-    except BaseException:
+    except BaseException:  # also for KeyboardInterrupt: no temporary files should remain
         for writer in writers.values():
             writer.discard()
         raise
     for writer in writers.values():
         writer.finish()
+    # Last, because the report marks the part as done.
     with replacing(work / _report(number)) as half:
         half.write_text(json.dumps({"part": made_from, "report": report.dumps()}))
     return report
 
 
 class _Writer:
-    """Records and sizes of one split of a part, under a name of their own until they are whole."""
+    """Writes the records and image sizes of one split of a part, with a temporary name until it is done."""
 
     def __init__(self, folder: Path, name: str):
         self._path = folder / name
-        # Unique: a cluster may try the same part twice at once.
+        # Unique, because a cluster may run the same part twice at the same time.
         self._temporary = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-        self._records = ArrayRecordWriter(str(self._temporary), "group_size:1")  # 1 is for random access
+        self._records = ArrayRecordWriter(str(self._temporary), "group_size:1")  # 1 makes random access fast
         self._sizes: list[tuple[int, int]] = []
 
     def write(self, record: bytes, made: Made) -> None:
@@ -112,11 +113,11 @@ def _records(number: int, split: str) -> str:
 
 
 def _done(work: Path, number: int, made_from: dict[str, Any]) -> Report | None:
-    """The report of a part that was written before, from the same source, and is all there."""
+    """The report of a part, if it was completely written before from the same source; otherwise None."""
     try:
-        found = json.loads((work / _report(number)).read_text())
-        report = Report.loads(found["report"])
-        part = found["part"]
+        content = json.loads((work / _report(number)).read_text())
+        report = Report.loads(content["report"])
+        part = content["part"]
     except (
         OSError,
         ValueError,
@@ -124,7 +125,7 @@ def _done(work: Path, number: int, made_from: dict[str, Any]) -> Report | None:
         TypeError,
         AttributeError,
         RecursionError,
-    ):  # none, or damaged: it is written again
+    ):  # missing or damaged: the part is written again
         return None
     files = [work / _records(number, split) for split in report.kept]
     whole = all(file.is_file() and file.with_suffix(".npy").is_file() for file in files)
@@ -132,11 +133,12 @@ def _done(work: Path, number: int, made_from: dict[str, Any]) -> Report | None:
 
 
 def begin(folder: Path, recipe: Recipe) -> int:
-    """Makes the folder that parts are written into, or goes on in it where it was made with the same recipe.
+    """Create the folder for parts, or resume in it if it was made with the same recipe.
 
     Returns:
-      how many parts are done.
+      the number of parts that are done.
     """
+    # Parts that were made with another recipe are useless, so they are deleted.
     job = json.dumps(dataclasses.asdict(recipe))
     if folder.exists() and (not (folder / _JOB).is_file() or (folder / _JOB).read_bytes() != job.encode()):
         shutil.rmtree(folder)
@@ -145,17 +147,17 @@ def begin(folder: Path, recipe: Recipe) -> int:
         half.write_text(job)
     for path in folder.iterdir():
         if not (path.name == _JOB or (path.name.startswith("part-") and path.suffix != ".tmp")):
-            path.unlink()  # what was being written, or made one data set, when the work was cut off
+            path.unlink()  # temporary files, and shards that `finish` had renamed when it was interrupted
     return len(list(folder.glob("part-??????.json")))
 
 
 def finish(folder: Path, reports: list[Report], final: Path) -> None:
-    """Joins the parts 0 … len(reports) - 1 to a data set, in this order, and puts it where it belongs.
+    """Join the parts 0 … len(reports) - 1 into a data set, in this order, and move it to its place.
 
     Args:
-      folder: as `begin` made it.
-      reports: of the parts.
-      final: the data set's folder; what had a part in `folder` beyond these is dropped.
+      folder: folder from `begin`. Further parts in it are dropped.
+      reports: reports of the parts.
+      final: folder of the data set.
     """
     lengths: dict[str, list[int]] = {}
     numbers: dict[str, list[int]] = {}
@@ -164,15 +166,17 @@ def finish(folder: Path, reports: list[Report], final: Path) -> None:
         if with_some:
             numbers[split] = with_some
             lengths[split] = [reports[i].kept[split] for i in with_some]
+    # TFDS numbers the shards of a split without gaps, but a part may have no example of a split.
     for split, parts in numbers.items():
         for place, i in enumerate(parts):
             (folder / _records(i, split)).replace(folder / shard_name(split, place, len(parts)))
     write_info(folder, lengths, {split: _sizes(folder, split, parts) for split, parts in numbers.items()})
     for path in [*folder.glob("part-*"), folder / _JOB]:
         path.unlink()
-    folder.rename(final)
+    folder.rename(final)  # atomic: the data set appears complete or not at all
 
 
 def _sizes(folder: Path, split: str, numbers: list[int]) -> Iterator[np.ndarray]:
+    """Image sizes of the parts, one array per part."""
     for number in numbers:
         yield np.load((folder / _records(number, split)).with_suffix(".npy"))

@@ -1,6 +1,6 @@
-"""What a data set is made from: shards, folders and tables, cut into parts that are read one by one.
+"""Sources of a data set: shards, image folders and tables, divided into parts.
 
-A part is a few numbers and a path, so that the parts of 100 million images fit in memory, and can be sent to
+A part is a path and a few numbers. So the parts of 100 million images fit into memory and can be sent to
 other processes and machines.
 """
 
@@ -17,25 +17,24 @@ from realcustom_jax.data.prepare.raw import Raw
 from realcustom_jax.data.prepare.read_folder import image_names, read_images, read_jsonl
 from realcustom_jax.data.prepare.read_tar import read_tar
 
-# Images of a folder, or lines of a .jsonl, that one process reads after another. Shards and tables are parts
-# as they are.
+# Images of a folder, or lines of a .jsonl, in one part. A shard or a table is always one part.
 PART_SIZE = 4096
-# What a folder may hold, by suffix. Of several the first counts: img2dataset puts a .parquet of metadata
-# beside every shard.
+# {suffix: kind}. In a folder with several kinds the first one counts: img2dataset puts a .parquet with
+# metadata beside every shard.
 _KINDS = {".tar": "tar", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Examples that are read together.
+    """A part of a source, which one process reads.
 
     Attributes:
       kind: tar, jsonl, parquet or images.
-      path: of the file; of the folder for images.
-      prefix: of the examples' keys; other parts have others.
-      start: of images, the place of the first in the folder's order; of lines, where it begins in bytes.
-      number: of the first line.
-      count: of images or lines.
+      path: the file, or the folder for images.
+      prefix: prefix of the examples' keys; it makes them unique in the data set.
+      start: for images, index of the first one in the sorted folder; for lines, position in bytes.
+      number: number of the first line.
+      count: number of images or lines.
     """
 
     kind: str
@@ -48,52 +47,52 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What columns and JSON fields are called; None for the usual names."""
+    """Names of columns and JSON fields; None for the usual names."""
 
     image: str | None = None
     caption: str | None = None
 
 
 def find_parts(sources: list[str]) -> Iterator[Part]:
-    """The parts of all sources, in an order that depends on their names alone.
+    """Find the parts of all sources. Their order depends only on file names.
 
     Args:
-      sources: each a folder, a file, or a pattern of files with *, ?, [] or {00000..00099}. A folder is taken
-        for the shards in it, else for its .jsonl files, else its .parquet files, else for its images and
-        those of all folders below.
+      sources: each is a folder, a file, or a pattern of files with *, ?, [] or {00000..00099}. Of a folder,
+        the first of these counts: its shards, its .jsonl files, its .parquet files, its images with those of
+        all subfolders.
 
     Raises:
-      UserError: a source is not there, or holds nothing that can be read.
+      UserError: a source does not exist, or has nothing that can be read.
     """
     for i, source in enumerate(sources):
         prefix = f"{i}-" if len(sources) > 1 else ""  # two sources may have files of the same name
-        found = iter(_parts_of(source))
-        first = next(found, None)
+        parts = iter(_parts_of(source))
+        first = next(parts, None)
         if first is None:
             raise UserError(
                 f"the source '{source}' holds nothing to read: no .tar, .jsonl, .parquet and no image"
             )
-        for part in itertools.chain([first], found):
+        for part in itertools.chain([first], parts):
             yield dataclasses.replace(part, prefix=prefix + part.prefix)
 
 
 def check_sources(sources: list[str], names: Names) -> None:
-    """Look at the beginning of every source, before hours are spent on the first.
+    """Check the start of every source, before hours are spent on the first one.
 
     Raises:
-      UserError: as `find_parts`; or the name of an image's column is given and a source has no columns.
+      UserError: see `find_parts`; or an image column is given and a source has no columns.
     """
     for source in sources:
         if not source.strip():
             raise UserError("a source is empty: --source needs a folder, a file or a pattern")
         kind = next(find_parts([source])).kind
         if names.image and kind in ("tar", "images"):
-            what = "shards" if kind == "tar" else "a folder of images"
-            raise UserError(f"--image-key is for .jsonl and parquet: {what} as '{source}' have no such name")
+            what = "a source of shards" if kind == "tar" else "a folder of images"
+            raise UserError(f"--image-key is for .jsonl and parquet, but '{source}' is {what}")
 
 
 def read_part(part: Part, names: Names) -> Iterator[Raw]:
-    """The examples of a part, in order, read as they are asked for."""
+    """Read the examples of a part lazily, in order."""
     path = Path(part.path)
     if part.kind == "tar":
         return read_tar(path, part.prefix, names.caption)
@@ -101,12 +100,13 @@ def read_part(part: Part, names: Names) -> Iterator[Raw]:
         return read_images(path, part.prefix, part.start, part.count, names.caption)
     if part.kind == "jsonl":
         return read_jsonl(path, part.prefix, part.start, part.number, part.count, names.image, names.caption)
-    from realcustom_jax.data.prepare.read_parquet import read_parquet  # pyarrow takes a while to import
+    from realcustom_jax.data.prepare.read_parquet import read_parquet  # importing pyarrow is slow
 
     return read_parquet(path, part.prefix, names.image, names.caption)
 
 
 def _parts_of(source: str) -> Iterator[Part]:
+    """The parts of one source."""
     path = Path(source)
     if path.is_dir():
         for suffix in _KINDS:
@@ -123,22 +123,23 @@ def _parts_of(source: str) -> Iterator[Part]:
 
 
 def _matching(source: str) -> list[Path]:
-    """The files of a pattern, in the order of its braces and then of their names."""
-    found: dict[Path, None] = {}
+    """The files that match a pattern, in the order of its braces and then of their names."""
+    files: dict[Path, None] = {}  # used as an ordered set
     for pattern in expand_braces(source):
-        # A name that no * stands in was asked for itself.
+        # Every shard of {00000..00099} must exist: a missing one is a mistake.
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            what = f"no file fits '{pattern}'" if glob.has_magic(pattern) else f"there is no '{pattern}'"
+            missing = f"'{pattern}' does not exist"
+            what = f"no file matches '{pattern}'" if glob.has_magic(pattern) else missing
             raise UserError(f"the source '{source}' cannot be read: {what}")
-        found |= {Path(match): None for match in matches if Path(match).is_file()}
-    if not found:
-        raise UserError(f"the source '{source}' fits folders alone; name one of them, or files")
-    return list(found)
+        files |= {Path(match): None for match in matches if Path(match).is_file()}
+    if not files:
+        raise UserError(f"the source '{source}' matches only folders; give one folder, or files")
+    return list(files)
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """a{1..3}b → a1b a2b a3b, a{x,y} → ax ay, as shells do; {007..012} keeps its zeros."""
+    """Expand braces like a shell: a{1..3}b → a1b a2b a3b, a{x,y} → ax ay; {007..012} keeps its zeros."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         yield pattern
@@ -155,12 +156,13 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _parts_of_files(files: list[Path], root: Path) -> Iterator[Part]:
+    """The parts of files; keys begin with the file's path below `root`."""
     for file in files:
         kind = _KINDS.get(file.suffix.lower())
         if ".tar." in file.name.lower():  # .tar.gz
             kind = "tar"
         if kind is None:
-            raise UserError(f"the source file '{file}' is none of {', '.join(_KINDS)}")
+            raise UserError(f"the source file '{file}' is not one of {', '.join(_KINDS)}")
         prefix = file.relative_to(root).as_posix().removesuffix(file.suffix)
         if kind == "jsonl":
             yield from _parts_of_lines(file, prefix)
@@ -169,6 +171,8 @@ def _parts_of_files(files: list[Path], root: Path) -> Iterator[Part]:
 
 
 def _parts_of_lines(file: Path, prefix: str) -> Iterator[Part]:
+    """The parts of a .jsonl file."""
+    # Positions in bytes let a process start in the middle of the file.
     with file.open("rb") as lines:
         start, number = 0, 1
         while chunk := [len(line) for line in itertools.islice(lines, PART_SIZE)]:
@@ -177,7 +181,8 @@ def _parts_of_lines(file: Path, prefix: str) -> Iterator[Part]:
 
 
 def _parts_of_images(root: Path) -> Iterator[Part]:
-    """Folder by folder, so that the names of one are in memory at a time."""
+    """The parts of an image folder and its subfolders."""
+    # Folder by folder, so that only the names of one folder are in memory.
     for folder, folders, _ in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         prefix = Path(folder).relative_to(root).as_posix()
