@@ -16,7 +16,7 @@ from realcustom_jax import train
 from realcustom_jax.common import cli
 from realcustom_jax.common.cli import run_command
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "configs" / "tiny.py")
 CONFIG = f"--config={TINY}:customize"
 
@@ -126,11 +126,11 @@ def test_a_mistake_is_one_sentence(in_process, args, parts):
         ("def get_config():\n    return open('bogus.txt')\n", ["fails in line 2: FileNotFoundError"]),
         (
             "import ml_collections as m\ndef get_config():\n    return m.ConfigDict()\n",
-            ["stage None is unknown"],
+            ["the config lacks model.image_encoder, model.scheduler"],
         ),
         (
             "import ml_collections as m\nget_config = lambda: m.ConfigDict({'stage': 'vae', 'sed': 1})\n",
-            ["the config lacks accumulate, batch_size", " seed,", "unknown keys: sed"],
+            ["the config lacks model.image_encoder", "unknown keys: sed"],
         ),
     ],
     ids=["syntax", "no get_config", "none", "dict", "name", "import", "file", "empty", "keys"],

@@ -11,7 +11,7 @@ import pytest
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.folders import replacing_folder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tree(folder: Path) -> dict[str, str]:
