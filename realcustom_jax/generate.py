@@ -95,6 +95,7 @@ def sample(
         check_finite(finite_rows(latents))
         report.stage("decoding")
         images = images_of(pipe, latents)
+    # `requests` has the words that were chosen for "auto".
     words = [[phrases_of(r.prompt, subject.words) for subject in r.subjects] for r in requests]
     return Samples(images, np.asarray(masks), words, records)
 

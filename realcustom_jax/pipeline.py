@@ -278,7 +278,7 @@ def open_pipeline(parts: Parts, models: Models) -> Pipeline:
     }
     for name, folder, config in zip(IMAGE, parts.towers, models.image_configs, strict=False):
         _, params[name] = open_tower(folder, config.image_size)
-    if parts.added:
+    if parts.added:  # None for a base without RealCustom
         extra = open_params(parts.added.tensors, LAYOUTS["realcustom"], added)
         params["unet"] = join_added(params["unet"], extra)
     tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers, parts.base.padding))
@@ -297,7 +297,7 @@ def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
 
 def read_settings(parts: Parts) -> tuple[Models, ScheduleConfig, SamplingOptions]:
     """Configs, noise schedule and default options of a model, without reading its parameters."""
-    models = models_of(parts, jnp.float32)
+    models = models_of(parts, jnp.float32)  # the dtype does not change shapes or options
     return models, parts.base.schedule, _load_defaults(parts, models)
 
 

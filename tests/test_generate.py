@@ -162,7 +162,7 @@ WRONG = {
     "prompts not text": ({"prompt": ["a cat", 2]}, "prompt must be .* strings, not a list with int"),
     "negatives": ({"negative_prompt": ["", ""]}, "negative_prompt must be a list of 1"),
     "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, even for one: subjects=\[rc.Subject"),
-    "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, also"),
+    "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, even"),
     "a path for subjects": ({"subjects": "cat.png"}, "subjects must be a list of rc.Subject.*not str"),
     "one subject for each": (
         {"prompt": ["a cat"] * 2, "subjects": [SUBJECT] * 2},

@@ -314,8 +314,8 @@ class UNet(nn.Module):
         contexts = iter(context.layers)  # each transformer takes the next
         for stage in self._stages:
             control = controls and controls[stage.level]
-            wanted = stage.level == self_attention_level
-            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, wanted)
+            return_attention = stage.level == self_attention_level
+            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, return_attention)
             maps += new_maps
             self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
