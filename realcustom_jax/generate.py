@@ -1,4 +1,4 @@
-"""Requests to images: encode, denoise, decode. `sample` is the public call."""
+"""Turns requests into images: encode, denoise, decode. `sample` is the public function."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +32,9 @@ from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview
 from realcustom_jax.pipeline import Pipeline
 
-# (steps done, the z_0 predicted last, the images of it) → the step at which to call it again. The second and
-# third are functions, called only where they are wanted; an offloaded UNet is read again after the third.
+# (finished steps, latents, images) → the step of the next call. `latents` and `images` are functions that
+# return the z_0 predicted last, and its images; both cost time. After `images`, an offloaded UNet is loaded
+# again.
 StepWatch = Callable[[int, Callable[[], Array], Callable[[], np.ndarray]], int]
 
 
@@ -50,29 +51,33 @@ def sample(
     every: int | None = None,
     **options: Any,
 ) -> Samples:
-    """Images of the given subjects, as the prompts say.
+    """Sample images of the given subjects in the scenes of the prompts.
 
     Args:
-      pipe: from `load`.
-      prompt: one, or a list: one request an image. One prompt with a list of seeds makes an image of each.
-      subjects: of the prompt, or with a list of prompts a list of lists; None for text only.
-      seed: from 0 to 2**64 − 1, one for each request or one for all (0); an image depends on its own request
-        alone.
-      negative_prompt: one for all, or one each; default none.
-      progress: whether to report on stderr what takes long: compiling, step k of n. Default yes.
-      preview: function of the number of steps done and of the images as they look then, uint8
-        (B, H, W, 3). It changes nothing of the result. An offloaded pipeline puts the UNet away for
-        each, to make room for the VAE, and reads it again: about ten seconds for SDXL.
+      pipe: the result of `load`.
+      prompt: a prompt, or a list of prompts. Each prompt makes an image; one prompt with a list of seeds
+        makes an image per seed.
+      subjects: the subjects of the prompt; for a list of prompts, a list of lists. None for text only.
+      seed: from 0 to 2**64 − 1, one for all requests or one per request (0). An image depends only on its own
+        request, not on the others of the batch.
+      negative_prompt: one for all requests, or one per request; default none.
+      progress: whether to report long work on stderr: compiling, step k of n. Default True.
+      preview: function of (step, images): the number of finished steps, and the images predicted then, uint8
+        (B, H, W, 3). Previews do not change the result. An offloaded pipeline frees the UNet for each preview
+        and loads it again, which takes about ten seconds for SDXL.
       every: steps between previews (5).
-      **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`); in brackets
-        stand SD1.5's, and SDXL's where it differs.
+      **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`). The brackets
+        show the defaults of SD1.5, and of SDXL if they differ.
 
         {options}
 
+    Returns:
+      The images, with the masks and target words of their subjects.
+
     Raises:
-      UserError: when an input is wrong: a target word that is not in its prompt or is cut off by the
-        tokenizer's limit, an unreadable image, a size that the UNet can't halve, an unknown option; or when
-        the result is not finite.
+      UserError: for a wrong input, such as a target word that is not in its prompt or is cut off by the
+        tokenizer's limit, an unreadable image, a size that the UNet cannot halve, or an unknown option; and
+        for a result that is not finite.
     """
     use_compilation_cache()
     requests = requests_of(prompt, subjects, negative_prompt, seed)
@@ -90,17 +95,18 @@ def sample(
         check_finite(finite_rows(latents))
         report.stage("decoding")
         images = images_of(pipe, latents)
+    # `requests` has the words that were chosen for "auto".
     words = [[phrases_of(r.prompt, subject.words) for subject in r.subjects] for r in requests]
     return Samples(images, np.asarray(masks), words, records)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Makes the images of many requests, in batches of one size.
+    """Samples images of many requests, in batches of a fixed size.
 
     Attributes:
       pipe: the model.
-      per_device: images that each device of the model's mesh makes at once.
+      per_device: images per batch on each device of the model's mesh.
     """
 
     pipe: Pipeline
@@ -108,6 +114,7 @@ class Generator:
 
     @property
     def batch(self) -> int:
+        """Images per batch."""
         return self.per_device * (1 if self.pipe.mesh is None else self.pipe.mesh.size)
 
     def __call__(
@@ -116,15 +123,15 @@ class Generator:
         options: SamplingOptions,
         progress: Callable[[int], Any] = lambda count: None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Make all images.
+        """Sample all images.
 
         Args:
-          requests: with as many subjects each.
-          options: of all.
-          progress: called with the number of images made since the last call.
+          requests: n requests with the same number of subjects.
+          options: sampling options for all of them.
+          progress: called with the number of new images after each batch.
 
         Returns:
-          images uint8 (n, H, W, 3), and the masks of the last step (n, R, h, w).
+          The images uint8 (n, H, W, 3), and the masks of the last step (n, R, h, w).
 
         Raises:
           UserError: as `sample`.
@@ -134,10 +141,11 @@ class Generator:
         images, masks = [], []
         for start in range(0, len(requests), self.batch):
             own = list(requests[start : start + self.batch])
-            # An image depends on its own request alone, so the last batch may be filled up with any.
-            filled = choose_words(pipe, own + own[-1:] * (self.batch - len(own)))
-            conditioning = encode_requests(pipe, filled, options, config)
-            latents, history = denoise(pipe, conditioning, request_keys([r.seed for r in filled]), config)
+            # The last batch is padded, so one program makes all. The padding does not change the other
+            # images.
+            padded = choose_words(pipe, own + own[-1:] * (self.batch - len(own)))
+            conditioning = encode_requests(pipe, padded, options, config)
+            latents, history = denoise(pipe, conditioning, request_keys([r.seed for r in padded]), config)
             images.append(images_of(pipe, latents)[: len(own)])
             masks.append(np.asarray(history[: len(own), -1]))
             progress(len(own))
@@ -151,16 +159,22 @@ def plan(
     changes: Mapping[str, Any],
     requests: Sequence[Request],
 ) -> tuple[SamplingOptions, SamplerConfig]:
-    """The options of a batch of requests and the sampler's static part, checked without parameters.
+    """Options of a batch of requests, and their static part, checked without loading parameters.
+
+    Args:
+      models, schedule, defaults: of the model.
+      changes: the options that are given; they override the defaults.
+      requests: the batch.
 
     Raises:
-      UserError: for options that are wrong alone, beside each other, or for the model.
+      UserError: for options that are invalid, contradict each other, or do not fit the model.
     """
     options = defaults.changed(changes)
     check_used(changes, options)
     for name in SamplingOptions.scalars():
         options.scalar(name, len(requests))
     config = options.sampler_config(*latent_size(models, options.height, options.width))
+    # Only for its errors: the sampler would raise them after minutes of loading.
     make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
     check_fits(models, len(requests), config)
     check_scope(options, config, [request.subjects for request in requests])
@@ -168,14 +182,13 @@ def plan(
 
 
 def request_keys(seeds: Sequence[int]) -> Array:
-    """Random keys (B,), a different one for every seed from 0 to 2**64 − 1.
-
-    `jax.random.key` keeps 32 bits of a seed where 64-bit types are off, and follows the configured generator;
-    these keys are the same everywhere, and below 2**32 those that it makes by default.
+    """Random keys (B,), with a different key for each seed from 0 to 2**64 − 1.
 
     Raises:
-      UserError: for a seed that is no such number.
+      UserError: for an invalid seed.
     """
+    # Not `jax.random.key`: it drops the upper 32 bits of a seed if 64-bit types are off, and depends on the
+    # configured generator. For seeds below 2**32 these keys equal its default keys.
     halves = [divmod(SEED.check("seed", seed), 2**32) for seed in seeds]
     return jax.random.wrap_key_data(jnp.asarray(halves, jnp.uint32), impl="threefry2x32")
 
@@ -187,11 +200,15 @@ def denoise(
     config: SamplerConfig,
     watch: StepWatch | None = None,
 ) -> tuple[Array, Array]:
-    """The denoising loop: z_0 (B, h, w, C) and the masks of all steps (B, steps, R, h', w').
+    """Run the denoising loop on the pipeline's devices.
 
     Args:
-      pipe, conditioning, keys, config: see `sample_latents`.
-      watch: called between steps. The same compiled program runs with and without it.
+      pipe: the model.
+      conditioning, keys, config: see `sample_latents`.
+      watch: called before the first step, and between steps. It does not change the compiled program.
+
+    Returns:
+      z_0 (B, h, w, C), and the masks of all steps (B, steps, R, h', w').
     """
     static = (pipe.models, pipe.schedule, config)
     devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
@@ -204,14 +221,16 @@ def denoise(
     def images() -> np.ndarray:
         nonlocal devices
         z0 = jax.block_until_ready(latents())
-        if pipe.offloaded:  # the UNet makes room for the VAE
+        if pipe.offloaded:  # frees the UNet's parameters, to make room for the VAE
             devices = dataclasses.replace(devices, params=None)
         return images_of(pipe, z0)
 
     done, stop = 0, config.steps if watch is None else watch(0, latents, images)
     while done < config.steps:
-        if devices.params is None:
+        if devices.params is None:  # freed by a preview
             devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
+        # Rows are divided among devices, so the span is one row per request: (B, 2). It is traced: any span
+        # runs in the same program.
         span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
         run = devices.run(advance_rows, static, (*rows, contexts, run, span))
         done = stop
@@ -222,6 +241,7 @@ def denoise(
 
 
 def begin_rows(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tuple[Contexts, Run]:
+    """Program that runs before the loop: encodes the contexts and draws the initial noise."""
     (models, schedule, config), (conditioning, keys) = static, rows
     static = {"unet": models.unet, "schedule": schedule, "config": config}
     denoiser = Denoiser.encode(params["unet"], conditioning, keys, **static)
@@ -229,13 +249,14 @@ def begin_rows(static: Any, params: Any, rows: tuple[Conditioning, Array]) -> tu
 
 
 def advance_rows(static: Any, params: Any, rows: tuple[Conditioning, Array, Contexts, Run, Array]) -> Run:
+    """Program that runs a span of steps of the loop."""
     (models, schedule, config), (conditioning, keys, contexts, run, span) = static, rows
     denoiser = Denoiser(models.unet, schedule, config, params["unet"], conditioning, contexts, keys)
-    return advance(denoiser, run, (span[0, 0], span[0, 1]))  # every row's span is the same
+    return advance(denoiser, run, (span[0, 0], span[0, 1]))  # equal in all rows
 
 
 def _records(pipe: Pipeline, requests: Sequence[Request], options: SamplingOptions) -> tuple[Record, ...]:
-    """What makes each image again."""
+    """The record of each request, which reproduces its image."""
     return tuple(
         Record(
             request.prompt, request.negative_prompt, request.seed,

@@ -1,11 +1,11 @@
-"""Every sampling option once: meaning, type, range, default, and whether it shapes the compiled program.
+"""All sampling options: meaning, type, range, default, and whether they are static.
 
-The checks, the errors, the flags of the commands and the help of `sample` all come from the fields here:
+Checks, error messages, flags of the commands and the help of `sample` are all derived from the fields here.
 
-- `ProgramOptions` are static: another value compiles another program;
-- `SamplingOptions` adds those that do not: numbers of a request, and sizes in pixels. `sample` takes these
-  as keywords;
-- `SamplerConfig` is what the sampler is compiled for: `ProgramOptions` with the sizes of latents and masks.
+- `ProgramOptions` are static: a new value compiles a new program.
+- `SamplingOptions` adds the other options: numbers of a request, and sizes in pixels. They are the keyword
+  arguments of `sample`.
+- `SamplerConfig` is the static part: `ProgramOptions` with the sizes of latents and masks.
 """
 
 import argparse
@@ -28,56 +28,63 @@ from realcustom_jax.diffusion.solvers import SOLVERS, SPACINGS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramOptions:
-    """Options that shape the compiled program; another value is another trace.
+    """Static options: a new value compiles a new program.
 
     Raises:
-      UserError: for a value of a wrong type or out of its range.
+      UserError: for a value of a wrong type or outside its range.
     """
 
+    # the loop: how many steps, and with which solver
     steps: int = option(50, "denoising steps", int, low=1)
     mask_steps: int | None = option(
         None, "steps that make new masks, later ones reuse the last", int, low=1, none="all"
     )
-    solver: str = choice("ddim", "of the denoising process", SOLVERS)
-    spacing: str = choice("trailing", "of the timesteps", SPACINGS)
-    eta: float = option(0.0, "η of ddim, from no noise to DDPM's", low=0, high=1)
-    guidance: str = choice("paper", "eq. 13 of the paper, or RealCustom++'s", MODES)
-    guidance_scope: str = choice("image", "where ω_i of paper guidance acts, the image or the masks", SCOPES)
+    solver: str = choice("ddim", "solver of the denoising process", SOLVERS)
+    spacing: str = choice("trailing", "spacing of the timesteps", SPACINGS)
+    eta: float = option(0.0, "η of ddim, from 0 (no noise) to 1 (as DDPM)", low=0, high=1)
+    # guidance: which passes run, and how they combine
+    guidance: str = choice("paper", "guidance formula: eq. 13 of the paper, or RealCustom++'s", MODES)
+    guidance_scope: str = choice("image", "where ω_i of paper guidance acts: image or masks", SCOPES)
     guidance_start: float = option(
-        0.0, "share of the steps after which the guidance weights act", low=0, high=1
+        0.0, "share of the steps after which the guidance weights begin to act", low=0, high=1
     )
-    guidance_stop: float = option(1.0, "share of the steps after which they act no more", low=0, high=1)
+    guidance_stop: float = option(
+        1.0, "share of the steps after which the guidance weights stop acting", low=0, high=1
+    )
+    # masks (eq. 11) and scoring (eq. 5–10)
     mask_downscale: int = option(1, "latent pixels per mask pixel along one side", int, low=1)
-    mask_normalisation: str = choice("max_norm", "of the word maps", NORMALISATIONS)
+    mask_normalisation: str = choice("max_norm", "normalisation of the word maps", NORMALISATIONS)
     mask_kind: str = choice("soft", "how a mask is cut out of the word map", KINDS)
-    mask_overlap: str = choice("strongest", "whose a pixel is that several subjects claim", OVERLAPS)
+    mask_overlap: str = choice("strongest", "who gets a pixel that several subjects claim", OVERLAPS)
     mask_layers: tuple[int, ...] | None = option(
-        None, "cross-attentions that give word maps, in running order", int, low=0, many=True, none="all"
+        None, "cross-attentions whose word maps are used, in running order", int, low=0, many=True, none="all"
     )
-    mask_refine: str = choice("none", "what sharpens the word maps before masks are cut out", REFINEMENTS)
-    scoring: str = choice("fused", "what chooses the visual tokens", SCORINGS)
+    mask_refine: str = choice("none", "refinement of the word maps before masks are cut out", REFINEMENTS)
+    scoring: str = choice("fused", "score that selects the visual tokens", SCORINGS)
 
     def __post_init__(self):
+        # `object.__setattr__`, because the dataclass is frozen.
         for name, rule in self.rules().items():
             object.__setattr__(self, name, rule.check(name, getattr(self, name)))
 
     @classmethod
     def rules(cls) -> dict[str, Rule]:
-        """{option: what it means and may be}, the static ones last."""
+        """{option: its rule}, with the static options last."""
         rules = rules_of(cls)
+        # Users most often change weights and shares, so help texts list them first. The sort is stable.
         return dict(sorted(rules.items(), key=lambda item: item[0] in ProgramOptions.__dataclass_fields__))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig(ProgramOptions):
-    """What the sampler is compiled for; hashable, so that `jax.jit` can take it as static.
+    """Static configuration of the sampler; hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
-      height, width: of the latents.
-      mask_height, mask_width: of the mask grid; default the latents' by `mask_downscale`.
+      height, width: size of the latents.
+      mask_height, mask_width: size of the mask grid; default: size of the latents / `mask_downscale`.
 
     Raises:
-      UserError: for an option that does not go with another.
+      UserError: for options that contradict each other.
     """
 
     height: int
@@ -95,44 +102,46 @@ class SamplerConfig(ProgramOptions):
                 )
             if getattr(self, name) is None:
                 object.__setattr__(self, name, size // self.mask_downscale)
+        # Outside the masks the prediction is ε_T, which only paper guidance computes at each step.
         if self.guidance_scope == "mask" and self.guidance != "paper":
             raise UserError(
-                "guidance_scope 'mask' needs guidance 'paper', with its text-only pass at each step"
+                "guidance_scope 'mask' needs guidance 'paper', which has a text-only pass at each step"
             )
         if self.guidance_start > self.guidance_stop:
             raise UserError(
                 f"guidance_start {self.guidance_start} and guidance_stop {self.guidance_stop} must be shares "
-                "of the steps, from 0 to 1, the start not after the stop"
+                "of the steps, from 0 to 1, and the start must not be after the stop"
             )
         if self.mask_steps is not None and self.mask_steps > self.steps:
             raise UserError(f"mask_steps must be from 1 to {self.steps} (steps), not {self.mask_steps}")
 
     @property
     def guided_steps(self) -> int:
-        """Steps that make new masks."""
+        """Number of steps that make new masks."""
         return self.steps if self.mask_steps is None else self.mask_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions(ProgramOptions):
-    """Options of `sample`. The defaults are the paper's, for SD1.5; `realcustom/sampling.json` changes them.
+    """Options of `sample`. The defaults are those of the paper, for SD1.5.
 
-    Numbers from `text_weight` to `gamma_num` may be one for all requests or a sequence of one each; changing
-    them never compiles again. `rules()` tells what each option means and may be; values are checked when the
-    object is made, and kept as plain Python numbers and tuples.
+    A model can have other defaults, in `realcustom/sampling.json`. The options `text_weight` to `gamma_num`
+    are one number for all requests, or a sequence with one number per request; changing them never
+    recompiles. `rules()` has the meaning and range of each option. Values are checked on creation, and stored
+    as plain Python numbers and tuples.
 
     Raises:
-      UserError: for a value of a wrong type or out of its range.
+      UserError: for a value of a wrong type or outside its range.
     """
 
     text_weight: float | tuple[float, ...] = option(
-        7.5, "guidance weight ω_t of the text; ω of direct guidance", low=-1000, high=1000, many=True
+        7.5, "guidance weight ω_t of the text, or ω of direct guidance", low=-1000, high=1000, many=True
     )
     image_weight: float | tuple[float, ...] = option(
-        12.5, "guidance weight ω_i of the subjects, of paper guidance only", low=-1000, high=1000, many=True
+        12.5, "guidance weight ω_i of the subjects, only for paper guidance", low=-1000, high=1000, many=True
     )
     rescale: float | tuple[float, ...] = option(
-        0.0, "φ of direct guidance, how far it keeps the contrast", low=0, high=1, many=True
+        0.0, "φ of direct guidance, how much it restores the contrast", low=0, high=1, many=True
     )
     gamma_scope: float | tuple[float, ...] = option(
         0.25, "share of the image where a subject may act", low=0, high=1, many=True
@@ -140,60 +149,60 @@ class SamplingOptions(ProgramOptions):
     gamma_num: float | tuple[float, ...] = option(
         0.8, "share of the visual tokens that act", low=0, high=1, many=True
     )
-    height: int | None = option(None, "of the image in pixels", int, none="the model's own")
-    width: int | None = option(None, "of the image in pixels", int, none="the model's own")
+    height: int | None = option(None, "height of the image in pixels", int, none="the model's own")
+    width: int | None = option(None, "width of the image in pixels", int, none="the model's own")
 
     def changed(self, changes: Mapping[str, Any]) -> "SamplingOptions":
-        """With other values; JSON's lists will do for tuples.
-
-        A default `mask_steps` shrinks to fit fewer `steps`; one that is asked for stays and must fit.
+        """A copy with other values. Lists, as JSON has them, are accepted for tuples.
 
         Raises:
-          UserError: for a name that is no option, or a value that the option can't have.
+          UserError: for an unknown name or an invalid value.
         """
         for name in changes:
             if name not in self.rules():
                 ours = our_name(name) or f"known: {', '.join(self.rules())}"
-                raise UserError(f"{name!r} is no sampling option; {ours}")
+                raise UserError(f"{name!r} is not a sampling option; {ours}")
         result = dataclasses.replace(self, **changes)
+        # A default `mask_steps` is reduced to fit fewer `steps`. One that the user gives must fit.
         if "steps" in changes and "mask_steps" not in changes and result.mask_steps is not None:
             result = dataclasses.replace(result, mask_steps=min(result.mask_steps, result.steps))
         return result
 
     def sampler_config(self, height: int, width: int) -> SamplerConfig:
-        """The static part, for latents of height x width.
+        """The static part of the options, for latents of height x width.
 
         Raises:
-          UserError: when the mask grid does not fit the latents, `mask_steps` the steps, or an option of the
-            guidance another.
+          UserError: if the mask grid does not fit the latents, if `mask_steps` exceeds `steps`, or if options
+            of the guidance contradict each other.
         """
         static = {name: getattr(self, name) for name in ProgramOptions.rules()}
         return SamplerConfig(height=height, width=width, **static)
 
     @classmethod
     def scalars(cls) -> tuple[str, ...]:
-        """The options that may be a number each request."""
+        """Names of the options that can have one number per request."""
         return tuple(name for name, rule in cls.rules().items() if rule.many and rule.kind is float)
 
     def of_request(self, index: int) -> dict[str, Any]:
-        """All options of one request of a batch."""
+        """All options of the request with this index in the batch."""
         values = {name: getattr(self, name) for name in self.rules()}
         for name in self.scalars():
             values[name] = values[name][index] if isinstance(values[name], tuple) else values[name]
         return values
 
     def scalar(self, name: str, batch: int) -> np.ndarray:
-        """A number as (B,) float32.
+        """An option of `scalars()` as float32 (B,).
 
         Raises:
-          UserError: when there is a number each request, but of another batch.
+          UserError: for a sequence whose length is not `batch`.
         """
         value = np.asarray(getattr(self, name), np.float32)
         if value.shape not in ((), (batch,)):
-            raise UserError(f"{name} must be one number or {batch}, one a request; got {value.size}")
+            raise UserError(f"{name} must be one number or {batch}, one per request; got {value.size}")
         return np.broadcast_to(value, (batch,))
 
 
+# Defaults for SDXL: the settings of the published RealCustom++ inference.
 SDXL = SamplingOptions(
     text_weight=3.5,
     steps=25,
@@ -209,15 +218,16 @@ SDXL = SamplingOptions(
 
 
 def describe(name: str) -> str:
-    """An option's meaning, what it may be, and the defaults of both bases: "… : 0 to 1 (0.25)"."""
+    """Help text of an option: meaning, allowed values, and the defaults of both bases, "…: 0 to 1 (0.25)"."""
     rule = SamplingOptions.rules()[name]
     defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
+    # a dict removes equal defaults
     shown = dict.fromkeys(rule.none if default is None else str(default) for default in defaults)
     return rule.describe(", SDXL ".join(shown))
 
 
 def documented(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with `{options}` in its docstring filled in."""
+    """Decorator that replaces `{options}` in a docstring by the help of all options."""
     lines = (
         textwrap.fill(f"{name}: {describe(name)}", 108, initial_indent=" " * 8, subsequent_indent=" " * 10)
         for name in SamplingOptions.rules()
@@ -228,15 +238,17 @@ def documented(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def add_option_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a group with all of them; those that are not given are None."""
+    """Add a group with the flags of all sampling options; a flag that is not given is None."""
+    # No defaults here: they depend on the model, which is not loaded yet.
     group = parser.add_argument_group(
-        "sampling options", "Defaults are the model's own; in brackets SD1.5's, and SDXL's where it differs."
+        "sampling options",
+        "The defaults are the model's own; the brackets show those of SD1.5, and of SDXL if they differ.",
     )
     for name, rule in SamplingOptions.rules().items():
         group.add_argument(
             _flag(name),
             type=rule.kind,
-            # A number each request is for the Python call; here all images share their options.
+            # One number per request is only for the Python call: here all images share their options.
             nargs="+" if rule.many and rule.kind is int else None,
             metavar={int: "N", float: "NUMBER", str: "NAME"}[rule.kind],
             help=describe(name),
@@ -244,11 +256,12 @@ def add_option_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, each checked by itself; `sample` checks them together.
+    """The sampling options that were given as flags. Each is checked alone; `sample` checks them together.
 
     Raises:
-      UserError: for a value that an option can't have; the sentence names the flag.
+      UserError: for an invalid value; the message names the flag.
     """
+    # Checked here, because `sample` would name the option and not the flag.
     given = {name: getattr(args, name) for name in SamplingOptions.rules()}
     given = {name: value for name, value in given.items() if value is not None}
     return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""A model folder in memory: modules, parameters, tokenizers and noise schedule; loading and saving it."""
+"""`Pipeline`: a model in memory, with parameters, tokenizers and noise schedule; loading and saving."""
 
 import argparse
 import dataclasses
@@ -47,19 +47,19 @@ from realcustom_jax.weights.towers import open_tower
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pipeline:
-    """Everything that sampling and training need of a model.
+    """A model in memory: everything that sampling and training need.
 
     Attributes:
-      models: modules and their shapes, static.
-      schedule: the noise schedule, static.
+      models: configs and modules; static.
+      schedule: the noise schedule; static.
       params: {component: `params` tree}; see `Models`.
-      tokenizers: one for each text encoder.
-      defaults: of the sampling options.
-      matcher: what finds the words of a subject whose words are "auto", or None.
+      tokenizers: one per text encoder.
+      defaults: default sampling options.
+      matcher: finds the words of subjects whose words are "auto"; None if the model cannot.
       mesh: the devices among which `sample` divides a batch, along the first axis; None for the default
         device.
-      source: what `load` was given: {"model": path, "dtype": name, …}, of the parts those that were given,
-        and the parameters' dtype where it is another; empty where it was not loaded.
+      source: the arguments of `load` that change the images: {"model": path, "dtype": name, …}. Empty if the
+        model was not loaded.
     """
 
     models: Models
@@ -70,11 +70,12 @@ class Pipeline:
     matcher: Matcher | None = None
     mesh: Mesh | None = None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # What depends on the parameters alone and is computed once: of this object only, `replace` begins anew.
+    # Results that depend only on the parameters, such as a black image's features. `replace` starts with an
+    # empty cache (init=False), because it may change the parameters.
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
-        """What it is, in a few lines."""
+        """Model, devices, components and changed defaults, in a few lines."""
         models = self.models
         side = models.unet_config.sample_size * models.vae_config.downscale
         base = "SDXL" if len(models.text_configs) > 1 else "SD"
@@ -96,34 +97,36 @@ class Pipeline:
         return "\n".join(lines)
 
     def on_mesh(self, mesh: Mesh) -> "Pipeline":
-        """With the parameters copied to every device of a mesh, among which `sample` divides a batch."""
+        """A pipeline with the parameters copied to each device of a mesh; `sample` divides batches on it."""
         params = jax.device_put(dict(self.params), NamedSharding(mesh, PartitionSpec()))
+        # Unbound: `Devices` may use fewer devices of the mesh, if a batch has fewer rows.
         models = dataclasses.replace(self.models, flash=flash_attention(mesh, bind=False))
         return self.replace(params=params, models=models, mesh=mesh)
 
     @property
     def offloaded(self) -> bool:
-        """Whether parameters come to their devices each time they are asked for."""
+        """Whether parameters are loaded to the devices at each use."""
         return isinstance(self.params, Offloaded)
 
     def replace(self, **changes: Any) -> "Pipeline":
+        """A copy with changed attributes and an empty cache."""
         return dataclasses.replace(self, **changes)
 
 
 class Offloaded(Mapping[str, Any]):
-    """{component: its parameters}, put on their devices each time they are asked for.
+    """{component: its parameters}, loaded to the devices at each access.
 
-    Whoever asks lets go of them when they have done their work. They are read from their files again, which
-    the operating system keeps in memory where there is room.
+    The caller drops its references after use, which frees the memory. Each access reads the files again; the
+    operating system caches them if memory allows.
     """
 
     def __init__(self, params: Mapping[str, Any], place: Place):
-        """`params` are lazy; `place` takes paths of the whole model."""
+        """Arguments as in `place_params`; `place` takes paths such as "unet/conv_in/bias"."""
         self._params = params
         self._place = place
 
     def __getitem__(self, name: str) -> Any:
-        return_freed_memory()  # of the component before this one
+        return_freed_memory()  # of the component that was used before
         return place_params({name: self._params[name]}, self._place)[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -153,40 +156,44 @@ def load(
     revision: str | None = None,
     progress: bool | None = None,
 ) -> Pipeline:
-    """Load a model: every tensor goes from disk straight to its dtype and its devices.
+    """Load a model. Each tensor goes from disk directly to its dtype and its devices.
 
     Args:
       path: a folder in the diffusers layout, with `image_encoder/` and `realcustom/` for subjects; the hub id
-        of one; an original one-file checkpoint of SD1.5 or SDXL; or "toybox", the model that ships with the
-        package.
-      dtype: of computation: "auto" (bfloat16 on TPUs and GPUs, float32 on CPUs), "float32", "bfloat16", or
-        one of numpy's or JAX's.
-      param_dtype: of the parameters; default `dtype`. Those of the scoring stay float32.
-      sharding: where parameters go: a `jax.sharding.Sharding` for all, or a function of a parameter's path
-        ("unet/conv_in/kernel") and shape that gives one. Default: whole on every device of the mesh.
-      vae_dtype: of the VAE and its parameters: "auto" is float32, or `dtype` where the VAE's config says
+        of such a folder; an original one-file checkpoint of SD1.5 or SDXL; or "toybox", the model that ships
+        with the package.
+      dtype: compute dtype: "auto" (bfloat16 on TPUs and GPUs, float32 on CPUs), "float32", "bfloat16", or a
+        dtype of numpy or JAX.
+      param_dtype: dtype of the parameters; default `dtype`. Parameters of the scoring are always float32.
+      sharding: where parameters are placed: a `jax.sharding.Sharding` for all, or a function of a parameter's
+        path ("unet/conv_in/kernel") and shape that returns one. Default: copied to each device of the mesh.
+      vae_dtype: dtype of the VAE and its parameters. "auto" is float32, or `dtype` if the VAE's config has
         `"force_upcast": false`.
-      mesh: the devices among which `sample` divides a batch, along the mesh's first axis. Default all
-        devices of this process.
-      offload: keep on the devices only the part that works: text encoders, image towers, UNet and VAE come
-        and go. For devices, or machines without one, whose memory is smaller than the model.
-      unet: another base UNet of the same shape, instead of the model's own: a folder, a hub id, or a file in
-        diffusers', Flax' or the original layout.
-      realcustom: what RealCustom adds, instead of the folder's own: a `realcustom/` folder, or a checkpoint
-        file such as the published RealCustom++ one, laid over any base of the same shape. Where the file
-        also holds the base UNet, that is used, unless `unet` is given.
-      image_encoders: image towers instead of the folder's own, one or two folders or hub ids, of transformers
+      mesh: the devices among which `sample` divides a batch, along the first axis. Default: all devices of
+        this process.
+      offload: whether only the component in use (text encoders, image towers, UNet, VAE) is on the devices.
+        For models that are larger than the memory of the devices, or of a machine without devices.
+      unet: a base UNet of the same shape, instead of the model's own: a folder, a hub id, or a file in the
+        layout of diffusers, Flax or the original code.
+      realcustom: RealCustom's added parts, instead of the folder's own: a `realcustom/` folder, or a
+        checkpoint file such as the published RealCustom++. They fit any base of the same shape. If the file
+        also contains the base UNet, that is used unless `unet` is given.
+      image_encoders: one or two image towers instead of the folder's own: folders or hub ids, of transformers
         or timm. All run at the image size of the first.
-      matcher: a whole CLIP model, a folder or hub id of transformers, that finds the words of subjects whose
-        words are "auto". Default the model's own encoders, where they are a pair.
-      tokenizers: of a one-file checkpoint, which has none: a folder or hub id for each text encoder. Default
-        those of SD1.5 and SDXL on the hub.
+      matcher: a complete CLIP model, as a folder or hub id of transformers, that finds the words of subjects
+        with the words "auto". Default: the model's own encoders, if they were trained as a pair.
+      tokenizers: tokenizers for a one-file checkpoint, which contains none: a folder or hub id per text
+        encoder.
+        Default: those of SD1.5 and SDXL on the hub.
       revision: branch, tag or commit of a hub repository at `path`.
-      progress: whether to say on stderr how far it is, where it takes longer than two seconds. Default yes.
+      progress: whether to report on stderr if loading takes longer than two seconds. Default True.
+
+    Returns:
+      The pipeline, for `sample` and training.
 
     Raises:
-      UserError: when a part is missing or does not fit (weights are compared key by key); for an argument of
-        a wrong type, an unknown dtype, or a revision of what is not on the hub.
+      UserError: if a part is missing or does not fit (weights are compared key by key); for an argument of a
+        wrong type, an unknown dtype, or a revision of a model that is not on the hub.
     """
     if not isinstance(path, (str, Path)):
         raise UserError(f"a model is loaded from a folder, a file or a hub id, not from {shown(path)}")
@@ -194,24 +201,28 @@ def load(
         raise UserError(f"sharding must be a jax.sharding.Sharding or a function, not {shown(sharding)}")
     if not (mesh is None or isinstance(mesh, Mesh)):
         raise UserError(f"mesh must be a jax.sharding.Mesh, not {shown(mesh)}")
-    if mesh is None:
+    if mesh is None:  # local devices: each process of several hosts samples its own batches
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
     compute = resolve_dtype(dtype, mesh)
+    # "common", because the VAE and the scoring have dtypes of their own; see `dtype_of_param`.
     common = compute if param_dtype is None else resolve_dtype(param_dtype, mesh, "param_dtype")
-    with Progress(check_progress(progress)) as told:
-        told.stage(f"loading {path}")
+    with Progress(check_progress(progress)) as report:
+        report.stage(f"loading {path}")
         parts = find_parts(path, realcustom, image_encoders, tokenizers, revision, unet)
         models = models_of(parts, compute)
         vae = vae_compute_dtype(vae_dtype, compute, models.vae_config.force_upcast, mesh)
         models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
         pipe = open_pipeline(parts, models)
-        # Before the model's parameters, which take minutes: a wrong path is told at once.
+        # Before the model's parameters, which take minutes to read, so that a wrong path is an error at once.
         pair = None if matcher is None else load_pair(matcher)
         dtypes = functools.partial(dtype_of_param, common, vae or common)
         place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
         params = (
-            Offloaded(pipe.params, place) if offload else read_with_progress(pipe.params, place, told, dtypes)
+            Offloaded(pipe.params, place)
+            if offload
+            else read_with_progress(pipe.params, place, report, dtypes)
         )
+    # `source` records what `sample --from` needs to load the same model.
     names = {"dtype": jnp.dtype(compute).name, "vae_dtype": jnp.dtype(vae or compute).name}
     given = {
         "revision": revision,
@@ -226,8 +237,14 @@ def load(
 
 
 def dtype_of_param(common: Any, vae: Any, path: str) -> Any:
-    """Of a parameter, by its path in the whole model: `vae` for the VAE's, `common` for most others."""
-    if re.search(r"(^|/)scoring/", path):  # scores are float32, and these are few
+    """Dtype of a parameter, by its path in the model ("unet/conv_in/kernel").
+
+    Args:
+      common: dtype of most parameters.
+      vae: dtype of the VAE's parameters.
+      path: the path.
+    """
+    if re.search(r"(^|/)scoring/", path):  # scores are computed in float32, and these parameters are few
         return jnp.float32
     return vae if path.startswith("vae/") else common
 
@@ -241,61 +258,64 @@ def open_model(
     tokenizers: Sequence[str | Path] = (),
     dtype: Any = jnp.float32,
 ) -> Pipeline:
-    """As `load`, but the parameters are `LazyArray`s: each is read from its file when it is used."""
+    """Like `load`, but with `LazyArray`s as parameters, which are read from their files on use."""
     parts = find_parts(path, realcustom, image_encoders, tokenizers, unet=unet)
     return open_pipeline(parts, models_of(parts, dtype))
 
 
 def load_on_host(path: str | Path, dtype: Any = jnp.float32, **parts: Any) -> Pipeline:
-    """As `open_model`, with numpy float32 parameters."""
+    """Like `open_model`, with float32 numpy arrays as parameters."""
     pipe = open_model(path, dtype=dtype, **parts)
     return pipe.replace(params=place_params(pipe.params, on_host(jnp.float32)))
 
 
 @reading()
 def open_pipeline(parts: Parts, models: Models) -> Pipeline:
-    """A pipeline whose parameters are `LazyArray`s.
+    """A pipeline with `LazyArray`s as parameters.
 
     Raises:
-      UserError: when names or shapes of a component's tensors are not the module's.
+      UserError: if names or shapes of a component's tensors differ from those of its module.
     """
+    # Image towers have their own loader: their position embeddings may need resizing to another image size.
     shapes = {name: models.component_shapes(name) for name in models.configs if name not in IMAGE}
+    # The added parameters are in the UNet's tree, but in files of their own (`realcustom/`).
     base, added = split_added(shapes["unet"])
     params = {
         name: parts.base.open(name, base if name == "unet" else shape) for name, shape in shapes.items()
     }
     for name, folder, config in zip(IMAGE, parts.towers, models.image_configs, strict=False):
         _, params[name] = open_tower(folder, config.image_size)
-    if parts.added:
+    if parts.added:  # None for a base without RealCustom
         extra = open_params(parts.added.tensors, LAYOUTS["realcustom"], added)
         params["unet"] = join_added(params["unet"], extra)
     tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers, parts.base.padding))
-    params = {name: params[name] for name in models.configs}
+    params = {name: params[name] for name in models.configs}  # in the order of the configs
     return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models))
 
 
 def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
-    """The shapes of all components of a model folder.
+    """The configs of all components of a model folder.
 
     Raises:
-      UserError: when a config is missing, is none of ours, or contradicts another.
+      UserError: if a config is missing, unsupported, or contradicts another one.
     """
     return models_of(find_parts(path), dtype)
 
 
 def read_settings(parts: Parts) -> tuple[Models, ScheduleConfig, SamplingOptions]:
-    """What a model says before its parameters are read: shapes, noise schedule, default options."""
-    models = models_of(parts, jnp.float32)
+    """Configs, noise schedule and default options of a model, without reading its parameters."""
+    models = models_of(parts, jnp.float32)  # the dtype does not change shapes or options
     return models, parts.base.schedule, _load_defaults(parts, models)
 
 
 def base_defaults(models: Models) -> SamplingOptions:
-    """SDXL's sampling options for a UNet of its kind, else SD1.5's."""
+    """Default sampling options of the base: SDXL's for a UNet of SDXL's kind, else SD1.5's."""
+    # Only SDXL's UNet has this embedding of pooled text and sizes.
     return SDXL if models.unet_config.addition_embed_type == "text_time" else SamplingOptions()
 
 
 def _load_defaults(parts: Parts, models: Models) -> SamplingOptions:
-    """The base's defaults, changed by `realcustom/sampling.json` where there is one."""
+    """The defaults of the base, changed by `realcustom/sampling.json` if it exists."""
     path = parts.defaults and parts.defaults / "sampling.json"
     if path is None or not path.is_file():
         return base_defaults(models)
@@ -309,7 +329,12 @@ def _load_defaults(parts: Parts, models: Models) -> SamplingOptions:
 
 
 def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> None:
-    """Write a model folder that `load` reads, and of which diffusers and transformers read their parts.
+    """Write a model folder for `load`. diffusers and transformers can read their components of it.
+
+    Args:
+      pipe: the model.
+      path: the folder.
+      weights_dtype: dtype of the weights in the files, one of `WEIGHT_DTYPES`.
 
     Raises:
       UserError: for a `weights_dtype` that is not one of `WEIGHT_DTYPES`, and for a folder that cannot be
@@ -322,10 +347,12 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     make_folder(folder, "model folder")
     _check_no_other_parts(folder, pipe.models)
     write_folder(folder, pipe, weights_dtype)
+    # Only the differences, so that the file shows what is special about the model.
     if pipe.models.realcustom:
         base = dataclasses.asdict(base_defaults(pipe.models))
         changes = {k: v for k, v in dataclasses.asdict(pipe.defaults).items() if v != base[k]}
         write_json(folder / "realcustom" / "sampling.json", changes)
+    # SD1.5 has one tokenizer, SDXL two.
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)
 
@@ -347,45 +374,48 @@ def _check_no_other_parts(folder: Path, models: Models) -> None:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model, None where it is not given, and the flags of parts, precision and memory."""
+    """Add --model, and the flags for its parts, precision and memory."""
+    # --model has no default here: without it, `sample --from` takes the recorded model.
     group = parser.add_argument_group("the model")
     group.add_argument("--model", metavar="MODEL", help="model folder or file, hub id, or toybox (default)")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
     group.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
-    group.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
+    group.add_argument("--realcustom", metavar="PATH", help="folder or file of RealCustom's added parts")
     group.add_argument(
         "--image-encoder", action="append", default=[], metavar="FOLDER", help="image tower; once or twice"
     )
     group.add_argument(
         "--tokenizer", action="append", default=[], metavar="FOLDER",
-        help="of a one-file checkpoint, for each text encoder; default those on the hub",
+        help="tokenizer for a one-file checkpoint, one per text encoder; default: those on the hub",
     )  # fmt: skip
     add_precision_flags(group)
-    group.add_argument("--param-dtype", choices=COMPUTE_DTYPES, help="of the parameters alone (as --dtype)")
+    group.add_argument(
+        "--param-dtype", choices=COMPUTE_DTYPES, help="dtype of the parameters alone (as --dtype)"
+    )
     group.add_argument(
         "--offload",
         action="store_true",
-        help="keep only the part that works on the devices: for small memory",
+        help="keep only the component in use on the devices, if memory is small",
     )
 
 
 def add_precision_flags(
     parser: argparse._ActionsContainer, default: str = AUTO, of: str = "parameters and computation"
 ) -> None:
-    """Add --dtype, which is `of` these, and --vae-dtype."""
+    """Add --dtype, whose help says what it is the dtype `of`, and --vae-dtype."""
     choices = (AUTO, *COMPUTE_DTYPES)
     parser.add_argument(
         "--dtype", choices=choices, default=default,
-        help=f"of {of}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
+        help=f"dtype of {of}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--vae-dtype", choices=choices, default=default,
-        help="of the VAE; auto: float32, unless its config allows less (%(default)s)",
+        help="dtype of the VAE; auto: float32, unless its config allows less (%(default)s)",
     )  # fmt: skip
 
 
 def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, SamplingOptions]:
-    """What the model that the flags ask for says before its parameters are read; see `read_settings`."""
+    """`read_settings` of the model that the flags select."""
     return read_settings(
         find_parts(
             args.model, args.realcustom, args.image_encoder, args.tokenizer, args.revision, unet=args.unet
@@ -394,12 +424,12 @@ def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, Sa
 
 
 def given_model(args: argparse.Namespace) -> dict[str, Any]:
-    """{argument of `load`: its value} of the parts and dtypes that were given, to keep or to compare."""
+    """{argument of `load`: its value} for the flags of parts and dtypes that were given."""
     values = {name: getattr(args, flag) for name, flag in FLAGS.items()}
     return {name: value for name, value in values.items() if value not in NOT_GIVEN}
 
 
-# {argument of `load`: the flag's name in the arguments}, of all that changes the images.
+# {argument of `load`: attribute of the parsed flags}, for all flags that change the images.
 FLAGS = {
     "revision": "revision",
     "unet": "unet",
@@ -410,11 +440,11 @@ FLAGS = {
     "param_dtype": "param_dtype",
     "vae_dtype": "vae_dtype",
 }
-NOT_GIVEN = (None, [], AUTO)
+NOT_GIVEN = (None, [], AUTO)  # the defaults of these flags
 
 
 def load_model(args: argparse.Namespace, **more: Any) -> Pipeline:
-    """The model that the flags ask for; `more` goes to `load` too."""
+    """Load the model that the flags select; `more` are further arguments of `load`."""
     return load(
         args.model,
         dtype=args.dtype,

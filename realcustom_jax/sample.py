@@ -1,16 +1,19 @@
 """Generate images: `python -m realcustom_jax.sample --prompt "a dog on the beach" --subject dog=photo.png`.
 
-Each --subject WORDS=IMAGE says which words of the prompt are narrowed to which reference image; give several
-for several subjects, none for text alone. "dog|puppy" are two words of one subject, and --subject IMAGE takes
-the word that the image shows (SD1.5 and SDXL need a CLIP that tells it: --matcher). --mask and --strength
-name a subject by its number, from 1: the first is
+Each --subject WORDS=IMAGE gives the reference image for words of the prompt. Repeat it for several subjects;
+omit it for text only.
+  dog=photo.png            one word and one photo
+  "dog|puppy=photo.png"    two words of one subject
+  dog#2=photo.png          only the second "dog" of the prompt
+  dog=front.png,side.png   two photos of one subject
+  photo.png                finds the word that the image shows (SD1.5 and SDXL need a CLIP: --matcher)
+--mask and --strength name a subject by its number, from 1:
   --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
-dog=front.png,side.png are two photos of one subject, dog#2 is the second dog of the prompt.
 
-Several seeds make several images. Images go to --out as image_SEED.png, the influence scope of every subject
-at every step beside them with --masks. The files carry what they were made with, references included:
+Several seeds make several images. They are written to --out as image_SEED.png. --masks also writes the
+influence scope of each subject at each step. The files contain all settings and reference images:
   --from samples/image_0.png
-makes one again, and with other flags beside it a variation.
+reproduces an image, or makes a variation if other flags are given too.
 """
 
 import argparse
@@ -40,11 +43,12 @@ def main() -> None:
     given = given_options(args)
     request = _request(args)
     seeds = _seeds(args.seed or [request.seed])
-    # Loading a large model takes minutes, so what can fail before should.
+    # Loading a large model takes minutes, so all checks come before it.
     out = Path(args.out)
     make_folder(out, "--out")
     _recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
+    # Flags override the record, which overrides the model's defaults.
     recorded = _changes(request.options, defaults)
     options = {**still_used(recorded, given, defaults), **given}
     requests = [Request(request.prompt, request.subjects, seed) for seed in seeds]
@@ -53,6 +57,7 @@ def main() -> None:
     samples = sample(
         pipe, request.prompt, request.subjects, seeds, negative_prompt=request.negative_prompt, **options
     )
+    # Show the choice for "auto", so that the user can correct it.
     for number, (subject, words) in enumerate(zip(request.subjects, samples.words[0], strict=True), 1):
         if subject.words == AUTO:
             print(f"subject {number} is '{', '.join(words)}'")
@@ -61,8 +66,8 @@ def main() -> None:
 
 
 def _request(args: argparse.Namespace) -> Record:
-    """What is asked for: the record of --from, and what the flags change of it."""
-    if args.again is None:
+    """The request: the record of --from, or an empty one, changed by the flags."""
+    if args.again is None:  # --prompt is required only then, which argparse cannot express
         record = Record("", "", 0, (), {})
         if args.prompt is None:
             raise UserError("the following arguments are required: --prompt, see --help")
@@ -75,6 +80,7 @@ def _request(args: argparse.Namespace) -> Record:
     texts_of("--prompt", prompt)
     texts_of("--negative-prompt", negative)
     subjects = _subjects(args, record.subjects)
+    # Check that the target words are in the prompt. The tokens are checked later, by `sample`.
     for subject in subjects:
         if subject.words != AUTO:
             for phrase in phrases_of(prompt, subject.words):
@@ -83,7 +89,8 @@ def _request(args: argparse.Namespace) -> Record:
 
 
 def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None:
-    """Fill in the flags of the model: without --model, those of the record that were not given."""
+    """Without --model, set the model flags that were not given to the values of the record."""
+    # With another --model, the recorded parts of the old one would not fit.
     if args.model is not None:
         return
     args.model = source.get("model", "toybox")
@@ -93,16 +100,18 @@ def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None
 
 
 def _seeds(seeds: list[int]) -> list[int]:
+    """The seeds, checked: valid and different."""
     for seed in seeds:
         SEED.check("--seed", seed)
     repeated = [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]
     if repeated:
-        raise UserError(f"--seed {repeated[0]} is given twice, but it makes one image")
+        raise UserError(f"--seed {repeated[0]} is given twice, but each seed makes one image")
     return seeds
 
 
 def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
-    """The options of a record that are not the model's defaults."""
+    """The options of a record that differ from the model's defaults."""
+    # The others are left out: `check_used` would report them if the flags make them useless.
     if not options:
         return {}
     checked = SamplingOptions(**options)
@@ -112,13 +121,15 @@ def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str,
 
 
 def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Subject]:
-    """The subjects, or those of --from, with their masks and strengths, all files read."""
+    """The subjects of --subject, or of --from, with masks and strengths. All files are read."""
     subjects = [
         Subject(images=photos, words=words) for photos, words in map(_photos_and_words, args.subject)
     ] or list(recorded)
     switches = {name: True for name in ("plurals", "match_case") if getattr(args, name)}
     if switches and not subjects:
-        raise UserError(f"--{next(iter(switches)).replace('_', '-')} needs a --subject, whose words it is of")
+        raise UserError(
+            f"--{next(iter(switches)).replace('_', '-')} needs a --subject: it is about its words"
+        )
     subjects = [dataclasses.replace(subject, **switches) for subject in subjects]
     if args.mask_mode and not args.mask:
         raise UserError("--mask-mode needs a --mask")
@@ -133,32 +144,37 @@ def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Sub
 
 
 def _photos_and_words(text: str) -> tuple[tuple[bytes, ...], str | tuple[str, ...]]:
-    """WORDS=IMAGE, several phrases separated by |, IMAGE alone, or several of them separated by commas."""
+    """Parse the value of --subject: WORDS=IMAGE or IMAGE, with words separated by | and images by commas.
+
+    Returns:
+      The content of the image files, and the words.
+    """
     words, equals, images = text.partition("=")
+    # A file name may contain "=", so the whole text is tried as a file first.
     if not equals and exists(text):
         words, images = AUTO, text
     elif not (equals and words and images):
         raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE")
-    # A comma may also be part of a name.
+    # A file name may also contain a comma.
     paths = [images] if exists(images) else images.split(",")
     return tuple(map(_file, paths)), AUTO if words == AUTO else tuple(words.split("|"))
 
 
 def _file(path: str) -> bytes:
-    """The content of an image file: what reproduces the images keeps it as it is."""
-    load_image(path)
+    """The content of an image file, which the record of the images stores unchanged."""
+    load_image(path)  # for its error messages
     return Path(path).read_bytes()
 
 
 def _by_number(flag: str, texts: list[str], count: int) -> dict[int, str]:
-    """{number of the subject: value} of N=VALUE."""
+    """Parse N=VALUE texts as {number of the subject: value}; `count` is the number of subjects."""
     values = {}
     for text in texts:
         number, _, value = text.partition("=")
         if not (number.isdecimal() and value):
             raise UserError(f"{flag} {text!r} must be N=VALUE, with the number of a subject from 1")
         if not 1 <= int(number) <= count:
-            raise UserError(f"{flag} {text!r} is of subject {number}, but there are {count}")
+            raise UserError(f"{flag} {text!r} is for subject {number}, but the number of subjects is {count}")
         if int(number) in values:
             raise UserError(f"{flag} is given twice for subject {number}")
         values[int(number)] = value
@@ -166,9 +182,10 @@ def _by_number(flag: str, texts: list[str], count: int) -> dict[int, str]:
 
 
 def _number(name: str, text: str) -> float:
+    """The value of --strength."""
     try:
         return STRENGTH.check(name, float(text))
-    except UserError:
+    except UserError:  # it is a ValueError too
         raise
     except ValueError:
         raise UserError(f"{name} must be a number, not {text!r}") from None
@@ -176,29 +193,34 @@ def _number(name: str, text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("sample", __doc__, "%(prog)s --prompt TEXT [--subject WORDS=IMAGE …] [options]")
-    parser.add_argument("--prompt", metavar="TEXT", help="what the image shows")
+    # Defaults are None where --from must see which flags were given.
+    parser.add_argument("--prompt", metavar="TEXT", help="description of the image")
     parser.add_argument(
         "--from", dest="again", metavar="IMAGE",
-        help="make an image of this command or of Samples.save again; other flags change what they say",
+        help="reproduce an image of this command or of Samples.save; other flags override its settings",
     )  # fmt: skip
     parser.add_argument(
-        "--subject", action="append", default=[], metavar="WORDS=IMAGE", help="may be given several times"
+        "--subject", action="append", default=[], metavar="WORDS=IMAGE", help="repeat it for several subjects"
     )
     for name, value, text in (
-        ("--mask", "IMAGE", "where subject N may act: white"),
-        ("--strength", "NUMBER", "how much subject N acts (1)"),
+        ("--mask", "IMAGE", "where subject N may act (white)"),
+        ("--strength", "NUMBER", "strength of subject N (1)"),
     ):
         parser.add_argument(name, action="append", default=[], metavar=f"N={value}", help=text)
     parser.add_argument(
         "--mask-mode", choices=MASK_MODES,
-        help=f"given masks stand instead of the guided ones, or intersect with them ({MASK_MODES[0]})",
+        help=f"given masks replace the guided masks, or intersect with them ({MASK_MODES[0]})",
     )  # fmt: skip
-    parser.add_argument("--plurals", action="store_true", help="find dog in dogs, and dogs in dog")
-    parser.add_argument("--match-case", action="store_true", help="Dog is another word than dog")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show, or @FILE")
+    parser.add_argument("--plurals", action="store_true", help="dog also matches dogs, and dogs matches dog")
+    parser.add_argument("--match-case", action="store_true", help="Dog and dog are different words")
+    parser.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what the image should not show; @FILE reads a file"
+    )
     parser.add_argument("--seed", type=int, nargs="+", metavar="N", help=f"{SEED.help} (0)")
     parser.add_argument(
-        "--matcher", metavar="FOLDER", help="whole CLIP that finds the word of --subject IMAGE; or hub id"
+        "--matcher",
+        metavar="FOLDER",
+        help="folder or hub id of a CLIP that finds the word of --subject IMAGE",
     )
     parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
     parser.add_argument("--masks", action="store_true", help="also write the masks")

@@ -128,10 +128,10 @@ WRONG = {
     "missing image": ({"subjects": [rc.Subject("no/such/photo.png", "cat")]}, "no/such/photo.png"),
     "height": ({"height": 18}, "height of 18 pixels cannot be halved.*multiple of 4"),
     "width": ({"width": 0}, "width of 0 pixels"),
-    "unknown option": ({"gama_scope": 0.3}, "'gama_scope' is no sampling option; known: text_weight"),
+    "unknown option": ({"gama_scope": 0.3}, "'gama_scope' is not a sampling option; known: text_weight"),
     "another library's name": (
         {"num_inference_steps": 3},
-        "'num_inference_steps' is no sampling option; num_inference_steps is called steps here",
+        "'num_inference_steps' is not a sampling option; num_inference_steps is called steps here",
     ),
     "several at once": ({"num_images_per_prompt": 3}, r"several seeds here, as seed=\[0, 1, 2, 3\]"),
     "no seed": ({"seed": []}, "there is no seed"),
@@ -162,7 +162,7 @@ WRONG = {
     "prompts not text": ({"prompt": ["a cat", 2]}, "prompt must be .* strings, not a list with int"),
     "negatives": ({"negative_prompt": ["", ""]}, "negative_prompt must be a list of 1"),
     "bare subject": ({"subjects": SUBJECT}, r"subjects must be a list, even for one: subjects=\[rc.Subject"),
-    "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, also"),
+    "bare subject for two": ({"prompt": ["a cat"] * 2, "subjects": SUBJECT}, "subjects must be a list, even"),
     "a path for subjects": ({"subjects": "cat.png"}, "subjects must be a list of rc.Subject.*not str"),
     "one subject for each": (
         {"prompt": ["a cat"] * 2, "subjects": [SUBJECT] * 2},
@@ -358,7 +358,7 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_sample(monkeypatch, "--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert not stop.value.code and "narrowed to which reference image" in text
+    assert not stop.value.code and "the reference image for words of the prompt" in text
     for rule in rc.SamplingOptions.rules().values():
         assert rule.help in text
     assert "share of the image where a subject may act: 0 to 1 (0.25)" in text
@@ -371,17 +371,20 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
         (["--model", "no/such/model"], "no model folder 'no/such/model'"),
         (["--subject", "cat"], "--subject 'cat' must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE"),
         (["--mask", "mask.png"], "--mask 'mask.png' must be N=VALUE"),
-        (["--mask", "1=mask.png"], "--mask '1=mask.png' is of subject 1, but there are 0"),
+        (["--mask", "1=mask.png"], "--mask '1=mask.png' is for subject 1, but the number of subjects is 0"),
         (["--subject", "cat=CAT", "--mask", "1=no.png"], "the image 'no.png' does not exist"),
-        (["--subject", "cat=CAT", "--strength", "0=1"], "--strength '0=1' is of subject 0, but there are 1"),
+        (
+            ["--subject", "cat=CAT", "--strength", "0=1"],
+            "--strength '0=1' is for subject 0, but the number of subjects is 1",
+        ),
         (["--subject", "cat=CAT", "--strength", "1=1", "--strength", "1=2"], "given twice for subject 1"),
         (["--subject", "cat=CAT", "--strength", "1=-1"], "--strength 1 must be 0 or more, not -1.0"),
         (["--subject", "cat=CAT", "--strength", "1=much"], "--strength 1 must be a number, not 'much'"),
         (["--num-inference-steps", "5"], "--num-inference-steps is called --steps here, see --help"),
         (["--cfg_scale=5"], "--cfg_scale is called --text-weight here, see --help"),
         (["--mask-mode", "intersect"], "--mask-mode needs a --mask"),
-        (["--plurals"], "--plurals needs a --subject, whose words it is of"),
-        (["--match-case"], "--match-case needs a --subject, whose words it is of"),
+        (["--plurals"], "--plurals needs a --subject: it is about its words"),
+        (["--match-case"], "--match-case needs a --subject: it is about its words"),
         (["--subject", "dog=CAT"], "the target words 'dog' are not in the prompt; its words are: a, cat"),
         (["--height", "30"], "the height of 30 pixels cannot be halved"),
         (["--width", "1099511627776"], "GiB of memory"),

@@ -62,7 +62,7 @@ WRONG = [
     ({"mask_layers": (0, -1)}, "mask_layers must be 0 or more, not -1"),
     ({"mask_refine": True}, "mask_refine True is unknown; known: none, self_attention"),
     ({"scoring": "best"}, "scoring 'best' is unknown; known: fused"),
-    ({"gama_scope": 0.3}, "'gama_scope' is no sampling option; known: text_weight, image_weight"),
+    ({"gama_scope": 0.3}, "'gama_scope' is not a sampling option; known: text_weight, image_weight"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""Compiles the real training step or sampler for TPUs that are not there, and tells what they would need."""
+"""Ahead-of-time compilation for TPUs, without TPUs: memory, cost and time of training and sampling."""

@@ -1,12 +1,13 @@
-"""What a TPU would need, before paying for it: `python -m realcustom_jax.aot --config F --topology v5e:4x4`.
+"""TPU memory and time before paying for a TPU: `python -m realcustom_jax.aot --config F --topology v5e:4x4`.
 
-Compiles the training step of a config (or, with --what sample, every program of a request: text encoders,
-image towers, contexts, denoising loop, VAE decoder) with the real TPU compiler, for chips that need not be
-there. Prints memory, operations, collectives and the compiler's estimate of the time. Needs the extra "tpu"
-and no weights: shapes come from the config's `model`, or from the configs in the folder `init_from`.
---config.x=y changes the config as in training. --effort=-1 compiles in a fraction of the time and makes
-slower programs. --largest compiles a second batch to compute the largest that fits. With --json the last line
-of the output is one JSON object.
+Compiles the training step of a config with the real TPU compiler; no TPU is needed. With --what sample, it
+compiles all programs of a request instead: text encoders, image towers, contexts, denoising loop, VAE
+decoder. Prints memory, operations, collectives and the compiler's estimate of the time.
+
+Needs the extra "tpu", but no weights: shapes come from the config's `model`, or from the configs in the
+folder `init_from`. --config.x=y changes the config as in training. --effort=-1 compiles much faster, but the
+programs are slower. --largest compiles a second batch size to compute the largest batch that fits. With
+--json the last line of the output is a JSON object.
 """
 
 import dataclasses
@@ -29,13 +30,17 @@ from realcustom_jax.training.config import TrainConfig, read_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Generation and sides, as v5e:4x4, v4:2x2x4, v5p:4x4x4, v6e:2x4."
+    "topology", None, "Generation and sides, such as v5e:4x4, v4:2x2x4, v5p:4x4x4, v6e:2x4."
 )
-_WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Which program.")
-_BATCH = flags.DEFINE_integer("batch", None, "Images a chip; default the config's batch, 1 to sample.", 1)
-_EFFORT = flags.DEFINE_float("effort", None, "From -1 to 1; default the compiler's own.", -1.0, 1.0)
-_LARGEST = flags.DEFINE_bool("largest", False, "Also work out the largest batch a chip can hold.")
-_JSON = flags.DEFINE_bool("json", False, "End with one JSON object.")
+_WHAT = flags.DEFINE_enum("what", "train", ["train", "sample"], "Program to compile.")
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Images per chip; default: the config's batch, 1 with --what sample.", 1
+)
+_EFFORT = flags.DEFINE_float(
+    "effort", None, "Compiler effort from -1 to 1; default: the compiler's own.", -1.0, 1.0
+)
+_LARGEST = flags.DEFINE_bool("largest", False, "Also compute the largest batch that fits a chip.")
+_JSON = flags.DEFINE_bool("json", False, "Print a JSON object as the last line.")
 
 
 def main() -> None:
@@ -44,7 +49,8 @@ def main() -> None:
         raise UserError("aot needs --config FILE and --topology NAME, see --help")
     config, topology = _CONFIG.value, parse_topology(_TOPOLOGY.value)
     config = read_config(config)
-    jax.config.update("jax_platforms", "cpu")  # nothing runs on the chips
+    # Programs are only compiled, not run. Without this line, JAX would look for a TPU.
+    jax.config.update("jax_platforms", "cpu")
     set_environment(topology)
     chips = devices(topology)
 
@@ -56,11 +62,11 @@ def main() -> None:
 
 
 def _train(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[str, Any]:
-    """The figures of the training step, and with --largest the largest batch of a chip."""
+    """Figures of the training step; with --largest also the largest batch per chip."""
     program = train_program(config, chips, _BATCH.value)
     figures, largest = compile_program(program, topology, _EFFORT.value), None
     if _LARGEST.value:
-        # Chips of the tensor axis share their images.
+        # Chips along the tensor axis work on the same images.
         per_chip = program.images // (topology.chips // config.mesh.tensor)
         twice = train_program(config, chips, 2 * per_chip)
         largest = _largest(per_chip, figures, twice, topology)
@@ -68,7 +74,7 @@ def _train(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[st
 
 
 def _sample(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[str, Any]:
-    """The figures of the denoising loop, and under "programs" those of each program of a request."""
+    """Figures of the denoising loop, and under "programs" those of each program of a request."""
     per_chip = _BATCH.value or 1
     request, figures = request_programs(config, chips, per_chip), {}
     for name, program in request.programs.items():
@@ -77,6 +83,7 @@ def _sample(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[s
     loop, largest = request.programs[LOOP], None
     if _LARGEST.value:
         twice = request_programs(config, chips, 2 * per_chip).programs[LOOP]
+        # Only the memory of the loop is needed, so its parts, which give cost and time, are not compiled.
         largest = _largest(per_chip, figures[LOOP], dataclasses.replace(twice, parts=()), topology)
     return {
         **as_json(loop, figures[LOOP], topology, largest),
@@ -85,7 +92,7 @@ def _sample(config: TrainConfig, topology: Topology, chips: list[Any]) -> dict[s
 
 
 def _largest(per_chip: int, figures: Figures, twice: Program, topology: Topology) -> int | None:
-    """The largest batch of a chip, from the figures of one and a program of twice as many images."""
+    """Largest batch per chip, from the figures of a program and a program with twice as many images."""
     print("compiling twice the batch", file=sys.stderr, flush=True)
     other = compile_program(twice, topology, _EFFORT.value)
     return largest_batch([(per_chip, figures), (2 * per_chip, other)], topology)

@@ -1,4 +1,4 @@
-"""Compiles a program and reads off what the compiler knows of it."""
+"""Compiles a program, and collects memory, cost and collectives from the compiler."""
 
 import dataclasses
 import math
@@ -16,17 +16,17 @@ from realcustom_jax.common.kernel_cost import kernel_cost
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What a chip needs for a program; None where the compiler does not tell.
+    """Memory, cost and time of a program on one chip; None for numbers that the compiler does not give.
 
     Attributes:
-      hbm_peak_bytes: arguments, results and temporaries at once.
-      temp_bytes: of the temporaries, activations above all.
-      flops, bytes_accessed: of one run.
-      estimated_seconds: of one run, by the compiler's cost model, and for attention kernels, which it does
-        not cover, the least they can take.
-      collectives: {part: {kind: (count, bytes of their results)}}, those within loops once.
-      compile_seconds: how long compiling took here.
-      fits: whether the compiler found room.
+      hbm_peak_bytes: peak memory: arguments, results and temporaries together.
+      temp_bytes: memory of the temporaries, mostly activations.
+      flops, bytes_accessed: operations and memory traffic of one run.
+      estimated_seconds: time of one run from the compiler's cost model. It does not cover attention kernels;
+        for these a lower bound is added.
+      collectives: {part: {kind: (count, bytes of the results)}}; collectives in loops count once.
+      compile_seconds: time of the compilation on this machine.
+      fits: whether the program fits into the chip's memory.
     """
 
     hbm_peak_bytes: int | None
@@ -40,13 +40,12 @@ class Figures:
 
 
 def compile_program(program: Program, topology: Topology, effort: float | None) -> Figures:
-    """Compile, and read memory, cost and collectives.
+    """Compile a program, and return its figures.
 
     Args:
-      program: for the devices of `topology`.
-      topology: whose memory it must fit.
-      effort: from -1 (compiles in a fraction of the time, makes slower programs) to 1; None for the
-        compiler's own.
+      program: program for the devices of `topology`.
+      topology: the slice whose memory it must fit.
+      effort: compiler effort from -1 (compiles fast, makes slow programs) to 1; None for the compiler's own.
     """
     options = {} if effort is None else {"exec_time_optimization_effort": float(effort)}
     started = time.perf_counter()
@@ -55,20 +54,24 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        # It does not fit; the message has the bytes that it would have used.
         took = time.perf_counter() - started
-        return Figures(_wanted(str(error)), None, None, None, None, {}, took, False)
+        return Figures(_used_bytes(str(error)), None, None, None, None, {}, took, False)
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    # Donated arguments share their memory with results (alias).
     peak = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
+    # Cost analysis counts the body of a loop once. So the parts of a loop are compiled alone, and multiplied
+    # by the number of their runs.
     try:
         parts = [(lowered.compile(compiler_options=options), times) for lowered, times in program.parts]
         costs = [
             [_times(cost, times) for cost in _costs(part, topology)]
             for part, times in parts or [(compiled, 1)]
         ]
-    except JaxRuntimeError as error:  # alone, a part may need more room than within the program
+    except JaxRuntimeError as error:  # a part alone may need more memory than within the program
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         costs = [[None] * 3]
@@ -83,50 +86,54 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
 
 
 def _costs(compiled: Any, topology: Topology) -> tuple[float | None, float | None, float | None]:
-    """Operations, bytes moved and seconds of one run, those of attention kernels included."""
+    """Operations, bytes accessed and seconds of one run, including attention kernels."""
     cost = compiled.cost_analysis()
     operations, busy = kernel_cost(compiled.as_text())
     flops, seconds = _positive(cost.get("flops")), _positive(cost.get("optimal_seconds"))
     return (
         flops and flops + operations,
         _positive(cost.get("bytes accessed")),
-        # Negative for large programs at full effort: then it is no estimate.
+        # Negative for large programs at full effort; then it is not an estimate.
         seconds and seconds + busy / topology.chip.peak,
     )
 
 
 def _times(value: float | None, times: int) -> float | None:
+    """The product; None for an unknown value."""
     return None if value is None else times * value
 
 
 def _sum(values: tuple[float | None, ...]) -> float | None:
-    """None where one is not known."""
+    """The sum; None if a value is unknown."""
     return None if None in values else sum(values)
 
 
 def _positive(value: Any) -> float | None:
+    """The value if it is positive, else None: the compiler gives 0 or less for unknown values."""
     return float(value) if value is not None and value > 0 else None
 
 
-def _wanted(message: str) -> int | None:
-    """The bytes that a program which does not fit would have used, as the compiler's error says."""
+def _used_bytes(message: str) -> int | None:
+    """The bytes that a program would have used, from the compiler's out-of-memory error."""
     match = re.search(r"[Uu]sed ([\d.]+)([KMG]) of", message)
     return int(float(match[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[match[2]]) if match else None
 
 
 def largest_batch(tried: list[tuple[int, Figures]], topology: Topology) -> int | None:
-    """The largest batch of a chip, on the line through two that were tried: memory grows with the batch.
+    """Largest batch per chip, by linear extrapolation of the peak memory of two batches.
 
     Args:
-      tried: (batch of a chip, its figures), two of different batches.
+      tried: (batch per chip, its figures) for two different batches.
+      topology: the slice.
 
     Returns:
-      0 when not even one image fits; None when the compiler told no sizes.
+      The batch, 0 if not even one image fits; None if the sizes are unknown.
     """
     (a, first), (b, second) = tried
     if first.hbm_peak_bytes is None or second.hbm_peak_bytes is None or a == b:
         return None
     slope = (second.hbm_peak_bytes - first.hbm_peak_bytes) / (b - a)
-    if slope <= 0:
+    if slope <= 0:  # the compiler chose another schedule for the larger batch
         return None
+    # Parameters take a constant amount, activations grow with the batch: a line through two points.
     return max(0, math.floor(a + (topology.chip.usable - first.hbm_peak_bytes) / slope))

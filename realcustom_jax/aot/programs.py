@@ -1,4 +1,4 @@
-"""The training step and the sampler on the devices of a topology, from shapes alone."""
+"""The training step and the sampler, lowered for the devices of a topology, from shapes alone."""
 
 import dataclasses
 import math
@@ -34,13 +34,13 @@ from realcustom_jax.weights.keys import flatten
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Something to compile.
+    """A program to compile.
 
     Attributes:
-      lowered: with the shardings of all its arguments.
-      images: that one run makes or trains on, over all chips.
-      held: {what: bytes a chip keeps of it}: parameters, optimizer …
-      loops: whether its work is in loops, whose bodies the compiler's figures count once.
+      lowered: the lowered program, with the shardings of all its arguments.
+      images: images that one run makes or trains on, over all chips.
+      held: {name: bytes per chip} of what stays in memory: parameters, optimizer state, …
+      loops: whether its work is in loops; the compiler counts the body of a loop once.
       parts: (lowered, times) of programs without loops that together do its work, where operations and time
         are to be read off them.
     """
@@ -53,17 +53,17 @@ class Program:
 
 
 def find_models(config: TrainConfig) -> tuple[Models, ScheduleConfig]:
-    """The shapes of a run: of the config's `model` where that has all parts, else of the folder `init_from`.
+    """Configs and noise schedule of a run: from the config's `model`, or from the folder `init_from`.
 
     Raises:
-      UserError: when neither is there.
+      UserError: if the config has neither.
     """
     given = {part: dict(fields) for part, fields in config.model.items()}
     schedule = from_mapping(ScheduleConfig, given.get("scheduler", {}))
     dtype = DTYPES[config.compute_dtype]
     if "unet" in given:
         if not given["text_encoder"].get("vocab_size", 1):
-            given["text_encoder"]["vocab_size"] = 1024  # of a tokenizer that the run would train
+            given["text_encoder"]["vocab_size"] = 1024  # a typical size: the run trains its own tokenizer
         models = Models.from_configs(given, dtype)
     elif config.init_from:
         models = read_models(config.init_from, dtype)
@@ -73,17 +73,17 @@ def find_models(config: TrainConfig) -> tuple[Models, ScheduleConfig]:
 
 
 def train_program(config: TrainConfig, chips: list[Any], per_chip: int | None) -> Program:
-    """The step of a run.
+    """The training step of a run.
 
     Args:
-      config: the run's.
+      config: config of the run.
       chips: devices of a topology.
-      per_chip: images of a step on each; None for the config's batch.
+      per_chip: images per step and chip; None for the config's batch.
     """
     models, schedule = find_models(config)
     mesh = partition.make_mesh(**vars(config.mesh), devices=chips)
     models = dataclasses.replace(models, flash=flash_attention(mesh))
-    # The tensor axis shares its images.
+    # Chips along the tensor axis work on the same images.
     if per_chip is not None:
         config = config.replace(batch_size=per_chip * len(chips) // mesh.shape["tensor"])
     images = config.batch_size
@@ -94,6 +94,7 @@ def train_program(config: TrainConfig, chips: list[Any], per_chip: int | None) -
         name: jax.ShapeDtypeStruct((images, *shape), dtype, sharding=plan.batch)
         for name, (shape, dtype) in example_shapes(config, models).items()
     }
+    # Activations are not here: they are the temporaries of the compiled program.
     held = {
         "frozen parameters": per_chip_bytes(plan.frozen),
         "trained parameters": per_chip_bytes(plan.state.params),
@@ -101,11 +102,13 @@ def train_program(config: TrainConfig, chips: list[Any], per_chip: int | None) -
         "optimizer": per_chip_bytes(plan.state.opt_state),
         "batch": per_chip_bytes(batch),
     }
+    # Gradient accumulation and the scan over blocks are loops.
     loops = config.accumulate > 1 or models.scan
     return Program(plan.step.lower(plan.state, plan.frozen, batch), images, held, loops)
 
 
 def with_dtypes(params: Any, config: TrainConfig) -> Any:
+    """Shapes of parameters with the dtypes of training: `frozen_dtype` for frozen ones, else float32."""
     trainable, frozen = partition.split_trainable(params, config.trainable, config.frozen)
     dtype = DTYPES[config.frozen_dtype]
     frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), frozen)
@@ -119,14 +122,20 @@ def sample_program(
     subjects: int = 1,
     options: SamplingOptions | None = None,
 ) -> Program:
-    """The whole sampling loop; None are the base's default options.
+    """The whole sampling loop. Each chip has a copy of the UNet, and requests are divided among the chips.
 
-    Requests are divided among the chips, each of which holds the UNet.
+    Args:
+      config: config of the model.
+      chips: devices of a topology.
+      per_chip: requests per chip.
+      subjects: subjects per request.
+      options: sampling options; None for the base's defaults.
     """
     models, schedule = find_models(config)
     options = options or base_defaults(models)
     mesh = Mesh(np.asarray(chips), ("data",))
-    # As `sample` runs it; `scan` would hide the work of the blocks within the steps.
+    # Sampling needs no gradients, so no rematerialisation. With `scan`, the compiler would count the work of
+    # one block for all.
     models = dataclasses.replace(models, remat="none", scan=False, flash=flash_attention(mesh))
     everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     dtype = DTYPES[config.compute_dtype]
@@ -143,6 +152,7 @@ def sample_program(
     sampler = options.sampler_config(*latent_size(models, None, None))
     static = {"unet": models.unet, "schedule": schedule, "config": sampler}
 
+    # Keys are arguments as raw numbers, (B, 2) uint32, and are wrapped inside the programs.
     def bound(params: Any, conditioning: Conditioning, keys: Any, contexts: Contexts) -> Denoiser:
         keys = jax.random.wrap_key_data(keys)
         return Denoiser(models.unet, schedule, sampler, params, conditioning, contexts, keys)
@@ -160,21 +170,24 @@ def sample_program(
 def _sampler_parts(
     bound: Callable[..., Denoiser], unet: UNet, config: SamplerConfig, arguments: Any, struct: Any
 ) -> tuple[tuple[Any, int], ...]:
-    """What is computed once, and a step of each phase, each as often as it runs."""
+    """(lowered program, number of runs) of each part: the contexts, and a step of each phase."""
     params, conditioning, keys = arguments
     encode = jax.jit(lambda params, c: encode_contexts(unet, params, c, config.guidance))
     contexts = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=keys.sharding),
         jax.eval_shape(encode, params, conditioning),
     )
+    # shapes of the arguments of `sample_step`
     latents = struct(config.height, config.width, unet.config.in_channels)
     slots = conditioning.flags.shape[1]
     state = SamplerState(*[latents] * 3, struct(slots, config.mask_height, config.mask_width))
+    # The row of the solver table is the same for all requests, so it is replicated.
     everywhere = NamedSharding(keys.sharding.mesh, PartitionSpec())
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     row = SolverTable(*[scalar] * len(SolverTable._fields))
 
+    # The denoiser is rebuilt inside the program, because it has static fields and arrays.
     def step(phase: Phase, bindings: Any, *rest: Any) -> Any:
         return sample_step(bound(*bindings), phase, *rest)
 
@@ -187,14 +200,20 @@ def _sampler_parts(
 
 
 def conditioning_shapes(models: Models, options: SamplingOptions, subjects: int, struct: Any) -> Conditioning:
-    """A batch of requests as shapes; `struct` makes those of one row of each."""
+    """The shapes of `Conditioning` for a batch of requests.
+
+    Args:
+      models, options: decide the sizes.
+      subjects: subjects per request.
+      struct: makes the shape of an array from the shape of one row.
+    """
     text = struct(models.text_tokens, models.unet_config.cross_attention_dim)
     features: tuple[Any, ...] = ()
     if subjects:
         tower, name = models.image_configs[0], models.realcustom.projector
         whole = struct(subjects, tower.tokens, models.vision_dim)
         features = (whole,) * FEATURES[name]
-        if name in HIGH_RES:
+        if name in HIGH_RES:  # the last array has the local features, four per global patch
             features = (*features[:-1], struct(subjects, 4 * tower.tokens, models.vision_dim))
     height, width = mask_grid(models, options)
     pooled = time_ids = None
@@ -209,7 +228,7 @@ def conditioning_shapes(models: Models, options: SamplingOptions, subjects: int,
 
 
 def per_chip_bytes(tree: Any) -> int:
-    """What a chip holds of arrays with shardings."""
+    """Bytes per chip of arrays with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""What `aot` prints: a table to read, or one JSON object."""
+"""Reports of `aot`: a table, or a JSON object."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,11 @@ UNKNOWN = "unknown"
 
 
 def as_json(program: Program, figures: Figures, topology: Topology, largest: int | None) -> dict[str, Any]:
-    """All figures by name; what is not known is None."""
+    """All figures by name; unknown ones are None."""
+    # The compiler counts the body of a loop once, so these figures would be too small.
     if program.loops and not program.parts:
         figures = dataclasses.replace(figures, flops=None, bytes_accessed=None, estimated_seconds=None)
+    # All chips work in parallel on the images of a run.
     seconds = figures.estimated_seconds
     rate = program.images / seconds / topology.chips if seconds else None
     return {
@@ -44,19 +46,20 @@ def as_json(program: Program, figures: Figures, topology: Topology, largest: int
 def programs_json(
     request: Request, figures: Mapping[str, Figures], topology: Topology
 ) -> dict[str, dict[str, Any]]:
-    """{program: its figures}; `resident_bytes` is its peak with all other parameters beside it."""
+    """{program: its figures}; `resident_bytes` is the peak with the parameters of all components loaded."""
     values = {}
-    for name, found in figures.items():
+    for name, own in figures.items():
+        # Without offloading, the parameters of all components stay in memory while a program runs.
         others = request.parameters - request.held[name]
-        resident = None if found.hbm_peak_bytes is None else found.hbm_peak_bytes + others
+        resident = None if own.hbm_peak_bytes is None else own.hbm_peak_bytes + others
         values[name] = {
             "parameter_bytes": request.held[name],
-            "hbm_peak_bytes": found.hbm_peak_bytes,
+            "hbm_peak_bytes": own.hbm_peak_bytes,
             "resident_bytes": resident,
-            "fits": found.fits and resident is not None and resident <= topology.chip.usable,
-            "fits_offloaded": found.fits,
-            "estimated_seconds": found.estimated_seconds,
-            "compile_seconds": round(found.compile_seconds, 1),
+            "fits": own.fits and resident is not None and resident <= topology.chip.usable,
+            "fits_offloaded": own.fits,
+            "estimated_seconds": own.estimated_seconds,
+            "compile_seconds": round(own.compile_seconds, 1),
         }
     return values
 
@@ -66,44 +69,45 @@ def _counts(count: Counts) -> dict[str, dict[str, int]]:
 
 
 def as_table(values: dict[str, Any]) -> str:
-    """The JSON object as lines for a person."""
+    """The JSON object as a table."""
     rows = [
         ("chips", f"{values['chips']} ({values['topology']})"),
-        ("images a run", f"{values['images']}, {values['images'] / values['chips']:g} a chip"),
+        ("images per run", f"{values['images']}, {values['images'] / values['chips']:g} per chip"),
     ]
     rows += [(name, _gib(size)) for name, size in values["held_bytes"].items()]
     peak = values["hbm_peak_bytes"]
     share = f", {peak / values['hbm_bytes']:.0%} of {_gib(values['hbm_bytes'])}" if peak else ""
     rows += [
         ("activations and temporaries", _gib(values["temp_bytes"])),
-        ("peak memory of a chip", _gib(peak) + share),
+        ("peak memory per chip", _gib(peak) + share),
         ("fits", "yes" if values["fits"] else "no"),
-        ("largest batch of a chip", _number(values["largest_batch_per_chip"])),
+        ("largest batch per chip", _number(values["largest_batch_per_chip"])),
         ("operations", _scaled(values["flops"], "FLOP")),
         ("memory traffic", _scaled(values["bytes_accessed"], "B")),
     ]
-    for kind, found in values["collectives"].items():
-        rows.append((f"{kind}, {found['count']} times", _gib(found["bytes"])))
-        for part, counts in values["collectives_by_part"].items():
-            if kind in counts:
-                rows.append((f"  {part}, {counts[kind]['count']} times", _gib(counts[kind]["bytes"])))
+    # each kind, then its parts indented
+    for kind, counts in values["collectives"].items():
+        rows.append((f"{kind}, {counts['count']} times", _gib(counts["bytes"])))
+        for part, by_kind in values["collectives_by_part"].items():
+            if kind in by_kind:
+                rows.append((f"  {part}, {by_kind[kind]['count']} times", _gib(by_kind[kind]["bytes"])))
     seconds, rate = values["estimated_step_seconds"], values["images_per_second_per_chip"]
     use = values["utilisation"]
     rows += [
-        ("time of a run, the compiler's estimate", f"{seconds:.4g} s" if seconds else UNKNOWN),
-        ("images/s of a chip", f"{rate:.4g}" if rate else UNKNOWN),
+        ("time per run, the compiler's estimate", f"{seconds:.4g} s" if seconds else UNKNOWN),
+        ("images/s per chip", f"{rate:.4g}" if rate else UNKNOWN),
         ("share of the peak operations", f"{use:.1%}" if use else UNKNOWN),
         ("compiled in", f"{values['compile_seconds']:.1f} s"),
     ]
-    for name, found in values.get("programs", {}).items():
-        seconds = found["estimated_seconds"]
+    for name, own in values.get("programs", {}).items():
+        seconds = own["estimated_seconds"]
         rows += [
-            (f"{name}: alone", _gib(found["hbm_peak_bytes"])),
-            ("  with the whole model", _gib(found["resident_bytes"])),
-            ("  fits, compiled in", f"{'yes' if found['fits'] else 'no'}, {found['compile_seconds']:.1f} s"),
+            (f"{name}: alone", _gib(own["hbm_peak_bytes"])),
+            ("  with the whole model", _gib(own["resident_bytes"])),
+            ("  fits, compiled in", f"{'yes' if own['fits'] else 'no'}, {own['compile_seconds']:.1f} s"),
             ("  the compiler's estimate", f"{seconds:.4g} s" if seconds else UNKNOWN),
         ]
-    width = max(len(name) for name, _ in rows)
+    width = max(len(name) for name, _ in rows)  # aligns the values in a column
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
@@ -120,4 +124,4 @@ def _scaled(value: float | None, unit: str) -> str:
 
 
 def _number(value: int | None) -> str:
-    return "not asked for" if value is None else str(value)
+    return "not computed" if value is None else str(value)

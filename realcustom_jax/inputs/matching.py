@@ -127,16 +127,14 @@ def choose_words(
     choices: dict[int, Choice] = {}
     taken = [set(words.lower().split()) for words in used]
     best_noun = noun_logits.argmax(axis=1)
+    thresholds = noun_logits.max(axis=1) - MARGIN
     while len(choices) < len(logits):
-        # A phrase is free if it shares no word with a taken one: "red dog" is not free beside "dog".
         open_images = [i for i in range(len(logits)) if i not in choices]
+        # A phrase is free if it shares no word with a taken one: "red dog" is not free beside "dog".
         free = [k for k, phrase in enumerate(phrases) if not any(set(phrase.split()) & t for t in taken)]
-        pairs = [(logits[i, k], i, k) for i in open_images for k in free]
-        pairs = [p for p in pairs if p[0] >= noun_logits[p[1], best_noun[p[1]]] - MARGIN]
-        # If no free phrase fits, images may share a phrase.
-        logit, i, k = max(pairs or [(logits[i, k], i, k) for i in open_images for k in range(len(phrases))])
+        logit, i, k = _best_pair(logits, thresholds, open_images, free)
         rival = nouns[best_noun[i]]
-        if logit < noun_logits[i, best_noun[i]] - MARGIN:
+        if logit < thresholds[i]:
             raise UserError(
                 f"none of the words of the prompt '{prompt}' matches the reference image well: the best is "
                 f"'{phrases[k]}', but it looks like '{rival}'; write that into the prompt or give the words"
@@ -144,3 +142,18 @@ def choose_words(
         choices[i] = Choice(phrases[k], float(logit), rival)
         taken.append(set(phrases[k].split()))
     return [choices[i] for i in range(len(logits))]
+
+
+def _best_pair(
+    logits: np.ndarray, thresholds: np.ndarray, images: Sequence[int], phrases: Sequence[int]
+) -> tuple[float, int, int]:
+    """The pair (logit, image, phrase) with the best logit.
+
+    Args:
+      logits: (images, phrases).
+      thresholds: (images,) the minimum logit of a phrase that fits the image.
+      images, phrases: indices of the images and phrases to choose from.
+    """
+    pairs = [(logits[i, k], i, k) for i in images for k in phrases if logits[i, k] >= thresholds[i]]
+    # If no free phrase fits, images may share a phrase.
+    return max(pairs or [(logits[i, k], i, k) for i in images for k in range(logits.shape[1])])

@@ -96,9 +96,9 @@ def nested_subjects(subjects: Any, batch: int, single: bool) -> list[list[Subjec
     nested = [[] if own is None else own for own in nested]
     for own in nested:
         if not is_list(own):
-            wanted = "a list" if single else "a list of lists"
+            expected = "a list" if single else "a list of lists"
             raise UserError(
-                f"subjects must be {wanted} of rc.Subject(image, words), not {_kind(own, not single)}"
+                f"subjects must be {expected} of rc.Subject(image, words), not {_kind(own, not single)}"
             )
         for subject in own:
             if not isinstance(subject, Subject):

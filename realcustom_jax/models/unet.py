@@ -258,21 +258,25 @@ class UNet(nn.Module):
             ones = jnp.ones(visual.shape[:2], jnp.float32)
             flags = ones if flags is None else flags
             strengths = ones if strengths is None else strengths
-        added = None
-        if self.config.addition_embed_type == "text_time":
-            if pooled is None or time_ids is None:
-                raise UserError("this UNet also needs the pooled text and the image sizes (time_ids)")
-            c = self.config
-            sizes = sinusoidal_embedding(
-                time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)
-            )
-            # (B, 6, C_t) → (B, 6·C_t); pooled text comes first, as in diffusers
-            sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
-            added = self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
+        added = self._embed_added(pooled, time_ids)
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
         if visual is None:
             return Context(layers, text, added)
         return Context(layers, text, added, visual, flags, strengths, present)
+
+    def _embed_added(self, pooled: Array | None, time_ids: Array | None) -> Array | None:
+        """SDXL's embedding (B, C_emb) of pooled text (B, C) and sizes (B, 6); None for SD1.5."""
+        c = self.config
+        if c.addition_embed_type != "text_time":
+            return None
+        if pooled is None or time_ids is None:
+            raise UserError("this UNet also needs the pooled text and the image sizes (time_ids)")
+        sizes = sinusoidal_embedding(
+            time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)
+        )
+        # (B, 6, C_t) → (B, 6·C_t); pooled text comes first, as in diffusers
+        sizes = sizes.reshape(sizes.shape[0], -1).astype(pooled.dtype)
+        return self.add_embedding(jnp.concatenate([pooled, sizes], axis=-1))
 
     def __call__(
         self,
@@ -310,8 +314,8 @@ class UNet(nn.Module):
         contexts = iter(context.layers)  # each transformer takes the next
         for stage in self._stages:
             control = controls and controls[stage.level]
-            wanted = stage.level == self_attention_level
-            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, wanted)
+            return_attention = stage.level == self_attention_level
+            x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, return_attention)
             maps += new_maps
             self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))

@@ -87,7 +87,7 @@ def test_the_report_s_numbers(figures):
     table = as_table(values)
     for line in ("25% of 16.00 GiB", "all-reduce, 1 times", "20.0%"):
         assert line in table
-    assert re.search(r"largest batch of a chip +9\n", table) and re.search(r"images/s of a chip +16\n", table)
+    assert re.search(r"largest batch per chip +9\n", table) and re.search(r"images/s per chip +16\n", table)
 
 
 def test_what_the_compiler_counts_once_is_not_told(figures):

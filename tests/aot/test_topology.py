@@ -36,8 +36,8 @@ def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips,
     [
         ("v9:2x2", "generations: v4, v5e, v5p, v6e"),
         ("v5e", "is not GENERATION:SIDES"),
-        ("v5e:2x2x2", "has 2 sides, as v5e:2x2"),
-        ("v4:2x2", "has 3 sides, as v4:2x2x2"),
+        ("v5e:2x2x2", "has 2 sides, such as v5e:2x2"),
+        ("v4:2x2", "has 3 sides, such as v4:2x2x2"),
         ("v5e:0x2", "has 2 sides"),
     ],
 )
