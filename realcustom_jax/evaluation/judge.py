@@ -88,7 +88,7 @@ class _Scene(nn.Module):
         fine = _Level(64, 4, 1, name="level_0")(images)  # 16×16
         coarse = _Level(96, 2, 2, name="level_1")(fine)  # 8×8
         pooled = _pool(nn.silu(GroupNorm(8, name="norm")(coarse)))
-        # Like one level of a UNet: the coarse level knows what the subject is, the fine one where its edge is.
+        # Like one level of a UNet: the coarse level knows the subject, the fine one where its edges are.
         x = nn.Dense(64, name="up")(coarse)
         x = fine + jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = x + nn.Conv(64, (3, 3), name="up_conv")(nn.silu(GroupNorm(8, name="up_norm")(x)))

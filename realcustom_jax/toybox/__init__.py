@@ -1,4 +1,4 @@
-"""The toybox: a small drawn world of subjects, places and captions, with exact subject masks."""
+"""The toybox: a small drawn world of subjects, backgrounds and captions, with exact subject masks."""
 
 from realcustom_jax.toybox.backgrounds import BACKGROUNDS, paint_background
 from realcustom_jax.toybox.captions import describe, prompt
