@@ -1,4 +1,4 @@
-"""The command `python -m realcustom_jax.evaluate`: measure a model."""
+"""The command `python -m realcustom_jax.evaluate`: measure a model on the toybox or on DreamBench."""
 
 import argparse
 import dataclasses
@@ -39,36 +39,38 @@ from realcustom_jax.pipeline import add_model_flags, given_model, load_model
 STORY = """\
 Measures whether images show the given subject and obey the prompt.
 
-In the toybox, on subjects that no training saw, in all places, from the text alone, with the subject
-everywhere (no mask), and in full. A judge that never conditioned an image says whether it shows the right one
-of 20 subjects of the same word, the right word and the right background, and where the subject is; leakage is
-how much the image changes outside the subject against the text-only image of the same seed. "judge" is what
-it says of real scenes; their leakage is against the same scenes with another subject of the word: about what
-even a perfect image has. With --json the last line of the output is one JSON object.
+The toybox benchmark uses subjects that no training has seen, on all backgrounds. It makes images from the
+text alone, with the subject acting everywhere (no mask), and with the full method. A judge network, which
+plays no part in making the images, checks whether an image shows the right one of 20 subjects of the same
+word, the right word and the right background, and finds the region of the subject. Leakage is the change
+outside of the subject, compared with the text-only image of the same seed. The row "judge" measures real
+scenes; their leakage compares with the same scenes with another subject of the word, so even a perfect image
+has about this much. With --json, the last line of the output is a JSON object.
 
   python -m realcustom_jax.evaluate --model toybox --requests 200 --json
 
-On DreamBench, the folder of google/dreambooth: 30 subjects × 25 prompts × 4 seeds. What is there in --out is
-neither made nor scored again, and with --multihost all hosts of a pod share the work. One JSON an image,
-one table, one plot.
+DreamBench is the folder of google/dreambooth: 30 subjects × 25 prompts × 4 seeds. Images and scores that are
+already in --out are not made again, and with --multihost all hosts of a pod share the work. The results are
+one JSON file per image, a table and a plot.
 
   python -m realcustom_jax.evaluate --model FOLDER --dreambench dreambooth --out runs/dreambench \\
     --clip openai/clip-vit-base-patch32 --dino facebook/dino-vits16
 """
 
 
-# Options of one of the two, which the other would ignore.
+# Options of one benchmark, which the other one would ignore.
 _TOYBOX = ("requests", "judge")
 _DREAMBENCH = ("out", "seeds", "subjects", "clip", "dino", "image_reward", "masks")
 
 
 def main() -> None:
+    """Run the command line."""
     parser = _parser()
     args = parser.parse_args()
     _check_used(args, parser)
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
-    connect(args.multihost)
+    connect(args.multihost)  # must come before anything uses JAX
     if args.dreambench:
         _dreambench(args)
     else:
@@ -76,7 +78,7 @@ def main() -> None:
 
 
 def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Raises UserError for an option that would be ignored."""
+    """Raise `UserError` for an option that would be ignored."""
     ignored, why = (_TOYBOX, "is for the toybox, not with") if args.dreambench else (_DREAMBENCH, "needs")
     for name in ignored:
         if getattr(args, name) != parser.get_default(name):
@@ -86,6 +88,7 @@ def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
 
 
 def _generator(args: argparse.Namespace) -> Generator:
+    """Load the model."""
     return Generator(load_model(args), args.batch)
 
 
@@ -93,6 +96,7 @@ def _generator(args: argparse.Namespace) -> Generator:
 
 
 def _toybox(args: argparse.Namespace) -> None:
+    """Run the toybox benchmark and print its table."""
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
     judge = Judge.load(args.judge)
@@ -109,12 +113,12 @@ def _toybox(args: argparse.Namespace) -> None:
                 setting, options={**options, **setting.options}, negative_prompt=negative
             )
             images, masks = benchmark.make(generator, setting, counter.update)
-            if plain is None:
+            if plain is None:  # the first setting is text only; leakage compares the others with it
                 plain, rows[name] = images, benchmark.measure(images)
             else:
                 rows[name] = benchmark.measure(images, masks, plain)
     rows["judge"] = benchmark.ceiling()
-    print(f"{args.requests} requests; in brackets the bootstrap 95 % interval\n")
+    print(f"{args.requests} requests; brackets show the bootstrap 95 % interval\n")
     print(table(rows, MEASURES))
     if args.json:
         print(json.dumps({name: means(results, CONTRACT) for name, results in rows.items()}))
@@ -124,16 +128,18 @@ def _toybox(args: argparse.Namespace) -> None:
 
 
 def _dreambench(args: argparse.Namespace) -> None:
+    """Run DreamBench: make missing images, score them, and write the report."""
     for name in ("seeds", "subjects"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
-            raise UserError(f"--{name} names one twice: {' '.join(map(str, values))}")
+            raise UserError(f"--{name} has one value twice: {' '.join(map(str, values))}")
     cases = read_cases(Path(args.dreambench), args.subjects, args.seeds)
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
     settings = {"model": str(args.model), **options, **given_model(args)}
     if negative:
         settings["negative_prompt"] = negative
+    # Mistakes first: loading the models takes minutes.
     make_folder(args.out, "--out")
     dreambench.check_settings(args.out / dreambench.SETTINGS, settings)
     if args.clip:
@@ -159,6 +165,7 @@ def _dreambench(args: argparse.Namespace) -> None:
 
 
 def _scorer(args: argparse.Namespace) -> Scorer:
+    """The scorer with the models that the options name."""
     return Scorer(
         encoder_pair.load_pair(args.clip) if args.clip else None,
         load_dino(args.dino) if args.dino else None,
@@ -175,41 +182,45 @@ def _scorer(args: argparse.Namespace) -> Scorer:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("evaluate", STORY, "%(prog)s [--model FOLDER] [--dreambench FOLDER] [options]")
     parser.add_argument(
-        "--multihost", action="store_true", help="one command on every host of a pod, which share the work"
+        "--multihost", action="store_true", help="share the work with the other hosts of a TPU pod"
     )
-    parser.add_argument("--json", action="store_true", help="end with the means as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the means as a JSON object at the end")
     parser.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="images that a device makes at once (%(default)s)"
+        "--batch", type=int, default=8, metavar="N", help="images per batch and device (%(default)s)"
     )
     toybox = parser.add_argument_group("the toybox")
     toybox.add_argument(
-        "--requests", type=int, default=208, metavar="N", help="images of each kind (%(default)s)"
+        "--requests", type=int, default=208, metavar="N", help="images of each setting (%(default)s)"
     )
     toybox.add_argument(
         "--judge", type=Path, default=SHIPPED, metavar="FILE",
-        help="another than the shipped one, from evaluation.train_judge",
+        help="judge from evaluation.train_judge (the shipped one)",
     )  # fmt: skip
     bench = parser.add_argument_group("DreamBench")
-    bench.add_argument("--dreambench", metavar="FOLDER", help="in the layout of google/dreambooth")
+    bench.add_argument("--dreambench", metavar="FOLDER", help="folder in the layout of google/dreambooth")
     bench.add_argument(
         "--out",
         type=Path,
         default=Path("runs/dreambench"),
         metavar="DIR",
-        help="for all results (%(default)s)",
+        help="folder of all results (%(default)s)",
     )
-    bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="(0 1 2 3)")
-    bench.add_argument("--subjects", nargs="+", metavar="NAME", help="some of the 30")
+    bench.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="noise seeds (0 1 2 3)"
+    )
+    bench.add_argument("--subjects", nargs="+", metavar="NAME", help="names of subjects (all 30)")
     bench.add_argument("--clip", metavar="FOLDER", help="CLIP for CLIP-T and CLIP-I, a folder or hub id")
     bench.add_argument("--dino", metavar="FOLDER", help="DINO for DINO-I, a folder or hub id")
-    bench.add_argument("--image-reward", action="store_true", help="with the package image-reward")
+    bench.add_argument(
+        "--image-reward", action="store_true", help="score with ImageReward (needs the package image-reward)"
+    )
     bench.add_argument(
         "--masks", type=Path, metavar="DIR",
-        help="SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png: measure similarity also with the subject alone",
+        help="masks SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png, to measure the subject alone too",
     )  # fmt: skip
     parser.add_argument(
         "--negative-prompt", default="", metavar="TEXT",
-        help="what no image should show, or @FILE that says it",
+        help="what no image should show, or @FILE with that text",
     )  # fmt: skip
     add_model_flags(parser)
     parser.set_defaults(model="toybox")

@@ -1,1 +1,1 @@
-"""What images are worth: the field's metrics, the toybox benchmark with its judge, DreamBench, the report."""
+"""Evaluation: the field's metrics, the toybox benchmark with its judge, DreamBench, and the report."""

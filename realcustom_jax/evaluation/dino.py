@@ -1,4 +1,4 @@
-"""DINO ViT-S/16 in our vision transformer: its config and the names of its tensors."""
+"""DINO ViT-S/16 (arXiv 2104.14294) in our vision transformer: its config and the names of its tensors."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from realcustom_jax.weights.layouts import DINOV2, Entry, Layout, Shapes
 from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import tower_shapes
 
-# transformers' ViT is its DINOv2 with other names for the parts of a layer, and without the scales.
+# transformers' ViT is like its DINOv2, without layer scales and with other names within a layer.
 _NAMES = {
     r"\.norm1\.": ".layernorm_before.",
     r"\.norm2\.": ".layernorm_after.",
@@ -29,6 +29,7 @@ _NAMES = {
 
 
 def _entries(shapes: Shapes) -> list[Entry]:
+    """The entries of DINOv2 with ViT's names."""
     entries = []
     for entry in DINOV2.entries(shapes):
         key = entry.key
@@ -38,35 +39,40 @@ def _entries(shapes: Shapes) -> list[Entry]:
     return entries
 
 
+# DINO never trained the pooler; files have a random one.
 VIT = Layout("transformers' ViT", _entries, r"^pooler\.")
 
 
 def load_dino(path: str | Path) -> ImageTower:
-    """DINO as transformers' `ViTModel` has it, for example facebook/dino-vits16: a folder or hub id.
+    """Load a DINO in the form of transformers' `ViTModel`, for example facebook/dino-vits16.
 
-    Its vector is the class token after the last norm; the pooler, which DINO never trained, is not used.
+    An image's vector is the class token after the last norm.
+
+    Args:
+      path: a folder or a hub id.
 
     Raises:
-      UserError: for another kind of network, or when weights do not fit.
+      UserError: it is another kind of network, or its weights do not fit.
     """
     folder = find_folder(path)
     config = read_vit(read_config(folder), str(folder))
     tensors = open_tensors(find_weights(folder))
     params = read_params(tensors, (VIT,), tower_shapes(config), on_device(jnp.float32))
-    # 256 pixels are resized to for 224 that are kept.
+    # DINO's evaluation resizes to 256 pixels and crops 224; other sizes keep this ratio.
     short_side = preprocess.DINO.short_side * config.image_size // preprocess.DINO.crop
     prepare = dataclasses.replace(preprocess.DINO, short_side=short_side, crop=config.image_size)
     return ImageTower(ViT(config), params, prepare)
 
 
 def read_vit(values: Mapping[str, Any], source: str) -> ViTConfig:
-    """A `config.json` of transformers' ViT; `source` names it in errors."""
+    """Read a `config.json` of transformers' ViT. `source` is its name in error messages."""
     if values.get("model_type") != "vit":
         raise UserError(
             f"{source}: DINO must be a model of type 'vit' of transformers, not {values.get('model_type')!r}"
         )
     if not values.get("qkv_bias", True):
         raise UserError(f"{source}: qkv_bias False is not supported")
+    # ViT's config has none of these fields. The normalisation is ImageNet's, as in DINO's training.
     fixed = {
         "class_token": True,
         "registers": 0,

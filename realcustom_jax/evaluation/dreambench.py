@@ -1,4 +1,4 @@
-"""The DreamBench runner: makes and scores what is not there yet, this host's share of it."""
+"""The DreamBench runner: makes and scores the images that are still missing, this host's share of them."""
 
 import dataclasses
 import itertools
@@ -22,25 +22,29 @@ from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.weights.digest import params_sha256
 
-# What the command was given, known before a model is loaded; and the model's weights and options.
+# The options of the command, known before a model is loaded; and the hash and options of the loaded model.
 SETTINGS, MODEL = "settings.json", "model.json"
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what the images beside a file are made with, and refuse to mix them with others.
+    """Store how the images of a folder are made, or check that they are made in the same way.
+
+    Args:
+      path: the file for the settings, in the folder.
+      settings: everything that the images depend on.
 
     Raises:
-      UserError: when the folder's images were made in another way.
+      UserError: the folder's images were made with other settings.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not path.is_file():
         write_json(path, settings)
         return
-    there = json.loads(path.read_text())
+    before = json.loads(path.read_text())
     differing = [
-        f"{key} {there.get(key)!r} there, {settings.get(key)!r} now"
-        for key in sorted({*there, *settings})
-        if there.get(key) != settings.get(key)
+        f"{key} {before.get(key)!r} there, {settings.get(key)!r} now"
+        for key in sorted({*before, *settings})
+        if before.get(key) != settings.get(key)
     ]
     if differing:
         raise UserError(
@@ -49,7 +53,7 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def own_share(cases: Sequence[Case]) -> list[Case]:
-    """Every n-th case, of n hosts: equal shares, and a subject's images on all of them."""
+    """This host's share of the cases: every n-th one of n hosts."""
     return list(cases[jax.process_index() :: jax.process_count()])
 
 
@@ -60,36 +64,37 @@ def make_missing(
     options: Mapping[str, Any],
     negative_prompt: str = "",
 ) -> int:
-    """Make the images that are not there, a batch at a time: a run that is cut off loses one batch.
+    """Make the missing images, batch by batch. An interrupted run loses one batch at most.
 
     Args:
-      cases: of this host.
-      out: for SUBJECT/NUMBER_SEED.png.
-      load: the model, which is loaded only where images are missing.
-      options: changes of its sampling options.
-      negative_prompt: of all images.
+      cases: cases of this host.
+      out: folder for SUBJECT/NUMBER_SEED.png.
+      load: loads the model; called only if images are missing.
+      options: changes of the model's sampling options.
+      negative_prompt: negative prompt of all images.
 
     Returns:
-      how many were made.
+      the number of images made.
 
     Raises:
-      UserError: when those that are there were made with other weights or options, though the model is
-        called the same.
+      UserError: existing images were made with other weights or options of a model with the same name.
     """
     missing = [case for case in cases if not (out / f"{case.name}.png").is_file()]
     if not missing:
         return 0
     generator = load()
     chosen = generator.pipe.defaults.changed(options)
+    # The path of a model does not identify it: training again writes other weights to the same folder.
     weights = {"weights": params_sha256(generator.pipe.params)}
     check_settings(out / MODEL, {**weights, **dataclasses.asdict(chosen)})
     photos: dict[Path, np.ndarray] = {}
     with Counter(len(missing), "sampling", "image") as counter:
         for start in range(0, len(missing), generator.batch):
             batch = missing[start : start + generator.batch]
+            # DreamBench's methods get one photo; the first one conditions the image.
             for path in {case.photos[0] for case in batch} - photos.keys():
                 photos[path] = load_image(path)
-            # Equal photos are one object, so that each is encoded once.
+            # Equal photos are the same object, so each is encoded only once.
             subjects = [(Subject(photos[case.photos[0]], case.word),) for case in batch]
             jobs = [
                 Request(case.prompt, own, case.seed, negative_prompt)
@@ -103,16 +108,18 @@ def make_missing(
 
 
 def score_missing(cases: Sequence[Case], out: Path, scorer: Scorer) -> int:
-    """Score the images whose JSON lacks one of the scorer's measures, or has it by another tower.
+    """Score the images whose JSON lacks a measure of the scorer, or has it from another model.
 
-    What else is in it is kept.
+    Other measures in the JSON are kept.
 
     Returns:
-      how many were scored.
+      the number of images scored.
     """
+    # An image is done if its JSON names the same model for every measure.
     wanted = scorer.sources.items()
     missing = [case for case in cases if not wanted <= read_result(out, case).get("by", {}).items()]
     with Counter(len(missing), "scoring", "image") as counter:
+        # By subject, because all images of a subject are compared with the same photos.
         for _, group in itertools.groupby(missing, key=lambda case: case.subject):
             for batch in _chunks(group):
                 images = [load_image(out / f"{case.name}.png") for case in batch]
@@ -126,16 +133,18 @@ def score_missing(cases: Sequence[Case], out: Path, scorer: Scorer) -> int:
 
 
 def read_result(out: Path, case: Case) -> dict[str, Any]:
-    """The JSON of an image, {} where there is none."""
+    """The JSON of an image; {} if there is none."""
     path = out / f"{case.name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _result(case: Case, scores: Mapping[str, float], by: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON of an image: its case, its scores, and the model of each score."""
     values = dataclasses.asdict(case) | {"photos": [path.name for path in case.photos]}
     return {**values, "scores": dict(scores), "by": dict(by)}
 
 
 def _chunks(group: Any, size: int = 64) -> list[list[Case]]:
+    # Limits the images in memory, and the work that an interrupted run loses.
     rows = list(group)
     return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,4 +1,4 @@
-"""DreamBench on disk: the folder of google/dreambooth, and the images that it asks for."""
+"""DreamBench on disk: the folder of google/dreambooth, and the cases of the benchmark."""
 
 import dataclasses
 import re
@@ -8,21 +8,23 @@ from pathlib import Path
 from realcustom_jax.common.errors import UserError
 
 PROMPTS = "prompts_and_classes.txt"
-# The classes that get the second list of prompts, with clothes in place of floating in milk.
+# The classes with the second list of prompts, which dresses pets instead of floating them in milk.
 LIVE = frozenset({"cat", "dog"})
 
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
+# Prompts are lines of Python: 'a {0} {1} in the jungle'.format(unique_token, class_token),
 _TEMPLATE = re.compile(r"""^\s*['"](?P<text>.*)['"]\.format\(""")
-_WORD = "{0} {1}"  # the invented token of other methods, and the class
+_WORD = "{0} {1}"  # DreamBooth's unique token, and the class
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What `prompts_and_classes.txt` holds.
+    """The contents of `prompts_and_classes.txt`.
 
     Attributes:
-      classes: {subject: its real word or phrase}.
-      objects, live: templates with "{}" for the word, without the invented token: we narrow the word itself.
+      classes: {subject: its class, a real word or phrase}.
+      objects, live: prompt templates with "{}" for the word. DreamBooth's unique token is removed, because
+        RealCustom narrows the real word itself.
     """
 
     classes: Mapping[str, str]
@@ -30,7 +32,7 @@ class Prompts:
     live: tuple[str, ...]
 
     def of(self, subject: str) -> list[str]:
-        """The prompts of a subject."""
+        """Prompts of a subject."""
         word = self.classes[subject]
         return [template.format(word) for template in (self.live if word in LIVE else self.objects)]
 
@@ -40,12 +42,12 @@ class Case:
     """One image of the benchmark.
 
     Attributes:
-      subject: its folder's name.
-      word: that the subject narrows.
-      number: of the prompt, from 0.
-      prompt: with the word.
-      seed: of the noise.
-      photos: all reference photos; the first conditions the image, all are compared with.
+      subject: name of the subject's folder.
+      word: target word.
+      number: number of the prompt, from 0.
+      prompt: the prompt with the word.
+      seed: seed of the noise.
+      photos: all photos of the subject. The first one conditions the image; the image is compared with all.
     """
 
     subject: str
@@ -57,15 +59,15 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Path of its files in the results, without an ending."""
+        """Path of the case's files in the results, without extension."""
         return f"{self.subject}/{self.number:02d}_{self.seed}"
 
 
 def read_prompts(path: Path) -> Prompts:
-    """Parse the file.
+    """Parse `prompts_and_classes.txt`.
 
     Raises:
-      UserError: when it is missing or lacks one of its three lists.
+      UserError: the file is missing or lacks one of its three lists.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -83,29 +85,30 @@ def read_prompts(path: Path) -> Prompts:
             classes[subject.strip()] = word.strip()
         elif section in lists and (match := _TEMPLATE.match(line)):
             lists[section].append(_without_token(match["text"], path))
-    for name, found in {"classes": classes, **lists}.items():
-        if not found:
-            raise UserError(f"{path} has no {name}; expected is the file of google/dreambooth")
-    return Prompts(classes, *(tuple(found) for found in lists.values()))
+    for name, entries in {"classes": classes, **lists}.items():
+        if not entries:
+            raise UserError(f"{path} has no {name}; it must be the file of google/dreambooth")
+    return Prompts(classes, *(tuple(entries) for entries in lists.values()))
 
 
 def _without_token(template: str, path: Path) -> str:
+    """The template with "{}" for the word, without the unique token."""
     if template.count(_WORD) != 1 or template.count("{") != 2:
         raise UserError(f"{path}: the prompt {template!r} must have {_WORD!r} once")
     return template.replace(_WORD, "{}")
 
 
 def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int]) -> list[Case]:
-    """All images that the benchmark asks for: 30 subjects × 25 prompts × the seeds.
+    """All cases of the benchmark: 30 subjects × 25 prompts × the seeds.
 
     Args:
-      folder: with the prompts' file and a folder of photos for each subject; or the one above, whose
-        `dataset/` is such a one.
-      subjects: that are wanted; None for all.
-      seeds: of the noise, for every prompt the same.
+      folder: folder with the prompts file and one folder of photos per subject, or the repository's root,
+        which has it in `dataset/`.
+      subjects: names of the subjects; None for all.
+      seeds: seeds of the noise, the same for every prompt.
 
     Raises:
-      UserError: for a missing file, an unknown subject, or a subject without photos.
+      UserError: a file is missing, a subject is unknown, or a subject has no photos.
     """
     if (folder / "dataset" / PROMPTS).is_file():
         folder = folder / "dataset"

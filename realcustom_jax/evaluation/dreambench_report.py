@@ -1,4 +1,4 @@
-"""DreamBench's table and plot, from the JSON of its images."""
+"""The table and the plot of DreamBench, made from the JSON files of its images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,49 +15,51 @@ ALL = "all"
 
 
 def collect(cases: Sequence[Case], out: Path, measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """{row: {measure: values}}: all images, those of live subjects, of objects, then each subject's."""
+    """{row: {measure: values}}, with rows for all images, live subjects, objects, and each subject."""
     rows: dict[str, dict[str, list[float]]] = {}
     for case in cases:
         scores = read_result(out, case)["scores"]
         for row in _rows(case):
             for name in measures:
                 rows.setdefault(row, {}).setdefault(name, []).append(scores[name])
+    # Summary rows first, then the subjects in the order of the cases.
     first = [name for name in (ALL, "live subjects", "objects") if name in rows]
     return {name: rows[name] for name in [*first, *(name for name in rows if name not in first)]}
 
 
 def _rows(case: Case) -> tuple[str, str, str]:
-    """The rows that an image counts in."""
+    """The rows to which an image belongs."""
     return ALL, "live subjects" if case.word in LIVE else "objects", case.subject
 
 
 def _subjects(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """{row: the subject of each of its images}, in the order of `collect`."""
-    found: dict[str, list[str]] = {}
+    """{row: the subject of each of its images}, with the images in the order of `collect`."""
+    subjects: dict[str, list[str]] = {}
     for case in cases:
         for row in _rows(case):
-            found.setdefault(row, []).append(case.subject)
-    return found
+            subjects.setdefault(row, []).append(case.subject)
+    return subjects
 
 
 def write_report(
     cases: Sequence[Case], out: Path, measures: Sequence[str], settings: Mapping[str, object]
 ) -> tuple[str, list[Path]]:
-    """Write `report.md` and, where both CLIP measures are there, `report.png`.
+    """Write `report.md` and, if there are both CLIP measures, `report.png`.
 
     Returns:
       the table, and the files.
     """
     rows = collect(cases, out, measures)
-    # Images of a subject are alike, so rows of several draw subjects; a subject's own row draws images.
-    groups = {name: found for name, found in _subjects(cases).items() if len(set(found)) > 1}
+    # Images of one subject are similar, so the bootstrap draws whole subjects. A row with a single subject
+    # draws images.
+    groups = {name: names for name, names in _subjects(cases).items() if len(set(names)) > 1}
     text = table(rows, measures, first="subject", groups=groups)
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
     subjects = len({case.subject for case in cases})
     story = (
         f"# DreamBench\n\n{len(cases)} images of {subjects} subjects: {how}.\n\n"
-        "CLIP-I and DINO-I are means over all generated images × all photos of a subject. In brackets "
-        "is the bootstrap 95 % interval: over subjects, for one subject over its images.\n\n"
+        "CLIP-I and DINO-I are means over all pairs of a generated image and a photo of its subject. "
+        "Brackets show the bootstrap 95 % interval over subjects, or over images for a single subject.\n\n"
     )
     files = [out / "report.md"]
     write_text(files[0], story + text)

@@ -1,8 +1,8 @@
-"""The judge of the toybox benchmark: a small network that never conditioned an image.
+"""The judge of the toybox benchmark: a small network that plays no part in making images.
 
-It sees a 64×64 image and says which background it shows and where the subject is; of what is cut out there it
-says the word, and makes a direction, by which one of several identities of the word is told from the others.
-Trained on drawn scenes with exact labels alone (`train_judge`).
+From a 64×64 image it predicts the background and the region of the subject. From the cut-out subject it
+predicts the word and a direction, a unit vector that distinguishes identities of the same word. It is trained
+on drawn scenes with exact labels (`train_judge`).
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from realcustom_jax.weights.components import on_device, read_params, write_para
 from realcustom_jax.weights.layouts import DIFFUSERS
 from realcustom_jax.weights.tensors import open_tensors
 
-SIZE = 64  # of the images, in pixels
-CROP = 48  # of what the identity is read from
+SIZE = 64  # side of the images in pixels
+CROP = 48  # side of the cut-out subject in pixels
 SHIPPED = Path(__file__).parent / "judge" / "model.safetensors"
 
 
 @flax.struct.dataclass
 class View:
-    """What the judge sees in images.
+    """Predictions for whole images.
 
     Attributes:
       backgrounds: (B, 13) logits, in the order of `toybox.BACKGROUNDS`.
-      region: (B, 64, 64) logits, above 0 where the subject is.
+      region: (B, 64, 64) logits, positive inside the subject.
     """
 
     backgrounds: Array
@@ -46,7 +46,7 @@ class View:
 
 @flax.struct.dataclass
 class Look:
-    """What it sees in cut-out subjects.
+    """Predictions for cut-out subjects.
 
     Attributes:
       words: (B, 16) logits, in the order of `toybox.WORDS`.
@@ -58,7 +58,7 @@ class Look:
 
 
 class _Level(nn.Module):
-    """A strided convolution without overlap, or with, then so many residual convolutions."""
+    """A strided convolution, then `blocks` residual convolutions."""
 
     features: int
     stride: int
@@ -66,7 +66,7 @@ class _Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        side = max(self.stride, 3)
+        side = max(self.stride, 3)  # stride 4: 4×4 patches without overlap; stride 2: overlapping 3×3
         x = nn.Conv(self.features, (side, side), (self.stride, self.stride), name="down")(x)
         for i in range(self.blocks):
             h = nn.silu(GroupNorm(8, name=f"norm_{i}")(x))
@@ -75,29 +75,32 @@ class _Level(nn.Module):
 
 
 def _pool(x: Array) -> Array:
-    """(B, h, w, C) → (B, 2C): what there is on average, and what there is anywhere."""
+    """Mean and maximum over space: (B, h, w, C) → (B, 2C)."""
+    # The mean describes large areas such as skies, the maximum small details such as an eye.
     return jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
 
 
 class _Scene(nn.Module):
-    """Images (B, 64, 64, 3) in [-1, 1] → `View`."""
+    """Network from images (B, 64, 64, 3) in [-1, 1] to a `View`."""
 
     @nn.compact
     def __call__(self, images: Array) -> View:
         fine = _Level(64, 4, 1, name="level_0")(images)  # 16×16
         coarse = _Level(96, 2, 2, name="level_1")(fine)  # 8×8
         pooled = _pool(nn.silu(GroupNorm(8, name="norm")(coarse)))
+        # Like one level of a UNet: the coarse level knows the subject, the fine one where its edges are.
         x = nn.Dense(64, name="up")(coarse)
         x = fine + jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = x + nn.Conv(64, (3, 3), name="up_conv")(nn.silu(GroupNorm(8, name="up_norm")(x)))
-        region = nn.Dense(16, name="region")(nn.silu(x))  # 4×4 pixels of each of 16×16 places
+        region = nn.Dense(16, name="region")(nn.silu(x))  # (B, 16, 16, 16): 4×4 pixels of each patch
         b = len(images)
+        # (B, 16, 16, 4, 4) → (B, 16, 4, 16, 4) → (B, 64, 64)
         region = region.reshape(b, 16, 16, 4, 4).swapaxes(2, 3).reshape(b, SIZE, SIZE)
         return View(nn.Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
 
 
 class _Subject(nn.Module):
-    """Crops (B, 48, 48, 4), the subject on grey and its mask → `Look`."""
+    """Network from crops (B, 48, 48, 4), the subject on grey and its mask, to a `Look`."""
 
     @nn.compact
     def __call__(self, crops: Array) -> Look:
@@ -110,7 +113,7 @@ class _Subject(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """Both networks, which share nothing."""
+    """Both networks. They share no parameters."""
 
     def setup(self):
         self.scene = _Scene()
@@ -120,24 +123,30 @@ class JudgeNet(nn.Module):
         return self.see(images), self.look(images, masks)
 
     def see(self, images: Array) -> View:
-        """Images (B, 64, 64, 3) in [-1, 1]."""
+        """Predict from images (B, 64, 64, 3) in [-1, 1]."""
         return self.scene(images)
 
     def look(self, images: Array, masks: Array) -> Look:
-        """Images as in `see`, and (B, 64, 64) in [0, 1], where the subject is."""
+        """Predict from images like those of `see` and masks (B, 64, 64) in [0, 1] of the subject."""
         return self.subject(cut_out(images, masks))
 
 
 def cut_out(images: Array, masks: Array) -> Array:
-    """What is inside the masks, centred and at one scale, on grey: (B, 48, 48, 4), the mask last.
+    """Cut out what is inside the masks, centred and scaled to one size, on grey.
 
-    Centre and scale come from the mask's moments, not from its bounding box, which one stray pixel changes:
-    the side of the crop is twice the root of the mask's area.
+    Args:
+      images: (B, 64, 64, 3) in [-1, 1].
+      masks: (B, 64, 64) in [0, 1].
+
+    Returns:
+      (B, 48, 48, 4), the mask last. The side of the crop is twice the square root of the mask's area.
     """
 
+    # Centre and scale come from the moments of the mask: one stray pixel would change its bounding box.
     def one(image: Array, mask: Array) -> Array:
-        # A mask of less than 1 % is no subject; the crop must still be finite.
+        # A mask below 1 % of the image is not a subject, but its crop must still be finite.
         area = jnp.maximum(mask.sum(), 0.01 * mask.size)
+        # First moments: the mean row and the mean column of the mask.
         at = jnp.arange(mask.shape[0], dtype=jnp.float32) + 0.5
         total = jnp.maximum(mask.sum(), 1e-3)
         centre = jnp.stack([(mask.sum(1) * at).sum(), (mask.sum(0) * at).sum()]) / total
@@ -152,20 +161,20 @@ def cut_out(images: Array, masks: Array) -> Array:
 
 
 def judge_shapes() -> Any:
-    """The `params` tree of `JudgeNet`, as shapes."""
+    """Shapes of the `params` tree of `JudgeNet`."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return param_shapes(JudgeNet(), images, jax.ShapeDtypeStruct((1, SIZE, SIZE), jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the judge says of images.
+    """The judge's predictions for images.
 
     Attributes:
-      words: (B,) the word it sees.
-      backgrounds: (B,) the background it sees.
-      regions: (B, 64, 64) bool, where it sees the subject.
-      directions: (B, 96) unit vectors of the subject inside the region.
+      words: (B,) predicted words.
+      backgrounds: (B,) predicted backgrounds.
+      regions: (B, 64, 64) bool, predicted regions of the subject.
+      directions: (B, 96) unit vectors of the subjects inside the regions.
     """
 
     words: list[str]
@@ -182,18 +191,19 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path = SHIPPED) -> "Judge":
-        """From a file that `save` wrote; default the one that ships with the package.
+        """Load from a file that `save` wrote; default: the file that ships with the package.
 
         Raises:
-          UserError: for a missing or another kind of file.
+          UserError: the file is missing or has other contents.
         """
         return cls(read_params(open_tensors(path), (DIFFUSERS,), judge_shapes(), on_device(jnp.float32)))
 
     def save(self, path: Path) -> None:
+        """Write the parameters in float16, which halves the size of the package."""
         write_params(path, DIFFUSERS, jax.device_get(self.params), "float16")
 
     def look(self, images: np.ndarray) -> Verdict:
-        """Judge uint8 images (B, 64, 64, 3); the subject is where the judge sees it."""
+        """Judge uint8 images (B, 64, 64, 3). The subject is cut out by the judge's own region."""
         check_images(images)
         words, backgrounds, regions, directions = in_chunks(
             lambda rows: _look(self.params, np.stack(rows)), images
@@ -201,30 +211,30 @@ class Judge:
         return Verdict([WORDS[i] for i in words], [BACKGROUNDS[i] for i in backgrounds], regions, directions)
 
     def directions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Unit vectors (B, 96) of the subjects inside known masks (B, 64, 64), of reference photos."""
+        """Unit vectors (B, 96) of the subjects inside known masks (B, 64, 64), as of reference photos."""
         check_images(images)
-        (found,) = in_chunks(
+        (vectors,) = in_chunks(
             lambda rows, inside: [_identify(self.params, np.stack(rows), np.stack(inside))],
             images,
             masks.astype(np.float32),
         )
-        return found
+        return vectors
 
 
 def check_images(images: np.ndarray) -> None:
-    """Raises `UserError` for images that are not the toybox's."""
+    """Raise `UserError` if images do not have the toybox's shape and dtype."""
     if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
         raise UserError(
-            f"the judge looks at uint8 images of {SIZE}×{SIZE} pixels, not at {images.dtype} "
-            f"{images.shape[1:]}"
+            f"the judge needs uint8 images of {SIZE}×{SIZE} pixels, not {images.dtype} {images.shape[1:]}"
         )
 
 
 @jax.jit
 def _look(params: Any, images: Array) -> tuple[Array, ...]:
+    """Indices of word and background (B,), regions (B, 64, 64) and directions (B, 96)."""
     signed = to_signed(images)
     view = JudgeNet().apply({"params": params}, signed, method="see")
-    inside = jax.nn.sigmoid(view.region)
+    inside = jax.nn.sigmoid(view.region)  # soft, as in training
     look = JudgeNet().apply({"params": params}, signed, inside, method="look")
     seen = (jnp.argmax(x, axis=-1) for x in (look.words, view.backgrounds))
     return (*seen, view.region > 0, look.directions)
@@ -232,4 +242,5 @@ def _look(params: Any, images: Array) -> tuple[Array, ...]:
 
 @jax.jit
 def _identify(params: Any, images: Array, masks: Array) -> Array:
+    """Directions (B, 96) of the subjects inside masks."""
     return JudgeNet().apply({"params": params}, to_signed(images), masks, method="look").directions

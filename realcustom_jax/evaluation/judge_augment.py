@@ -1,4 +1,7 @@
-"""Makes drawn images look like generated ones, to which the judge must be fair: soft, with slight errors."""
+"""Augmentation that makes drawn images look like generated ones: soft, and with slight errors.
+
+The judge is trained on drawn images but judges generated ones.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +9,12 @@ from jax import Array
 
 
 def soften(images: Array, key: Array, strength: float = 1.0) -> Array:
-    """Blur, lost detail, blotches and another exposure, each by a random amount up to `strength`.
+    """Blur images, remove detail, add blotches and change the exposure, each by a random amount.
 
     Args:
       images: (B, H, W, 3) in [-1, 1].
-      key: of this batch.
-      strength: 0 leaves the images as they are.
+      key: random key of the batch.
+      strength: scale of all amounts; 0 leaves the images unchanged.
 
     Returns:
       (B, H, W, 3) in [-1, 1].
@@ -23,10 +26,11 @@ def soften(images: Array, key: Array, strength: float = 1.0) -> Array:
         return strength * jax.random.uniform(key, (count, 1, 1, 1), maxval=high)
 
     x = blur(images, amount(k_blur, 1.1)[:, 0, 0, 0])
-    # Detail below two pixels is what a VAE loses first.
+    # A VAE loses detail below two pixels first. (B, H, W, 3) → mean over 2×2 pixels → back to full size.
     small = x.reshape(count, height // 2, 2, width // 2, 2, 3).mean(axis=(2, 4))
     coarse = jax.image.resize(small, x.shape, "linear")
     x = x + amount(k_detail, 0.8) * (coarse - x)
+    # Low-frequency noise, like the errors of a denoiser.
     blotches = jax.random.normal(k_blotch, (count, height // 4, width // 4, 3))
     x = x + amount(k_amount, 0.15) * jax.image.resize(blotches, x.shape, "linear")
     gain, shift = jax.random.split(k_exposure)
@@ -36,7 +40,8 @@ def soften(images: Array, key: Array, strength: float = 1.0) -> Array:
 
 
 def blur(images: Array, sigma: Array) -> Array:
-    """Gaussian blur of (B, H, W, C) by sigma (B,) pixels each, cut off at 3 pixels, edges repeated."""
+    """Gaussian blur of images (B, H, W, C), with one sigma (B,) in pixels per image and repeated edges."""
+    # One kernel per image, so not a convolution: a weighted sum of 7 shifted copies, along each axis.
     offsets = jnp.arange(-3, 4, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * jnp.square(offsets / jnp.maximum(sigma, 1e-3)[:, None]))
     weights = weights / weights.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the judge learns from: training identities, each as a photo and in a scene, with exact masks."""
+"""Training data of the judge: pairs of a reference photo and a scene of one identity, with exact masks."""
 
 import dataclasses
 import multiprocessing
@@ -22,14 +22,14 @@ from realcustom_jax.toybox import (
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """N identities of each of the 16 words; W is the number of words.
+    """Pairs of N identities for each of W words.
 
     Attributes:
       references: uint8 (W, N, 64, 64, 3).
       reference_masks: bool (W, N, 64, 64).
-      scenes: uint8 (W, N, 64, 64, 3), the same identities in a place.
+      scenes: uint8 (W, N, 64, 64, 3), the same identities on a background.
       scene_masks: bool (W, N, 64, 64).
-      backgrounds: int (W, N), index of the place in `toybox.BACKGROUNDS`.
+      backgrounds: int (W, N), indices into `toybox.BACKGROUNDS`.
     """
 
     references: np.ndarray
@@ -40,39 +40,42 @@ class Pairs:
 
 
 def draw_pairs(count: int, seed: int, *, held_out: bool = False, processes: int | None = None) -> Pairs:
-    """Draw `count` identities of each word; the same arguments give the same pictures.
+    """Draw `count` identities of each word. The same arguments give the same images.
 
-    A script must call this under `if __name__ == "__main__"`: the drawing is done by `processes` (default one
-    a core; 0 draws here).
+    `processes` draw (default: one per core; 0 draws in this process), so a script must call this under
+    `if __name__ == "__main__"`.
     """
     draw = partial(_draw_word, count=count, seed=seed, held_out=held_out)
     if processes == 0:
         rows = [draw(word) for word in WORDS]
     else:
-        # "spawn": a fork of a process that runs JAX's threads can hang.
+        # "spawn", because a fork of a process with JAX's threads can hang.
         with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), end_with_parent) as pool:
             rows = list(counted(pool.imap(draw, WORDS), len(WORDS), "drawing", "word"))
     return Pairs(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def load_or_draw(path: Path, count: int, seed: int) -> Pairs:
-    """The training pairs from a file, which is written when it is not there."""
+    """Load training pairs from a file, or draw them and write the file."""
     if path.is_file():
         with np.load(path) as arrays:
             return Pairs(**arrays)
     pairs = draw_pairs(count, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
-    with replacing(path) as half, half.open("wb") as file:  # by its name np.savez would give it an ending
+    with replacing(path) as half, half.open("wb") as file:  # given a name, np.savez would append ".npz"
         np.savez(file, **arrays)
     return pairs
 
 
 def _draw_word(word: str, count: int, seed: int, held_out: bool) -> tuple[np.ndarray, ...]:
+    """Draw the pairs of one word: the fields of `Pairs` without their first axis."""
+    # A generator for each word, so the images do not depend on the number of processes.
     rng = np.random.default_rng([seed, WORDS.index(word), int(held_out)])
     rows = []
     for i in range(count):
         identity = random_identity(rng, word, held_out=held_out)
+        # All words on all backgrounds in equal numbers, so that neither predicts the other.
         place = (i + WORDS.index(word)) % len(BACKGROUNDS)
         reference = render_reference(identity, int(rng.integers(2**31)))
         scene = render_scene(BACKGROUNDS[place], [identity], int(rng.integers(2**31)))

@@ -1,4 +1,4 @@
-"""The measures, as plain functions of arrays; nothing here knows a model."""
+"""The metrics, as plain functions of arrays, independent of any model."""
 
 from collections.abc import Sequence
 
@@ -7,58 +7,57 @@ import scipy.stats
 
 
 def clip_t(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Cosine similarity of each image with its own text: unit vectors (n, C), (n, C) → (n,)."""
+    """CLIP-T: cosine similarity of each image with its own text, unit vectors (n, C), (n, C) → (n,)."""
     return np.sum(images * texts, axis=-1)
 
 
 def image_similarity(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """CLIP-I or DINO-I of each image: its mean cosine similarity with *all* references of its subject.
-
-    The mean of these over the images of a subject is that over all pairs, generated × references.
+    """CLIP-I or DINO-I: mean cosine similarity of each image with *all* references of its subject.
 
     Args:
       images: (n, C) unit vectors of the generated images of one subject.
-      references: (m, C) of the subject's photos.
+      references: (m, C) unit vectors of the subject's photos.
 
     Returns:
       (n,).
     """
+    # As in DreamBooth, whose score is the mean over all pairs of a generated and a real image.
     return (images @ references.T).mean(axis=1)
 
 
 def iou(masks: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """Intersection over union of bool (n, H, W) with (n, H, W) → (n,); 0 where both are empty."""
+    """Intersection over union of bool (n, H, W) and (n, H, W) → (n,); 0 if both are empty."""
     both = (masks & regions).sum(axis=(1, 2))
     either = (masks | regions).sum(axis=(1, 2))
-    return both / np.maximum(either, 1)
+    return both / np.maximum(either, 1)  # never 0 / 0
 
 
 def leakage(images: np.ndarray, plain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """How much an image differs from the text-only image of the same seed where the subject is not.
+    """Difference between an image and the text-only image of the same seed, outside of the subject.
 
     Args:
       images, plain: uint8 (n, H, W, 3).
-      inside: bool (n, H, W), where the subject is in either of them.
+      inside: bool (n, H, W), the region of the subject in either image.
 
     Returns:
-      (n,) mean absolute difference of the pixels outside, as a share of the range of 255; 0 where nothing is
-      outside.
+      (n,) mean absolute difference of the pixels outside, as a share of 255; 0 if there are none.
     """
+    # float64, because uint8 differences would wrap around.
     change = np.abs(images.astype(np.float64) - plain).mean(axis=-1) / 255.0
     outside = ~inside
     return (change * outside).sum(axis=(1, 2)) / np.maximum(outside.sum(axis=(1, 2)), 1)
 
 
 def rank(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.ndarray:
-    """How many other candidates are as near as the true one, or nearer.
+    """Rank of the true candidate: the number of other candidates that are at least as similar.
 
     Args:
       queries: (n, C) unit vectors.
-      candidates: (n, K, C), those that each is compared with.
-      truth: index of the true one.
+      candidates: (n, K, C) unit vectors, K for each query.
+      truth: index of the true candidate.
 
     Returns:
-      (n,) whole numbers; 0 where the true one is found, which among equal ones it is not.
+      (n,) integers; 0 is a hit. A tie is not a hit, so a constant encoder scores 0 hits and not all.
     """
     similarity = np.einsum("nc,nkc->nk", queries, candidates)
     others = np.delete(similarity, truth, axis=1)
@@ -71,24 +70,27 @@ def interval(
     resamples: int = 10_000,
     groups: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean (percentiles, seed 0).
+    """Bootstrap interval of the mean (percentile method, seed 0).
 
     Args:
       values: (n,), one for each image.
-      level, resamples: of the interval.
-      groups: what images have in common, such as their subject. Then whole groups are drawn with replacement,
-        for images of one are alike; None draws images.
+      level: confidence level.
+      resamples: number of resamples.
+      groups: group of each image, such as its subject. Whole groups are then drawn with replacement; None
+        draws single images.
 
     Returns:
-      low and high end; both the mean itself where there is only one to draw.
+      low and high end; both are the mean if there is only one image or group.
     """
     values = np.asarray(values, np.float64)
     if groups is None:
         sums, counts = values, np.ones(len(values))
     else:
+        # Images of a group are similar: drawing single ones would make the interval too narrow. Sums and
+        # counts per group are enough to compute the mean of any resample.
         _, place = np.unique(np.asarray(groups), return_inverse=True)
         sums, counts = np.bincount(place, values), np.bincount(place)
-    if len(sums) < 2:
+    if len(sums) < 2:  # scipy rejects a single sample
         return (float(values.mean()),) * 2
 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:

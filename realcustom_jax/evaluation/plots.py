@@ -1,4 +1,4 @@
-"""Plots as PNG files, with matplotlib and adjustText, which only the extra `eval` brings."""
+"""Plots as PNG files. They need matplotlib and adjustText, from the extra `eval`."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ from realcustom_jax.common.files import write_whole
 from realcustom_jax.evaluation.metrics import interval
 
 Point = tuple[float, float]
-NEAR = 12  # pixels, about one and a half markers
-ROW = 0.18  # inches, of a legend
+NEAR = 12  # pixels, about one and a half markers: nearer points share a label
+ROW = 0.18  # height of a legend's row in inches
 
 
 def check_plots() -> tuple[Any, Any]:
-    """matplotlib's figure module and adjustText, which moves labels off each other.
+    """Import matplotlib's figure module, and adjustText, which moves labels apart.
 
     Raises:
-      UserError: when one is not installed.
+      UserError: one of them is not installed.
     """
     try:
         return importlib.import_module("matplotlib.figure"), importlib.import_module("adjustText")
@@ -29,15 +29,15 @@ def check_plots() -> tuple[Any, Any]:
 
 
 def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: str) -> None:
-    """Numbered points, and beside them what the numbers mean.
+    """Plot numbered points, with a legend that explains the numbers.
 
     Args:
-      path: of the PNG.
+      path: the PNG file.
       groups: {title: {label: point}}, none of them empty.
-      x, y: what the axes show.
+      x, y: labels of the axes.
 
     Raises:
-      UserError: without matplotlib or adjustText.
+      UserError: matplotlib or adjustText is not installed.
     """
     figures, adjust = check_plots()
     rows = sum(1 + len(points) for points in groups.values())
@@ -48,6 +48,7 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: st
         across, up = zip(*points.values(), strict=True)
         (dots,) = axes.plot(across, up, "o", markersize=5)
         if len(groups) > 1:
+            # An invisible line, because a legend cannot have headings.
             legend.append((*axes.plot([], [], color="none"), title))
         for label, point in points.items():
             at.append(point)
@@ -56,14 +57,14 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: st
     for text in figure.legend(*zip(*legend, strict=True), loc="outside right upper", fontsize=8).get_texts():
         if text.get_text() in groups:
             text.set_fontweight("bold")
-    _dress(axes, x, y)
-    figure.draw_without_rendering()  # the layout must stand before numbers find their place in it
-    # Points of settings that hardly differ lie on each other, and share a text.
+    _label(axes, x, y)
+    figure.draw_without_rendering()  # computes the layout, which placing the numbers needs
+    # Points of nearly equal settings overlap, so they share a text.
     texts = [
         axes.text(*at[members[0]], ", ".join(str(i + 1) for i in members), fontsize=8)
         for members in clusters(axes.transData.transform(at), NEAR)
     ]
-    # It ends after some turns, not after a second as by default: equal plots are equal files.
+    # A limit of iterations instead of the default time limit: equal data must give equal files.
     adjust.adjust_text(
         texts, *zip(*at, strict=True), ax=axes, iter_lim=300, expand=(1.3, 1.5),
         arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.4},
@@ -72,15 +73,15 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: st
 
 
 def clusters(points: np.ndarray, near: float) -> list[list[int]]:
-    """Numbers of points (n, 2), those together that lie nearer than `near` to the first of them."""
-    found: list[list[int]] = []
+    """Group the indices of points (n, 2): a group has the points nearer than `near` to its first point."""
+    groups: list[list[int]] = []
     for i, point in enumerate(points):
-        home = next((c for c in found if np.linalg.norm(points[c[0]] - point) < near), None)
-        if home is None:
-            found.append([i])
+        group = next((g for g in groups if np.linalg.norm(points[g[0]] - point) < near), None)
+        if group is None:
+            groups.append([i])
         else:
-            home.append(i)
-    return found
+            group.append(i)
+    return groups
 
 
 def curves(
@@ -92,15 +93,15 @@ def curves(
     spread: Callable[[np.ndarray], tuple[float, float]] = interval,
     log: bool = False,
 ) -> None:
-    """Means as curves, each in a band: by default their bootstrap 95 % intervals.
+    """Plot means as curves, each with a band, by default of bootstrap 95 % intervals.
 
     Args:
-      path: of the PNG.
-      at: positions along x.
-      values: {what the legend says: the values (n,) at each of them}.
-      x, y: what the axes show.
-      spread: low and high end of the band, of values (n,).
-      log: whether y is logarithmic; points at 0 are left out then.
+      path: the PNG file.
+      at: positions on the x axis.
+      values: {label in the legend: values (n,) at each position}.
+      x, y: labels of the axes.
+      spread: values (n,) → low and high end of the band.
+      log: whether y is logarithmic; points at 0 are then left out.
     """
     figure = check_plots()[0].Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -109,27 +110,27 @@ def curves(
         _curve(axes, [at[i] for i in kept], [rows[i] for i in kept], name, spread)
     if log:
         axes.set_yscale("log")
-    # Beside the axes: wherever it lay within, it would hide points of some report.
+    # Outside of the axes, where it hides no points.
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-    _dress(axes, x, y)
+    _label(axes, x, y)
     _save(figure, path)
 
 
 def panels(path: Path, at: Sequence[float], values: Mapping[str, Sequence[np.ndarray]], x: str) -> None:
-    """Means as curves in their bootstrap 95 % intervals, each in a panel with its own range.
+    """Plot means with bootstrap 95 % intervals, each curve in its own panel with its own range.
 
     Args:
-      path: of the PNG.
-      at: positions along x.
-      values: {what the panel shows: the values (n,) at each of them}.
-      x: what the common axis shows.
+      path: the PNG file.
+      at: positions on the x axis.
+      values: {label of the panel: values (n,) at each position}.
+      x: label of the x axis.
     """
     figure = check_plots()[0].Figure(figsize=(3 * len(values), 2.8), dpi=120, layout="constrained")
     for axes, (name, rows) in zip(
         figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True
     ):
         _curve(axes, at, rows, name, interval)
-        _dress(axes, x, name)
+        _label(axes, x, name)
     _save(figure, path)
 
 
@@ -140,16 +141,18 @@ def _curve(
     name: str,
     spread: Callable[[np.ndarray], tuple[float, float]],
 ) -> None:
+    """Draw one curve with its band."""
     low, high = zip(*(spread(row) for row in rows), strict=True)
     (line,) = axes.plot(at, [row.mean() for row in rows], "o-", label=name, markersize=4)
     axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _dress(axes: Any, x: str, y: str) -> None:
+def _label(axes: Any, x: str, y: str) -> None:
+    """Add labels and a grid."""
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
 
 
 def _save(figure: Any, path: Path) -> None:
-    # Without its version in the file, equal plots are equal files.
+    # Without matplotlib's version in the file, equal plots are equal files.
     write_whole(path, lambda half: figure.savefig(half, format="png", metadata={"Software": None}))

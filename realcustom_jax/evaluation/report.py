@@ -1,5 +1,6 @@
-"""The command `python -m realcustom_jax.evaluation.report`: the paper's tables on the toybox."""
+"""The command `python -m realcustom_jax.evaluation.report`: the paper's tables, measured on the toybox."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,12 +8,11 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation import plots
+from realcustom_jax.evaluation.ablations import GROUPS, SCOPES, Row, Runs
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
-from realcustom_jax.evaluation.report_order import differences_table, order_table
-from realcustom_jax.evaluation.report_runs import Runs
-from realcustom_jax.evaluation.report_settings import CEILING, GROUPS, SCOPES
-from realcustom_jax.evaluation.tables import TITLES, table
-from realcustom_jax.evaluation.toybox import Benchmark, Results, make_cases
+from realcustom_jax.evaluation.metrics import interval
+from realcustom_jax.evaluation.tables import TITLES, cell, table
+from realcustom_jax.evaluation.toybox import MEASURES, Benchmark, Results, make_cases
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.pipeline import add_precision_flags, load
@@ -20,8 +20,8 @@ from realcustom_jax.pipeline import add_precision_flags, load
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and a plot.
 
-The raw values of each setting are kept in --runs: an interrupted report resumes, and a complete one takes
-seconds. What stands below the marker in evaluation.md is written by hand and stays.
+The raw values of each setting are stored in --runs. An interrupted report resumes from them, and a complete
+one takes seconds. The text below the marker in evaluation.md is written by hand and is kept.
 
   python -m realcustom_jax.evaluation.report --model toybox --out docs
 """
@@ -29,27 +29,36 @@ seconds. What stands below the marker in evaluation.md is written by hand and st
 MARKER = "<!-- Below is written by hand; everything above is made by `make report`. -->"
 GROUND_TRUTH = ("identity_top1", "background_top1", "word_top1", "mask_iou", "leakage")
 CLIP = ("clip_t", "clip_i", "clip_i_segmented")
+CEILING = "the judge, on real scenes"
+FULL = "full"
+# The paper's two measures, each with the measure of the toybox that checks the same with exact ground truth.
+_PAIRS = (("clip_t", "background_top1"), ("clip_i", "identity_top1"))
 
 
 def main() -> None:
+    """Run the command line."""
     parser = CommandParser("evaluation.report", STORY)
     parser.add_argument(
         "--model", default="toybox", metavar="FOLDER", help="a toybox model (the shipped one)"
     )
     parser.add_argument(
-        "--requests", type=int, default=208, metavar="N", help="of each setting (%(default)s)"
+        "--requests", type=int, default=208, metavar="N", help="requests of each setting (%(default)s)"
     )
     add_precision_flags(parser)
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="made at once (%(default)s)")
-    parser.add_argument("--judge", type=Path, default=SHIPPED, metavar="FILE", help="the shipped one")
-    parser.add_argument("--runs", type=Path, default=Path("runs/report"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images per batch (%(default)s)")
+    parser.add_argument("--judge", type=Path, default=SHIPPED, metavar="FILE", help="judge (the shipped one)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/report"), metavar="DIR", help="stored values (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), metavar="DIR", help="folder of the report (%(default)s)"
+    )
     args = parser.parse_args()
     if args.requests < 2 or args.batch < 1:
         raise UserError(
             f"--requests must be 2 or more and --batch 1 or more, not {args.requests} and {args.batch}"
         )
-    plots.check_plots()
+    plots.check_plots()  # fail now, not after hours of sampling
     generator = Generator(load(args.model, args.dtype, vae_dtype=args.vae_dtype), args.batch)
     pipe = generator.pipe
     pair = own_pair(pipe.models, pipe.params, pipe.tokenizers)
@@ -66,13 +75,13 @@ def main() -> None:
 def write_report(
     out: Path, groups: Mapping[str, Mapping[str, Results]], ceiling: Results, requests: int
 ) -> list[Path]:
-    """Write the Markdown and the plots.
+    """Write the Markdown page and the plots.
 
     Args:
-      out: their folder.
-      groups: {title: {row: {measure: a value for each request}}}, as `GROUPS`.
-      ceiling: of the judge, on real scenes.
-      requests: how many.
+      out: folder of the files.
+      groups: {title: {row: {measure: a value for each request}}}, with the titles and rows of `GROUPS`.
+      ceiling: results of real scenes.
+      requests: number of requests.
 
     Returns:
       the files.
@@ -80,12 +89,14 @@ def write_report(
     page, scope = (out / f"evaluation{name}" for name in (".md", "_scope.png"))
     parts = [_story(requests)]
     for title, rows in groups.items():
+        # The first table also has the ceiling and the differences; the others compare with its rows.
         main = "full" in rows
         parts += [f"## {title}\n", table({**rows, CEILING: ceiling} if main else rows, GROUND_TRUTH)]
         parts += [table({**rows, "real scenes": ceiling} if main else rows, CLIP)]
         parts += [differences_table(rows)] if main else []
     parts += ["## Against the paper\n", order_table(groups)]
     parts += [f"![Identity, CLIP-I, CLIP-T and leakage by γ_scope]({scope.name})\n"]
+    # Keep the text below the marker, which explains the numbers.
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     by_hand = before.split(MARKER, 1)[1] if MARKER in before else "\n"
     write_text(page, "\n".join(parts) + f"\n{MARKER}{by_hand}")
@@ -94,6 +105,7 @@ def write_report(
 
 
 def _story(requests: int) -> str:
+    """The page's introduction."""
     return f"""# The method, measured in the toybox
 
 `make report` makes {requests} requests. Each puts one held-out subject into one background; seeds are fixed.
@@ -114,12 +126,86 @@ compares a scene with the same scene that has another subject of the word.
 """
 
 
+# ---------------------------------------------------------------- tables
+
+
+def differences_table(rows: Mapping[str, Results]) -> str:
+    """Differences of every pair of rows, the later minus the earlier one, in all measures that both have."""
+    pairs = list(itertools.combinations(rows, 2))
+    differences = {f"{later} minus {earlier}": _minus(rows[later], rows[earlier]) for earlier, later in pairs}
+    measures = [name for name in MEASURES if any(row[name] is not None for row in differences.values())]
+    return (
+        "Paired differences, request by request. An interval that contains 0 shows no difference:\n\n"
+        + table(differences, measures, first="difference")
+    )
+
+
+def _minus(later: Results, earlier: Results) -> Results:
+    # The same requests and seeds, so the interval of the differences is narrower than that of either row.
+    return {
+        name: None if later[name] is None or earlier[name] is None else later[name] - earlier[name]
+        for name in MEASURES
+    }
+
+
+def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:
+    """Compare each setting with the full method: the sign of the difference in the paper and here.
+
+    "≈" means that the interval of the paired differences contains 0.
+    """
+    rows = {name: row for group in GROUPS.values() for name, row in group.items() if row.paper}
+    ours = {name: results for group in groups.values() for name, results in group.items()}
+    heads = ["setting"]
+    for clip, truth in _PAIRS:
+        short = {"clip_t": "CLIP-T", "clip_i": "CLIP-I"}[clip]
+        heads += [f"{short}, paper", f"{short}, here", f"{truth.replace('_top1', ' top-1')}, here"]
+    lines = [
+        "The paper measured on DreamBench with the real CLIP, so only the order can be compared. The sign "
+        "after a value is the sign of its difference from the full method. Here it is ≈ if the 95 % interval "
+        "of the paired differences contains 0.\n",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+    ]
+    for name, row in rows.items():
+        lines.append(f"| {' | '.join([name, *_cells(row, ours[name], ours[FULL], name == FULL)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, results: Results, full: Results, is_full: bool) -> list[str]:
+    """Cells of one row: for both pairs of measures the paper's value and ours."""
+    cells = []
+    for k, measures in enumerate(_PAIRS):
+        reference = GROUPS["The method"][FULL].paper[k]
+        cells.append(f"{row.paper[k]:.4f}" + ("" if is_full else f" {_sign(row.paper[k] - reference)}"))
+        for measure in measures:
+            sign = "" if is_full else f" {_measured_sign(results[measure], full[measure])}"
+            cells.append(cell(results[measure], with_interval=False) + sign)
+    return cells
+
+
+def _measured_sign(values: np.ndarray | None, reference: np.ndarray | None) -> str:
+    if values is None or reference is None:
+        return ""
+    difference = values - reference
+    if not difference.any():  # equal settings share their images
+        return "="
+    low, high = interval(difference)
+    return "≈" if low <= 0.0 <= high else _sign(float(difference.mean()))
+
+
+def _sign(difference: float) -> str:
+    return "=" if difference == 0 else "+" if difference > 0 else "−"
+
+
+# ---------------------------------------------------------------- plots
+
+
 def _plot_scope(path: Path, rows: Mapping[str, Results]) -> None:
-    """What γ_scope trades: measures at each of its values, with intervals."""
+    """Plot measures by γ_scope, with intervals."""
     values = {}
     for measure in ("identity_top1", "clip_i", "clip_t", "leakage"):
         column = [rows[f"γ_scope {scope}"][measure] for scope in SCOPES]
-        if all(found is not None for found in column):  # without a CLIP pair there are two
+        if all(row is not None for row in column):  # a model without a CLIP pair has two of the measures
             values[TITLES[measure]] = column
     plots.panels(path, list(SCOPES), values, "γ_scope")
 

@@ -1,4 +1,4 @@
-"""ImageReward, through its own package."""
+"""ImageReward (arXiv 2304.05977), through its own package."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ MODEL = "ImageReward-v1.0"
 
 
 def load_image_reward() -> Any:
-    """The model of the package image-reward, which downloads its weights when it first needs them.
+    """Load the model of the package image-reward, which downloads the weights at the first use.
 
     Raises:
-      UserError: when the package is not installed.
+      UserError: the package is not installed.
     """
     try:
         package = importlib.import_module("ImageReward")
@@ -28,7 +28,7 @@ def load_image_reward() -> Any:
 
 
 def image_reward(model: Any, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
-    """The reward of each image (uint8 (H, W, 3)) for its prompt: (n,), about a standard normal."""
+    """Reward of each image (uint8 (H, W, 3)) for its prompt: (n,), roughly standard normal."""
     scores = [
         model.score(prompt, [Image.fromarray(image)]) for prompt, image in zip(prompts, images, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""CLIP-T, CLIP-I, DINO-I and ImageReward of images of real subjects, whole and with the subject alone."""
+"""CLIP-T, CLIP-I, DINO-I and ImageReward of images, for whole images and for the subject alone."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,15 +21,16 @@ SEGMENTED = "_segmented"
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """The towers that are there.
+    """Computes the measures whose models are given.
 
     Attributes:
       clip: for CLIP-T and CLIP-I.
       dino: for DINO-I.
-      reward: ImageReward's model.
-      clip_name, dino_name: which ones those are, so that scores of others are not taken for theirs.
-      masks: a folder of masks, for the measures with the subject alone: SUBJECT/PHOTO.png of every photo and
-        SUBJECT/NUMBER_SEED.png of every image, named as they are.
+      reward: model of ImageReward.
+      masks: folder of masks for the measures of the subject alone: SUBJECT/PHOTO.png for every photo and
+        SUBJECT/NUMBER_SEED.png for every image.
+      clip_name, dino_name: names of the models. They are stored with the scores, so that scores of different
+        models are never mixed.
     """
 
     clip: EncoderPair | None = None
@@ -41,7 +42,7 @@ class Scorer:
 
     @property
     def measures(self) -> list[str]:
-        """The names of what `score` gives."""
+        """Names of the measures that `score` computes."""
         by_tower = [name for name, tower in self._towers().items() if tower is not None]
         segmented = [name + SEGMENTED for name in by_tower] if self.masks else []
         clip_t, reward = ["clip_t"] * (self.clip is not None), ["image_reward"] * (self.reward is not None)
@@ -49,7 +50,7 @@ class Scorer:
 
     @property
     def sources(self) -> dict[str, str]:
-        """{measure: what it is by}."""
+        """{measure: name of its model, and of the masks}."""
 
         def of(measure: str) -> str:
             name = {"clip": self.clip_name, "dino": self.dino_name}.get(measure.split("_")[0], MODEL)
@@ -58,10 +59,11 @@ class Scorer:
         return {measure: of(measure) for measure in self.measures}
 
     def score(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        """{measure: value} of each image, uint8 (H, W, 3), of cases of one subject."""
+        """{measure: value} of each image, uint8 (H, W, 3). All cases must have the same subject."""
+        # The photos are the same for all cases, so each tower encodes them once.
         photos = [load_image(path) for path in cases[0].photos]
         prompts = [case.prompt for case in cases]
-        found: dict[str, np.ndarray] = {}
+        values: dict[str, np.ndarray] = {}
         alone: tuple[list, list] | None = None
         if self.masks:
             photo_names = [f"{cases[0].subject}/{path.stem}" for path in cases[0].photos]
@@ -70,23 +72,25 @@ class Scorer:
             if tower is None:
                 continue
             seen = tower.directions(images)
-            found[name] = metrics.image_similarity(seen, tower.directions(photos))
+            values[name] = metrics.image_similarity(seen, tower.directions(photos))
             if alone:
-                found[name + SEGMENTED] = metrics.image_similarity(*map(tower.directions, alone))
-            if name == "clip_i":
-                found["clip_t"] = metrics.clip_t(seen, self.clip.text.directions(prompts))
+                values[name + SEGMENTED] = metrics.image_similarity(*map(tower.directions, alone))
+            if name == "clip_i":  # CLIP-T needs the same image vectors
+                values["clip_t"] = metrics.clip_t(seen, self.clip.text.directions(prompts))
         if self.reward is not None:
-            found["image_reward"] = image_reward(self.reward, prompts, images)
-        return [{name: float(found[name][i]) for name in self.measures} for i in range(len(cases))]
+            values["image_reward"] = image_reward(self.reward, prompts, images)
+        return [{name: float(values[name][i]) for name in self.measures} for i in range(len(cases))]
 
     def _towers(self) -> dict[str, ImageTower | None]:
+        """{measure: its image tower}."""
         return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}
 
     def _alone(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """Each image with what is outside its mask white."""
+        """The images with everything outside of their masks in white."""
         return [segment(image, self._mask(name, image)) for image, name in zip(images, names, strict=True)]
 
     def _mask(self, name: str, image: np.ndarray) -> np.ndarray:
+        """Read the mask of an image, bool (H, W)."""
         path = self.masks / f"{name}.png"
         mask = load_mask(path) > 0.5
         if mask.shape != image.shape[:2]:

@@ -1,4 +1,4 @@
-"""Means with their intervals as Markdown."""
+"""Markdown tables of means with their intervals."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from realcustom_jax.evaluation.metrics import interval
 
+# {measure: its column title}
 TITLES = {
     "identity_top1": "identity top-1",
     "background_top1": "background top-1",
@@ -26,7 +27,7 @@ def cell(
     with_interval: bool = True,
     groups: Sequence[str] | None = None,
 ) -> str:
-    """ "0.613 [0.551, 0.672]": the mean and its bootstrap 95 % interval; "–" where there is nothing."""
+    """The mean and its bootstrap 95 % interval, such as "0.613 [0.551, 0.672]"; "–" without values."""
     if values is None or len(values) == 0:
         return "–"
     mean = f"{np.mean(values):.3f}"
@@ -43,14 +44,14 @@ def table(
     with_interval: bool = True,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """A Markdown table: one row a name, one column a measure.
+    """A Markdown table with one row per name and one column per measure.
 
     Args:
       rows: {name: {measure: a value for each image, or None}}.
       measures: the columns.
-      first: heading of the names.
-      with_interval: of the means.
-      groups: {name: what its images have in common, see `interval`}, for the names that have some.
+      first: heading of the first column.
+      with_interval: whether cells have intervals.
+      groups: {name: group of each of its images, see `interval`}; names without groups may be missing.
     """
     lines = [
         f"| {' | '.join([first, *(TITLES[name] for name in measures)])} |",

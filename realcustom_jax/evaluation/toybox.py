@@ -1,4 +1,4 @@
-"""The toybox benchmark: subjects in all places, measured against what the world's drawer knows."""
+"""The toybox benchmark: subjects on all backgrounds, measured against exact ground truth."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ from realcustom_jax.toybox import (
     render_scene,
 )
 
-IDENTITIES = 20  # of each word, among which the judge must find the one that was asked for
+IDENTITIES = 20  # candidates of each word, among which the judge must find the right one
 
-# What `evaluate --json` prints, under these names.
+# The measures that `evaluate --json` prints, with these names.
 CONTRACT = (
     "identity_top1",
     "background_top1",
@@ -39,19 +39,20 @@ CONTRACT = (
     "clip_i",
 )
 MEASURES = (*CONTRACT, "clip_i_segmented")
-Results = dict[str, np.ndarray | None]
+Results = dict[str, np.ndarray | None]  # {measure: a value for each case, or None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One image of the benchmark: which subject, where, from which noise.
+    """One image of the benchmark.
 
     Attributes:
-      word: of the subject.
-      number: of its identity, among the 20 of the word.
-      background: the place.
-      seed: of the noise.
-      held_out: whether the identities are kept from training, as results need, or not, as choices need.
+      word: target word.
+      number: number of the identity, among the 20 of the word.
+      background: the background in the prompt.
+      seed: seed of the noise.
+      held_out: True for identities that no training has seen, for reported results; False for training
+        identities, for choosing options.
     """
 
     word: str
@@ -62,64 +63,69 @@ class Case:
 
     @property
     def prompt(self) -> str:
+        """The text prompt."""
         return prompt([self.word], self.background)
 
 
 def make_cases(count: int, held_out: bool = True) -> list[Case]:
-    """All words and all backgrounds in turn: 208 requests have each pair of them once, 320 each identity.
+    """Make cases that use all words and backgrounds in turn.
 
-    Those that are not held out have seeds of their own too, so nothing chosen by them has seen the results'.
+    208 cases (16 words × 13 backgrounds) have each pair once; 320 cases (16 × 20) have each identity once.
     """
-    first = 0 if held_out else 5000  # more than there ever are requests
+    # Training identities get other seeds, above any number of requests: options chosen with them have then
+    # never seen the noise of the reported results.
+    first = 0 if held_out else 5000
     return [
         Case(WORDS[i % 16], i // 16 % IDENTITIES, BACKGROUNDS[i % len(BACKGROUNDS)], first + i, held_out)
         for i in range(count)
     ]
 
 
+# Cached, because every setting of a report draws the same subjects.
 @functools.cache
 def identities(word: str, held_out: bool = True) -> tuple[Identity, ...]:
-    """20 identities of a word."""
-    stream = 20 if held_out else 77  # any two that differ; others would be other subjects
+    """The 20 identities of a word."""
+    stream = 20 if held_out else 77  # fixed: other numbers would give other subjects, and other results
     rng = np.random.default_rng([WORDS.index(word), stream])
     return tuple(random_identity(rng, word, held_out=held_out) for _ in range(IDENTITIES))
 
 
 @functools.cache
 def references(word: str, held_out: bool = True) -> tuple[Scene, ...]:
-    """Their reference photos."""
+    """Reference photos of `identities`."""
     return tuple(render_reference(identity, seed) for seed, identity in enumerate(identities(word, held_out)))
 
 
 def identity(case: Case) -> Identity:
-    """Who is asked for."""
+    """The subject of a case."""
     return identities(case.word, case.held_out)[case.number]
 
 
 def reference(case: Case) -> Scene:
+    """The reference photo of a case."""
     return references(case.word, case.held_out)[case.number]
 
 
 def real_scene(case: Case) -> Scene:
-    """What was asked for, drawn: the judge's verdict on these is the ceiling of every measure."""
+    """The drawn scene of a case. The judge's results on these scenes are the ceiling of every measure."""
     return render_scene(case.background, [identity(case)], case.seed, SIZE)
 
 
 def another_subject(case: Case) -> Scene:
-    """The real scene of a request, but of the next identity of the word."""
+    """The drawn scene of a case with the next identity of the word."""
     other = identities(case.word, case.held_out)[(case.number + 1) % IDENTITIES]
     return render_scene(case.background, [other], case.seed, SIZE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A way to make the images.
+    """One way to make the images.
 
     Attributes:
       options: changes of the model's sampling options.
-      subject: whether the subject is given, or the text alone.
-      masked: whether it acts only where its word is, or everywhere.
-      negative_prompt: of all images.
+      subject: whether the model gets the subject, or only the text.
+      masked: whether the influence scope limits the subject, or it acts everywhere.
+      negative_prompt: negative prompt of all images.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -128,7 +134,8 @@ class Setting:
     negative_prompt: str = ""
 
     def request(self, case: Case) -> Request:
-        # A mask of ones that stands instead of the guided one lets the subject act everywhere.
+        """The request for a case."""
+        # A user's mask replaces the guided one. A mask of ones lets the subject act everywhere.
         mask = None if self.masked else np.ones((1, 1), np.float32)
         subject = Subject(reference(case).image, case.word, mask=mask)
         subjects = (subject,) if self.subject else ()
@@ -144,7 +151,7 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Requests, the judge, and the model's own CLIP pair where it has one."""
+    """The benchmark: its cases, the judge, and the model's own CLIP pair, or None."""
 
     cases: Sequence[Case]
     judge: Judge
@@ -153,7 +160,7 @@ class Benchmark:
     def make(
         self, generator: Generator, setting: Setting, progress: Callable[[int], Any] = lambda count: None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images of a setting, uint8 (n, 64, 64, 3), and its last masks, bool (n, 64, 64), if it has any."""
+        """Make images, uint8 (n, 64, 64, 3), and their last masks, bool (n, 64, 64), or None."""
         options: SamplingOptions = generator.pipe.defaults.changed(setting.options)
         requests = [setting.request(case) for case in self.cases]
         images, masks = generator(requests, options, progress)
@@ -162,15 +169,15 @@ class Benchmark:
     def measure(
         self, images: np.ndarray, masks: np.ndarray | None = None, plain: np.ndarray | None = None
     ) -> Results:
-        """{measure: (n,)} of images of the requests; None for what cannot be said of them.
+        """Measure images of the cases: {measure: (n,)}, None for measures that need an absent argument.
 
         Args:
           images: uint8 (n, 64, 64, 3).
-          masks: bool (n, 64, 64), where the subject was allowed to act.
-          plain: the text-only images of the same seeds.
+          masks: bool (n, 64, 64), the influence scope.
+          plain: text-only images with the same seeds.
         """
         verdict = self.judge.look(images)
-        found = {
+        results = {
             "identity_top1": self._ranks(verdict) == 0,
             "background_top1": np.equal(verdict.backgrounds, [r.background for r in self.cases]),
             "word_top1": np.equal(verdict.words, [r.word for r in self.cases]),
@@ -179,15 +186,16 @@ class Benchmark:
             **self._clip(images, verdict.regions),
         }
         if plain is not None:
+            # The text-only image has another subject, at another position: outside means outside of both.
             inside = verdict.regions | self.judge.look(plain).regions
-            found["leakage"] = metrics.leakage(images, plain, inside)
-        return {name: None if found[name] is None else found[name].astype(float) for name in MEASURES}
+            results["leakage"] = metrics.leakage(images, plain, inside)
+        return {name: None if results[name] is None else results[name].astype(float) for name in MEASURES}
 
     def ceiling(self) -> Results:
-        """What the judge says of real scenes.
+        """Measure drawn scenes, which limits what any image can reach.
 
-        `mask_iou` is that of its region with the exact one. `leakage` is against the same scenes with another
-        subject of the word: what even an image has in which no more than the subject changes.
+        `mask_iou` compares the judge's region with the exact one. `leakage` compares with the same scenes
+        with another subject of the word: even an image in which only the subject changes has this much.
         """
         scenes = [real_scene(case) for case in self.cases]
         return self.measure(
@@ -197,20 +205,22 @@ class Benchmark:
         )
 
     def ranks(self, images: np.ndarray) -> np.ndarray:
-        """(n,) ranks of the true subjects among the 20 of their word, 0 the best, of images of the requests.
+        """Ranks (n,) of the true subjects among the 20 of their word; 0 is the best.
 
         Args:
-          images: uint8 (n, 64, 64, 3).
+          images: uint8 (n, 64, 64, 3) of the cases.
         """
         return self._ranks(self.judge.look(images))
 
     def _ranks(self, verdict: Verdict) -> np.ndarray:
+        """`ranks` from the judge's verdict."""
         return metrics.rank(verdict.directions, self.candidates())
 
     def candidates(self) -> np.ndarray:
-        """Directions (n, 20, C) of the identities of each request's word, the right one first."""
+        """Directions (n, 20, C) of the identities of each case's word, the right one first."""
+        # Each word's photos are judged once, whatever the number of cases.
         sets = sorted({(case.word, case.held_out) for case in self.cases})
-        photos = [photo for of_set in sets for photo in references(*of_set)]
+        photos = [photo for identity_set in sets for photo in references(*identity_set)]
         directions = self.judge.directions(
             np.stack([photo.image for photo in photos]), np.stack([photo.masks[0] for photo in photos])
         )
@@ -218,7 +228,7 @@ class Benchmark:
         return np.stack([np.roll(by_set[r.word, r.held_out], -r.number, axis=0) for r in self.cases])
 
     def _clip(self, images: np.ndarray, regions: np.ndarray) -> Results:
-        """CLIP-T with the whole prompt, CLIP-I with the reference, whole and with the subject alone."""
+        """CLIP-T with the whole prompt; CLIP-I with the reference, for whole images and the subject alone."""
         if self.pair is None:
             return dict.fromkeys(("clip_t", "clip_i", "clip_i_segmented"))
         photos = [reference(case) for case in self.cases]
@@ -229,17 +239,17 @@ class Benchmark:
         photos_alone = see([segment(photo.image, photo.masks[0]) for photo in photos])
         return {
             "clip_t": metrics.clip_t(seen, texts),
-            # One photo each, so that the mean over all references is the similarity itself.
+            # There is one photo per subject, so CLIP-I's mean over photos is this similarity.
             "clip_i": (seen * see([photo.image for photo in photos])).sum(-1),
             "clip_i_segmented": (alone * photos_alone).sum(-1),
         }
 
 
 def enlarge(masks: np.ndarray) -> np.ndarray:
-    """Masks (n, h, w) at the size of the images, each pixel repeated."""
+    """Enlarge masks (n, h, w) to the size of the images by repeating pixels."""
     return masks.repeat(SIZE // masks.shape[1], axis=1).repeat(SIZE // masks.shape[2], axis=2)
 
 
 def means(results: Results, names: Sequence[str] = MEASURES) -> dict[str, float | None]:
-    """The mean of each measure, None where there is none."""
+    """Mean of each measure; None without values."""
     return {name: None if results[name] is None else float(np.mean(results[name])) for name in names}

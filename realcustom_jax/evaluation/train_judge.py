@@ -1,4 +1,4 @@
-"""The command `python -m realcustom_jax.evaluation.train_judge`: how the shipped judge came to be."""
+"""The command `python -m realcustom_jax.evaluation.train_judge`, which trained the shipped judge."""
 
 import functools
 import json
@@ -24,18 +24,18 @@ from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
 
 STORY = """\
-Trains the judge of the toybox benchmark on drawn scenes with exact labels: which word, which background,
-where the subject is (cross-entropies), and which of several identities of its word a scene shows (InfoNCE
-between reference photos and what is cut out of scenes). No held-out identity is seen. Images are blurred and
-disturbed, as those that come out of a VAE are.
+Trains the judge of the toybox benchmark on drawn scenes with exact labels. It learns the word, the background
+and the region of the subject (cross-entropy), and which of several identities of the word a scene shows
+(InfoNCE between reference photos and subjects cut out of scenes). It never sees a held-out identity. Images
+are blurred and disturbed, because the images of a VAE look like that.
 
-A run that was cut off goes on from its newest checkpoint when it is started again with the same --workdir,
-which holds the drawn scenes, checkpoint.msgpack, metrics.jsonl and, at the end, model.safetensors.
+An interrupted run resumes from its checkpoint when it is started again with the same --workdir. That folder
+gets the drawn scenes, checkpoint.msgpack, metrics.jsonl and, at the end, model.safetensors.
 
   python -m realcustom_jax.evaluation.train_judge --workdir runs/judge
 """
 
-IDENTITIES = 8  # that are told apart in a step; the benchmark has 20
+IDENTITIES = 8  # identities of each word in a batch; the benchmark has 20
 WORDS_AT_ONCE = 8
 TEMPERATURE = 0.07
 REPORT_EVERY = 20
@@ -45,16 +45,17 @@ Batch = Mapping[str, np.ndarray]
 
 
 def main() -> None:
+    """Run the command line."""
     parser = CommandParser("evaluation.train_judge", STORY)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="of the run")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="of training (%(default)s)")
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="training steps (%(default)s)")
     parser.add_argument(
-        "--identities", type=int, default=480, metavar="N", help="drawn of each word (%(default)s)"
+        "--identities", type=int, default=480, metavar="N", help="identities of each word (%(default)s)"
     )
     parser.add_argument(
-        "--learning-rate", type=float, default=2e-3, metavar="NUMBER", help="the highest (%(default)s)"
+        "--learning-rate", type=float, default=2e-3, metavar="NUMBER", help="peak learning rate (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or args.identities < IDENTITIES or args.seed < 0:
         raise UserError(
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def train(pairs: Pairs, workdir: Path, steps: int, learning_rate: float, seed: int) -> Judge:
-    """Train to the last step, from the checkpoint in `workdir` where there is one; save the judge there."""
+    """Train to the last step, from the checkpoint in `workdir` if there is one, and save the judge there."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, 50, max(steps, 51))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
     params = jax.tree.map(jnp.asarray, init_params(judge_shapes(), seed))
@@ -78,8 +79,10 @@ def train(pairs: Pairs, workdir: Path, steps: int, learning_rate: float, seed: i
         print(f"resuming from step {state['step']} in {checkpoint}", flush=True)
     params, optimizer_state = state["params"], state["optimizer"]
     make_folder(workdir, "--workdir")
+    # One readable loop: the judge trains for minutes on one device, so it needs no meshes or profiles.
     begin = time.monotonic()
     for step in range(int(state["step"]) + 1, steps + 1):
+        # Batch and noise depend on (seed, step) alone, so a resumed run repeats them.
         batch = draw_batch(pairs, np.random.default_rng([seed, step]))
         key = jax.random.key(seed * 1_000_003 + step)
         params, optimizer_state, metrics = _step(optimizer, params, optimizer_state, batch, key)
@@ -97,13 +100,14 @@ def train(pairs: Pairs, workdir: Path, steps: int, learning_rate: float, seed: i
 
 
 def draw_batch(pairs: Pairs, rng: np.random.Generator) -> Batch:
-    """Some identities of each of some words, P in all; half of the pictures are flipped."""
+    """Draw a batch of P = 64 pairs: 8 identities of each of 8 words. Half of the images are flipped."""
     words = rng.choice(len(WORDS), WORDS_AT_ONCE, replace=False)
     chosen = np.stack([rng.choice(pairs.references.shape[1], IDENTITIES, replace=False) for _ in words])
     at = (np.repeat(words, IDENTITIES), chosen.reshape(-1))
     batch = {"words": at[0].astype(np.int32), "backgrounds": pairs.backgrounds[at].astype(np.int32)}
     for kind in ("reference", "scene"):
         images, masks = getattr(pairs, f"{kind}s")[at], getattr(pairs, f"{kind}_masks")[at]
+        # Reference and scene are flipped independently: identities have no left and right.
         flip = rng.random(len(images)) < 0.5
         batch[f"{kind}s"] = np.where(flip[:, None, None, None], images[:, :, ::-1], images)
         batch[f"{kind}_masks"] = np.where(flip[:, None, None], masks[:, :, ::-1], masks)
@@ -111,24 +115,27 @@ def draw_batch(pairs: Pairs, rng: np.random.Generator) -> Batch:
 
 
 def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-    """Sum of the four tasks' losses, and what is reported."""
+    """Sum of the losses of the four tasks, and the metrics."""
     k_scene, k_reference, k_mask = jax.random.split(key, 3)
     apply = functools.partial(JudgeNet().apply, {"params": params})
     scenes, references = (batch[name].astype(jnp.float32) / 127.5 - 1.0 for name in ("scenes", "references"))
     scenes, references = soften(scenes, k_scene), soften(references, k_reference, strength=0.3)
     exact = batch["scene_masks"].astype(jnp.float32)
     view = apply(scenes, method="see")
-    # In use the scene's mask is the judge's own; in the beginning that says nothing.
+    # The benchmark cuts subjects out by the judge's own regions, so training mostly does too. At the start
+    # those are useless, so a share of the batch uses the exact masks.
     own = jax.lax.stop_gradient(jax.nn.sigmoid(view.region))
     use_own = jax.random.bernoulli(k_mask, 0.7, (len(scenes), 1, 1))
     seen = apply(scenes, jnp.where(use_own, own, exact), method="look")
     known = apply(references, batch["reference_masks"].astype(jnp.float32), method="look")
 
+    # (P, C) → (words, identities, C): only identities of the same word are compared.
     by_word = (WORDS_AT_ONCE, IDENTITIES, -1)
     rows = (look.directions.reshape(by_word) for look in (seen, known))
     logits = jnp.einsum("wie,wje->wij", *rows) / TEMPERATURE
     truth = jnp.broadcast_to(jnp.arange(IDENTITIES), logits.shape[:2])
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    # InfoNCE in both directions: from scenes to references, and back.
     both_ways = cross_entropy(logits, truth).mean() + cross_entropy(logits.swapaxes(1, 2), truth).mean()
     losses = {
         "identity": 0.5 * both_ways,
@@ -144,6 +151,7 @@ def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, 
         "background_top1": (jnp.argmax(view.backgrounds, -1) == batch["backgrounds"]).mean(),
         "iou": overlap.mean(),
     }
+    # The region counts twice: the identity is read from what it cuts out.
     return sum(losses.values()) + losses["region"], {**losses, **hits}
 
 
@@ -156,7 +164,7 @@ def _step(optimizer: Any, params: Any, state: Any, batch: Batch, key: Array) -> 
 
 
 def _write(path: Path, state: Any) -> None:
-    """In one piece: a run that is cut off leaves the checkpoint before."""
+    """Write a checkpoint atomically, so an interrupted run keeps the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as half:
         half.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))

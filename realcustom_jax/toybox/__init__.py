@@ -1,8 +1,7 @@
-"""The toybox: a small drawn world of subjects, places and captions, with exact subject masks."""
+"""The toybox: a small drawn world of subjects, backgrounds and captions, with exact subject masks."""
 
 from realcustom_jax.toybox.backgrounds import BACKGROUNDS, paint_background
 from realcustom_jax.toybox.captions import describe, prompt
-from realcustom_jax.toybox.contact_sheet import contact_sheet
 from realcustom_jax.toybox.palette import WORDS, Identity, is_held_out, random_identity
 from realcustom_jax.toybox.scenes import Scene, example, render_reference, render_scene, sample_scene
 
@@ -11,7 +10,6 @@ __all__ = [
     "WORDS",
     "Identity",
     "Scene",
-    "contact_sheet",
     "describe",
     "example",
     "is_held_out",

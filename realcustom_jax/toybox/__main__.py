@@ -1,21 +1,21 @@
-"""The command `python -m realcustom_jax.toybox`."""
+"""The command `python -m realcustom_jax.toybox`: draw the toybox data set."""
 
 from realcustom_jax.common.errors import exit_on_user_error
 
 STORY = """\
-Draws the toybox: a small world of real words (cat, robot, mushroom, …) in which every scene is made by code.
-There are endlessly many specific cats, so "cat" can be narrowed to one of them, and every mask is known.
+Draws the toybox, a small world of real words (cat, robot, mushroom, …) in which code draws every scene. There
+are endlessly many different cats, so "cat" can be narrowed to one of them, and every mask is known exactly.
 
-Writes 64×64 pictures with captions as an image_text data set, which the train command reads. The subjects of
-the validation split never appear in the training split. About a minute on a laptop with the default counts.
+Writes 64×64 images with captions as an image_text data set, which the train command reads. The subjects of
+the validation split never appear in the training split. The default counts take about a minute on a laptop.
 
   python -m realcustom_jax.toybox --data-dir data/toybox
 """
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parses the command line and writes the data set."""
-    # Here, and not above: every process that draws imports this file, and needs neither JAX nor TFDS.
+    """Run the command line: write the data set."""
+    # Imported here, because every drawing process imports this file and needs neither JAX nor TFDS.
     from realcustom_jax.common.cli import CommandParser
 
     with exit_on_user_error():
@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
             help="scenes of held-out subjects (%(default)s)",
         )
         parser.add_argument(
-            "--seed", type=int, default=0, metavar="S", help="another seed, other scenes (%(default)s)"
+            "--seed", type=int, default=0, metavar="S", help="seed of all scenes (%(default)s)"
         )
         options = parser.parse_args(arguments)
-        from realcustom_jax.toybox.dataset import write_dataset  # after parsing, so that --help is fast
+        from realcustom_jax.toybox.dataset import write_dataset  # slow to import, so --help stays fast
 
         write_dataset(options.data_dir, train=options.train, validation=options.validation, seed=options.seed)
         print(f"wrote {options.train} + {options.validation} scenes to {options.data_dir}")

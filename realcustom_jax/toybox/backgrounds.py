@@ -1,4 +1,7 @@
-"""The places of the toybox: few large shapes and soft gradients, easy to recognise and to learn."""
+"""The backgrounds of the toybox: few large shapes and soft gradients, easy to recognise and to learn.
+
+A background is a function of its seed, so the order of random draws is part of it.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from realcustom_jax.toybox.palette import RGB
 
-# The phrase that captions use for each background; the order is that of `BACKGROUNDS`.
+# {background: its phrase in captions}. The order is that of `BACKGROUNDS` and of the judge's outputs.
 PHRASES: dict[str, str] = {
     "beach": "on the beach",
     "snow": "in the snow",
@@ -27,7 +30,7 @@ BACKGROUNDS: tuple[str, ...] = tuple(PHRASES)
 
 
 class Stage:
-    """A square image to paint a place on; coordinates are in [0, 1]², y down."""
+    """A square image to paint a background on. Coordinates are in [0, 1]², y down."""
 
     def __init__(self, side: int, rng: np.random.Generator):
         self.side, self.rng = side, rng
@@ -35,43 +38,50 @@ class Stage:
         self.draw = ImageDraw.Draw(self.image)
 
     def tint(self, colour: RGB, amount: int = 9) -> RGB:
-        """The colour, moved a little: no two skies are quite the same."""
+        """A colour with a random change, so that no two skies have exactly the same blue."""
         return tuple(
             int(v) for v in np.clip(np.add(colour, self.rng.integers(-amount, amount + 1, 3)), 0, 255)
         )
 
     def gradient(self, top: float, bottom: float, *colours: RGB) -> None:
-        """Fills the rows from `top` to `bottom` with a vertical gradient through the colours."""
+        """Fill the rows from `top` to `bottom` with a vertical gradient through the colours."""
         y0, y1 = round(top * self.side), round(bottom * self.side)
         at = np.linspace(0, 1, len(colours))
         rows = np.linspace(0, 1, max(y1 - y0, 1))
+        # One column of pixels (rows, 1, 3), stretched to the full width.
         column = np.stack([np.interp(rows, at, [c[k] for c in colours]) for k in range(3)], -1)
         strip = Image.fromarray(column.astype(np.uint8)[:, None])
         self.image.paste(strip.resize((self.side, len(rows)), Image.Resampling.NEAREST), (0, y0))
 
     def poly(self, points, colour: RGB) -> None:
+        """Fill a polygon."""
         self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=colour)
 
     def disc(self, x: float, y: float, rx: float, colour: RGB, ry: float | None = None) -> None:
+        """Fill a disc, or an ellipse if `ry` is given."""
         s, ry = self.side, rx if ry is None else ry
         self.draw.ellipse(((x - rx) * s, (y - ry) * s, (x + rx) * s, (y + ry) * s), fill=colour)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: RGB) -> None:
+        """Fill a rectangle."""
         self.draw.rectangle([v * self.side for v in (x0, y0, x1, y1)], fill=colour)
 
     def hills(self, y: float, height: float, waves: float, colour: RGB) -> None:
-        """Everything below a rolling line around height `y`."""
+        """Fill everything below a wavy line around height `y`."""
         x = np.linspace(0, 1, 33)
         phase = self.rng.uniform(0, 2 * np.pi, 2)
+        # Two waves of unrelated lengths, so that hills do not look periodic.
         line = y + height * (0.7 * np.sin(2 * np.pi * waves * x + phase[0]) + 0.3 * np.sin(9 * x + phase[1]))
         self.poly([(0, 1.01), *zip(x, line, strict=True), (1, 1.01)], colour)
 
     def cloud(self, x: float, y: float, r: float, colour: RGB = (255, 255, 255)) -> None:
+        """Draw a cloud: three discs on a flat base."""
         for dx, dy, k in ((-1.1, 0.25, 0.6), (0, 0, 0.9), (1.0, 0.2, 0.7)):
             self.disc(x + dx * r, y + dy * r, k * r, colour)
         self.box(x - 1.2 * r, y + 0.3 * r, x + 1.2 * r, y + 0.85 * r, colour)
 
     def pine(self, x: float, foot: float, height: float, colour: RGB, trunk: RGB = (104, 74, 56)) -> None:
+        """Draw a pine: a trunk and three overlapping triangles."""
         w = height * 0.30
         self.box(x - w * 0.16, foot - height * 0.2, x + w * 0.16, foot, trunk)
         for k in (0, 1, 2):
@@ -80,11 +90,11 @@ class Stage:
             self.poly([(x - ww, b), (x, b - height * 0.42), (x + ww, b)], colour)
 
     def spread(self, n: int, jitter: float = 0.4) -> np.ndarray:
-        """`n` positions spread over the width, each moved at random by up to `jitter` of the spacing."""
+        """`n` positions over the width, each with a random shift of up to `jitter` times the spacing."""
         return (np.arange(n) + 0.5 + self.rng.uniform(-jitter, jitter, n)) / n
 
     def corner(self) -> float:
-        """An x near the left or the right edge, where a subject rarely hides it."""
+        """An x near the left or the right edge, where a subject rarely covers it."""
         return float(self.rng.choice([0.16, 0.84]) + self.rng.uniform(-0.05, 0.05))
 
 
@@ -97,7 +107,7 @@ def beach(s: Stage) -> None:
     s.hills(0.60, 0.02, 1.0, (244, 252, 250))
     s.hills(0.63, 0.02, 1.0, s.tint((246, 220, 156)))
     s.hills(0.90, 0.02, 1.5, (236, 204, 134))
-    x = 1 - sun
+    x = 1 - sun  # opposite of the sun, a parasol or a palm
     if s.rng.random() < 0.5:
         s.box(x - 0.01, 0.34, x + 0.01, 0.74, (150, 110, 80))
         for a, b, c in (
@@ -128,6 +138,7 @@ def snow(s: Stage) -> None:
         )
     s.hills(0.66, 0.03, 1.0, (244, 249, 255))
     s.hills(0.86, 0.03, 0.7, s.tint((226, 238, 252), 4))
+    # A shuffled grid spreads the flakes better than independent positions.
     for x, y in zip(s.spread(9), s.rng.permutation(s.spread(9)), strict=True):
         s.disc(x, y * 0.8, 0.018, (255, 255, 255))
 
@@ -144,7 +155,7 @@ def night(s: Stage) -> None:
     x, y = s.corner(), s.rng.uniform(0.14, 0.22)
     s.disc(x, y, 0.125, (58, 66, 134))
     s.disc(x, y, 0.095, (255, 246, 206))
-    if s.rng.random() < 0.5:
+    if s.rng.random() < 0.5:  # a crescent, or a full moon with craters
         s.disc(x + 0.045, y - 0.025, 0.08, (40, 46, 108))
     else:
         s.disc(x + 0.03, y + 0.03, 0.022, (236, 222, 176))
@@ -156,6 +167,7 @@ def night(s: Stage) -> None:
 def forest(s: Stage) -> None:
     """Rows of dark pines and trunks, misty behind, mossy ground."""
     s.gradient(0, 0.75, s.tint((190, 222, 184)), (140, 190, 150))
+    # Two rows: the farther trees are smaller and paler.
     for n, foot, height, colour in ((7, 0.66, 0.52, (112, 166, 132)), (5, 0.72, 0.66, (62, 124, 88))):
         for x in s.spread(n):
             s.pine(x, foot, height * s.rng.uniform(0.85, 1.15), s.tint(colour))
@@ -192,7 +204,7 @@ def city(s: Stage) -> None:
             w, top = s.rng.uniform(0.07, 0.105), 0.70 - s.rng.uniform(low, high)
             wall = s.tint(colour, 16)
             s.box(x - w, top, x + w, 0.72, wall)
-            if n == 5:
+            if n == 5:  # only the near row has windows
                 for wy in np.arange(top + 0.05, 0.66, 0.105):
                     for dx in (-0.5, 0.5):
                         s.box(x + dx * w - 0.02, wy, x + dx * w + 0.02, wy + 0.05, (255, 230, 150))
@@ -210,6 +222,7 @@ def water(s: Stage) -> None:
     x = s.rng.uniform(0.1, 0.9)
     s.disc(x, 0.45, 0.2, s.tint((110, 176, 130)), 0.10)
     s.gradient(0.44, 1, s.tint((44, 140, 216)), s.tint((20, 78, 166)))
+    # Nearer waves are longer, higher and thicker.
     for k, y in enumerate((0.50, 0.60, 0.72, 0.86)):
         n, phase = 7 - k, s.rng.random()
         xs = np.linspace(0, 1, 57)
@@ -270,6 +283,7 @@ def rainbow(s: Stage) -> None:
     s.gradient(0, 0.8, s.tint((150, 204, 246)), (232, 244, 252))
     x, y, r = s.rng.uniform(0.42, 0.58), s.rng.uniform(0.66, 0.74), s.rng.uniform(0.52, 0.60)
     bands = ((238, 84, 84), (250, 158, 70), (252, 222, 90), (112, 200, 110), (90, 160, 236), (158, 108, 210))
+    # Discs of decreasing size, and one in the sky's colour, leave the bands.
     for k, colour in enumerate(bands):
         s.disc(x, y, r - 0.042 * k, colour)
     s.disc(x, y, r - 0.042 * len(bands), (206, 232, 250))
@@ -290,12 +304,13 @@ def room(s: Stage) -> None:
     for dx in (-1, 1):
         s.box(x + dx * 0.085 - 0.07, 0.11, x + dx * 0.085 + 0.07, 0.45, s.tint((140, 208, 246)))
     s.box(x - 0.19, 0.265, x + 0.19, 0.29, (255, 255, 255))
-    p = 1 - x
+    p = 1 - x  # the picture hangs opposite of the window
     s.box(p - 0.12, 0.16, p + 0.12, 0.42, (150, 100, 66))
     s.box(p - 0.09, 0.19, p + 0.09, 0.39, s.tint((244, 236, 214)))
     s.disc(p, 0.29, 0.055, s.tint((230, 120, 100), 30))
     s.box(0, 0.69, 1, 0.73, (250, 246, 238))
     s.gradient(0.73, 1, s.tint((206, 150, 98)), (178, 120, 76))
+    # Gaps between the floor boards, in perspective.
     for k in range(-3, 4):
         s.poly(
             [(0.5 + k * 0.2, 0.73), (0.51 + k * 0.2, 0.73), (0.52 + k * 0.34, 1), (0.5 + k * 0.34, 1)],
@@ -314,6 +329,7 @@ def sunset(s: Stage) -> None:
     s.disc(s.rng.uniform(0, 0.3), y, 0.2, (206, 104, 150), 0.028)
     s.disc(s.rng.uniform(0.7, 1), y + 0.12, 0.22, (250, 150, 130), 0.028)
     s.gradient(0.64, 1, (246, 150, 92), s.tint((112, 62, 124)))
+    # Reflections of the sun.
     for k in range(3):
         s.disc(x, 0.69 + 0.055 * k, 0.17 - 0.04 * k, (255, 222, 140), 0.014)
     s.hills(0.84, 0.03, 0.8, s.tint((76, 44, 92), 6))
@@ -348,13 +364,13 @@ PAINTERS: dict[str, Callable[[Stage], None]] = {
 
 
 def check_background(name: str) -> None:
-    """Raises ValueError naming the known backgrounds when `name` is not one of them."""
+    """Raise `ValueError`, which lists the known backgrounds, if `name` is not one of them."""
     if name not in PHRASES:
         raise ValueError(f"unknown toybox background {name!r}; the known ones are: {', '.join(BACKGROUNDS)}.")
 
 
 def paint_background(name: str, seed: int, side: int) -> Image.Image:
-    """The place without a subject, an RGB image of (side, side); a pure function of its arguments."""
+    """Paint a background without subjects: an RGB image (side, side). It depends only on the arguments."""
     check_background(name)
     stage = Stage(side, np.random.default_rng([seed, BACKGROUNDS.index(name)]))
     PAINTERS[name](stage)

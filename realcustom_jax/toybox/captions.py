@@ -1,4 +1,4 @@
-"""What is said about a scene: plain prompts, descriptions of an identity, and a small caption grammar."""
+"""Captions of scenes: plain prompts, descriptions of identities, and a small grammar."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from realcustom_jax.toybox.backgrounds import PHRASES, check_background
 from realcustom_jax.toybox.palette import Identity, check_word
 
-# Every template names each subject once and the place once; {s} is "a cat and a dog", {p} "on the beach".
+# {s} is "a cat and a dog", {p} is "on the beach". Each subject must appear once, so that its word is found.
 VARIATIONS: tuple[str, ...] = (
     "a photo of {s} {p}",
     "a drawing of {s} {p}",
@@ -18,12 +18,12 @@ VARIATIONS: tuple[str, ...] = (
 
 
 def with_article(phrase: str) -> str:
-    """The phrase after "a" or "an", by its first letter: "an orange cat"."""
+    """Add "a" or "an", by the first letter: "an orange cat"."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def join(phrases: Sequence[str], background: str) -> str:
-    """ "a cat and a robot on the beach" from the phrases and a background's short name."""
+    """Join phrases and a background's name: "a cat and a robot on the beach"."""
     check_background(background)
     return f"{' and '.join(with_article(p) for p in phrases)} {PHRASES[background]}"
 
@@ -47,7 +47,7 @@ def describe(identity: Identity) -> str:
 
 
 def _described(rng: np.random.Generator, identity: Identity) -> str:
-    """One of: main colour, pattern, both colours, everything. All of them are true of the identity."""
+    """A random true description: main colour, pattern, both colours, or everything."""
     main, second = identity.colours
     options = [f"{main} {identity.word}", f"{main} and {second} {identity.word}", describe(identity)]
     if identity.pattern != "plain":
@@ -56,8 +56,9 @@ def _described(rng: np.random.Generator, identity: Identity) -> str:
 
 
 def sample_caption(rng: np.random.Generator, identities: Sequence[Identity], background: str) -> str:
-    """A caption of a scene: 55 % the plain prompt, 35 % with attributes, 10 % another sentence."""
+    """A random caption: 55 % the plain prompt, 35 % with descriptions, 10 % another sentence."""
     words = [i.word for i in identities]
+    # Mostly the plain prompt, because the benchmark uses it.
     kind = rng.random()
     if kind < 0.55:
         return prompt(words, background)

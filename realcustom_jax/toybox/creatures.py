@@ -1,4 +1,7 @@
-"""The living words of the toybox. Each function draws one word; every number from `look` is identity."""
+"""The living words of the toybox. Each function draws one word; random numbers from `look` are identity.
+
+The order of the calls to `look` is part of the drawing: another order gives other identities.
+"""
 
 import numpy as np
 
@@ -14,6 +17,7 @@ def cat(pen: Pen, look: Look) -> None:
     ear, head, body = look.between(0.13, 0.30), look.between(0.22, 0.29), look.between(0.19, 0.30)
     side, high = look.pick(-1, 1), look.between(0.25, 0.62)
     y, floor = 0.40, 0.98
+    # The tail first: it is behind the body.
     t = np.linspace(0, 1, 12)
     pen.rod(
         np.stack([0.5 + side * (0.16 + 0.30 * np.sin(t * 2.2)), floor - 0.07 - (floor - high) * t**1.5], 1),
@@ -25,7 +29,7 @@ def cat(pen: Pen, look: Look) -> None:
     for s in (-1, 1):
         pen.oval(0.5 + s * body * 0.55, floor - 0.045, 0.085, 0.055, "second")
         tip = (0.5 + s * head * 0.92, y - 0.13 - ear)
-        pen.shape(
+        pen.shape(  # the double tip keeps the ear pointed when corners are rounded
             rounded([(0.5 + s * head * 0.12, y - 0.14), tip, tip, (0.5 + s * head * 1.0, y)], 2), "second"
         )
     pen.oval(0.5, y, head, 0.205, power=2.3)
@@ -36,6 +40,7 @@ def cat(pen: Pen, look: Look) -> None:
             pen.stroke([(0.5 + s * 0.12, y + 0.09), (0.5 + s * (head + 0.05), y + 0.09 + dy)], 0.018)
     pen.shape([(0.46, y + 0.06), (0.54, y + 0.06), (0.5, y + 0.10)], NOSE, shade=False)
     hat = look.pick("none", "none", "bow", "party", "crown")
+    # A bow sits at the neck, hats on the head.
     pen.hat(0.5, y + 0.24 if hat == "bow" else y - 0.18, 0.24, hat)
 
 
@@ -55,11 +60,12 @@ def dog(pen: Pen, look: Look) -> None:
         0.065,
         "second",
     )
-    for dx in (-0.82, -0.50, 0.48, 0.80):
+    for dx in (-0.82, -0.50, 0.48, 0.80):  # outer legs are in front: main colour
         pen.rod(
             [(x + dx * long, y), (x + dx * long, floor - 0.04)], 0.085, "main" if abs(dx) > 0.6 else "second"
         )
     pen.oval(x, y, long, tall, power=2.8)
+    # The neck has no outline, so it joins body and head.
     pen.oval(hx - 0.06, hy + 0.12, 0.12, 0.16, "main", turn=28, ink=False, shade=False)
     pen.oval(hx, hy, 0.175, 0.165, "main", power=2.3)
     pen.oval(hx + 0.16, hy + 0.065, 0.125, 0.085, (250, 238, 222), power=2.4)
@@ -103,6 +109,7 @@ def bird(pen: Pen, look: Look) -> None:
     )
     pen.oval(*head, 0.17, 0.165, "main")
     pen.oval(x, y, fat, tall, turn=-18)
+    # The head once more without outline, so that no line separates it from the body.
     pen.oval(*head, 0.155, 0.15, "main", ink=False, shade=False)
     wing = look.between(0.14, 0.22)
     points = [(x - fat * 0.95, y + 0.10), (x - 0.05, y - wing), (x + 0.14, y - 0.04), (x + 0.02, y + wing)]
@@ -118,7 +125,7 @@ def fish(pen: Pen, look: Look) -> None:
     edge = x - long * 0.85
     back = edge - 0.17
     pen.shape(rounded([(edge + 0.06, y), (back, y - tail), (back + fork, y), (back, y + tail)], 2), "second")
-    if look.chance(0.5):
+    if look.chance(0.5):  # a pointed back fin, or a long one
         top = [
             (x - long * 0.6, y - tall * 0.5),
             (x - long * 0.3, y - tall - fin),
@@ -147,6 +154,7 @@ def butterfly(pen: Pen, look: Look) -> None:
     upper, lower = look.between(0.24, 0.36), look.between(0.16, 0.27)
     width, point = look.between(0.30, 0.44), look.between(-0.05, 0.12)
     tails = look.chance(0.4)
+    # Lower wings first: the upper ones cover their edges.
     for s in (-1, 1):
         low = [
             (0.5, 0.5),
@@ -189,6 +197,7 @@ def turtle(pen: Pen, look: Look) -> None:
     pen.oval(hx, hy, 0.125, 0.11, skin)
     pen.eye(hx + 0.035, hy - 0.025, 0.048)
     pen.smile(hx + 0.065, hy + 0.04, 0.08)
+    # The shell last: it covers the joints of neck and legs.
     t = np.linspace(np.pi, 2 * np.pi, 20)
     power = look.between(0.75, 1.1)
     arc = np.stack([x + wide * np.cos(t), y - dome * np.abs(np.sin(t)) ** power], 1)

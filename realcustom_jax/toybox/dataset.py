@@ -1,4 +1,4 @@
-"""Scenes of the toybox as a data set on disk."""
+"""The toybox as a data set on disk."""
 
 import io
 import multiprocessing
@@ -17,26 +17,26 @@ from realcustom_jax.data.image_text import Example, write
 from realcustom_jax.toybox import sample_scene
 
 SEEDS_PER_DATASET = 10**8  # half of them for each split
-# Of the drawings, captions and metadata. Raise it when a change of the toybox changes what a seed gives: data
-# sets that were drawn before are then not mixed with newer ones.
+# Version of drawings, captions and metadata. Raise it when a change of the toybox changes the result of a
+# seed, so that older data sets are not mixed with newer ones.
 WORLD_VERSION = 3
 
 
 def write_dataset(
     data_dir: str | os.PathLike, *, train: int = 20000, validation: int = 500, seed: int = 0
 ) -> None:
-    """Draws scenes and writes them as the splits "train" and "validation" of an image_text data set.
+    """Draw scenes and write them as the splits "train" and "validation" of an image_text data set.
 
-    The subjects of "validation" are held out: no training scene shows them. The metadata of an example is
-    {"scene_seed", "background", "words", "identities"}, enough to draw the scene and its masks again, and
-    "subjects", where they are (see `data.cut_outs`).
-    Scenes are drawn in one process per core, so a script must call this under `if __name__ == "__main__"`.
+    The subjects of "validation" are held out: no training scene shows them. An example's metadata has
+    {"scene_seed", "background", "words", "identities"}, from which the scene can be drawn again, and
+    "subjects" with the masks (see `data.cut_outs`). One process per core draws, so a script must call this
+    under `if __name__ == "__main__"`.
 
     Args:
-      data_dir: where to write.
-      train: scenes in the training split.
-      validation: scenes in the validation split; 0 for none.
-      seed: of the whole data set, at least 0; the same seed gives the same pictures.
+      data_dir: folder of the data set.
+      train: number of training scenes.
+      validation: number of validation scenes; 0 for none.
+      seed: seed of the whole data set, at least 0. The same seed gives the same images.
 
     Raises:
       UserError: a count is out of range, or `data_dir` holds a data set already.
@@ -44,20 +44,20 @@ def write_dataset(
     limit = SEEDS_PER_DATASET // 2
     if not (1 <= train <= limit and 0 <= validation <= limit and seed >= 0):
         raise UserError(
-            f"a toybox needs 1 to {limit} training and 0 to {limit} validation scenes and a seed from 0 on, "
-            f"not train={train}, validation={validation}, seed={seed}"
+            f"a toybox needs 1 to {limit} training scenes, 0 to {limit} validation scenes and a seed of at "
+            f"least 0, not train={train}, validation={validation}, seed={seed}"
         )
     ranges = {"train": _scene_seeds(seed, train)}
     if validation:
         ranges["validation"] = _scene_seeds(seed, validation, limit)
-    # "spawn": a fork of a process that runs JAX's threads can hang.
+    # "spawn", because a fork of a process with JAX's threads can hang.
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), end_with_parent) as pool:
         splits = {name: _draw(pool, name, seeds) for name, seeds in ranges.items()}
         write(data_dir, splits)
 
 
 def make_example(scene_seed: int, held_out: bool) -> Example:
-    """Draws one scene: a 64×64 PNG, its caption, and what is needed to draw it again."""
+    """Draw one scene: a 64×64 PNG, its caption, and metadata to draw it again."""
     scene = sample_scene(scene_seed, held_out=held_out)
     png = io.BytesIO()
     Image.fromarray(scene.image).save(png, "PNG")
@@ -72,12 +72,14 @@ def make_example(scene_seed: int, held_out: bool) -> Example:
 
 
 def _scene_seeds(seed: int, count: int, offset: int = 0) -> range:
-    """Other seeds share no scene, and a larger data set has all the scenes of a smaller one."""
+    """Seeds of the scenes of a split."""
+    # Data sets with other seeds share no scene, and a larger data set contains all scenes of a smaller one.
     first = seed * SEEDS_PER_DATASET + offset
     return range(first, first + count)
 
 
 def _draw(pool: Pool, name: str, seeds: range) -> Iterator[Example]:
+    """Draw the scenes of a split in parallel, in order."""
     draw = partial(make_example, held_out=name == "validation")
     examples = pool.imap(draw, seeds, chunksize=16)
     yield from counted(examples, len(seeds), f"drawing {name}", "scene")

@@ -1,4 +1,4 @@
-"""The command `python -m realcustom_jax.toybox.demo`: customize held-out subjects and lay the result out."""
+"""The command `python -m realcustom_jax.toybox.demo`: customize held-out subjects, and show them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +19,19 @@ from realcustom_jax.toybox.palette import Identity
 from realcustom_jax.toybox.scenes import example_identity, render_reference
 
 STORY = """\
-Shows what customization does. Subjects that no training saw, each known from one reference photo, are put
-into new places: first from the text alone, then with the subject, from the same noise.
+Shows the effect of customization. Subjects that no training has seen, each given by one reference photo, are
+put on new backgrounds: first from the text alone, then with the subject, from the same noise.
 
-Writes into --out: reference_*.png, text_only_*.png, customized_*.png, masks/*.png (where the subject may act,
-step by step) and demo.png, all of it on one labelled sheet.
+Writes into --out: reference_*.png, text_only_*.png, customized_*.png, masks/*.png (the influence scope of
+each step) and demo.png, which shows everything on one labelled sheet.
 
   python -m realcustom_jax.toybox.demo --model toybox --out runs/demo
 """
 
-# Some words that the shipped model draws recognisably; not all are yet.
+# The shipped model does not yet draw all words recognisably; it does draw these.
 BIRD, BALLOON, CUP, BOAT = map(example_identity, ("bird", "balloon", "cup", "boat"))
 
-# What the sheet shows, row by row: the subjects and the places they are put into.
+# The rows of the sheet: (subjects, backgrounds).
 PLAN: tuple[tuple[tuple[Identity, ...], tuple[str, ...]], ...] = (
     ((BIRD,), ("snow", "beach")),
     ((BALLOON,), ("mountains", "desert")),
@@ -39,16 +39,16 @@ PLAN: tuple[tuple[tuple[Identity, ...], tuple[str, ...]], ...] = (
     ((BOAT,), ("water", "sunset")),
     ((BALLOON, BOAT), ("sunset",)),
 )
-# The row of `PLAN` whose first image is shown with its masks.
+# Index of the row in `PLAN` that is shown with its masks.
 MASKS_OF_ROW = 1
 
 
 def sample_rows(sample: Callable[..., Any], seed: int) -> list[Row]:
-    """Samples `PLAN`, everything without subjects in one call and everything with them in another.
+    """Sample the images of `PLAN`, in one call without subjects and one call with them.
 
     Args:
-      sample: `realcustom_jax.sample` with its pipeline already given.
-      seed: of the noise. An image and its text-only counterpart begin with the same noise.
+      sample: `realcustom_jax.sample` with its pipeline bound.
+      seed: seed of the noise. An image and its text-only counterpart start from the same noise.
     """
     shown = [(identities, place) for identities, places in PLAN for place in places]
     prompts = [prompt([i.word for i in identities], place) for identities, place in shown]
@@ -64,7 +64,7 @@ def sample_rows(sample: Callable[..., Any], seed: int) -> list[Row]:
             prompt=prompts[k],
             text_only=np.asarray(plain.images[k]),
             customized=np.asarray(custom.images[k]),
-            # The call has room for two subjects in every request; rows with one use the first place.
+            # All requests of a call have the same number of subject slots. One subject uses the first slot.
             masks=np.asarray(custom.masks[k])[:, : len(identities)],
         )
         for k, (identities, place) in enumerate(shown)
@@ -86,7 +86,7 @@ def _reference(identity: Identity) -> Image.Image:
 
 
 def write_images(rows: Sequence[Row], out: Path) -> Path:
-    """Writes every image and the sheet; returns the path of the sheet."""
+    """Write every image and the sheet; return the path of the sheet."""
     (out / "masks").mkdir(parents=True, exist_ok=True)
     for path, image in _files(rows):
         Image.fromarray(image).save(out / path)
@@ -96,6 +96,7 @@ def write_images(rows: Sequence[Row], out: Path) -> Path:
 
 
 def _files(rows: Sequence[Row]) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, image) of every file except the sheet."""
     for row in rows:
         for word, reference in zip(row.words, row.references, strict=True):
             yield f"reference_{word}.png", reference
@@ -111,16 +112,16 @@ def _files(rows: Sequence[Row]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def main() -> None:
-    """Parses the command line, samples and writes the sheet."""
+    """Run the command line: sample and write the sheet."""
     parser = CommandParser("toybox.demo", STORY)
     parser.add_argument(
         "--model",
         required=True,
         metavar="FOLDER",
-        help="model folder of a toybox model, or toybox: the shipped one",
+        help="folder of a toybox model, or toybox for the shipped one",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (%(default)s)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the images")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (%(default)s)")
     add_precision_flags(parser)
     options = parser.parse_args()
     if options.seed < 0:

@@ -1,4 +1,4 @@
-"""The demo's picture: references, text-only and customized images and masks, side by side with labels."""
+"""The demo's sheet: references, text-only images, customized images and masks, with labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,30 +7,31 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-IMAGE = 192  # side of a shown image: 64 pixels, each enlarged three times
-MASK_STEPS = 6
-GAP = 10  # between images that belong together
-SPACE = 38  # between groups of them
+# All sizes are in pixels of the sheet.
+IMAGE = 192  # side of a shown image: 64 pixels, enlarged three times
+MASK_STEPS = 6  # number of masks shown
+GAP = 10  # between the images of a group
+SPACE = 38  # between groups
 MARGIN = 46
 
-# Left edges of the five columns: the reference, then two pairs of text only and customized.
+# Left edges of the five columns: the reference, then two pairs of a text-only and a customized image.
 COLUMNS = tuple(MARGIN + k * IMAGE + (k // 2) * GAP + (k + 1) // 2 * SPACE for k in range(5))
 WIDTH = COLUMNS[-1] + IMAGE + MARGIN
 PAIR = 2 * IMAGE + GAP
-# Six masks and the gaps between them fill the width.
+# Side of a mask: six of them with gaps fill the width.
 MASK = (WIDTH - 2 * MARGIN - (MASK_STEPS - 1) * 2 * GAP) // MASK_STEPS
 
 PAPER = "#faf9f6"
 INK = "#23242b"
 GREY = "#777985"
 HAIRLINE = "#dddbd4"
-# Of the first and of the second subject: their words, frames and masks.
+# Colours of the first and of the second subject, for words, frames and masks.
 ACCENTS = ("#0b7a75", "#cf5a1c")
 
 TITLE = "One photo, new places"
 SUBTITLE = (
-    "No training saw these subjects. Text only and customized begin with the same noise; in the customized "
-    "image the photo narrows the coloured word, seen only inside the mask."
+    "No training has seen these subjects. Text only and customized start from the same noise. In the "
+    "customized image the photo narrows the coloured word, inside the mask only."
 )
 
 
@@ -60,10 +61,10 @@ class Row:
 
 
 def demo_sheet(rows: Sequence[Row]) -> Image.Image:
-    """Lays the rows out on one labelled sheet, `WIDTH` pixels wide.
+    """Lay the rows out on one labelled sheet, `WIDTH` pixels wide.
 
-    Rows of one subject come first, with the masks of their last picture where `show_masks` asks for them;
-    rows of two subjects follow in a section of their own.
+    Rows with one subject come first; if `show_masks` is set, the masks of their last picture follow. Rows
+    with two subjects come in a section of their own.
     """
     page = _Page()
     page.y += MARGIN - 10
@@ -80,33 +81,35 @@ def demo_sheet(rows: Sequence[Row]) -> Image.Image:
         if row.show_masks:
             _masks(page, row.words[0], row.pictures[-1])
     if doubles:
-        page.headings("reference photo", "reference photo", "who acts where", "text only", "customized")
+        page.headings("reference photo", "reference photo", "last masks", "text only", "customized")
     for row in doubles:
         _double(page, row)
     return page.finish()
 
 
 def steps_shown(steps: int) -> list[int]:
-    """The steps, counted from 0, whose masks are shown: the first, the last and some between, each once."""
+    """Steps, counted from 0, whose masks are shown: the first, the last and some in between."""
+    # A set, because a run with few steps would show some of them twice.
     return sorted({int(k) for k in np.linspace(0, steps - 1, MASK_STEPS).round()})
 
 
 def enlarge(image: np.ndarray, side: int) -> Image.Image:
-    """A uint8 image (S, S) or (S, S, 3) with its pixels as crisp squares, in any size."""
-    # Averaging a four times larger one keeps pixels of equal size where `side` is no multiple of S.
+    """Enlarge a uint8 image (S, S) or (S, S, 3) to any side, with sharp square pixels."""
+    # If `side` is not a multiple of S, plain nearest-neighbour would give pixels of unequal size. Averaging a
+    # four times larger image hides that.
     large = Image.fromarray(image).resize((4 * side, 4 * side), Image.Resampling.NEAREST)
     return large.reduce(4)
 
 
 def spotlight(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """The image as it is inside the masks, grey and pale outside, framed in the subjects' colours.
+    """The image with everything outside of the masks in pale grey, and the masks outlined in colour.
 
     Args:
       image: uint8 (S, S, 3).
       masks: float (R, h, w), in [0, 1].
 
     Returns:
-      uint8 (4S, 4S, 3), large enough for thin frames.
+      uint8 (4S, 4S, 3), large enough for thin outlines.
     """
     side = 4 * image.shape[0]
     large = np.asarray(enlarge(image, side), np.float32)
@@ -120,14 +123,16 @@ def spotlight(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _fit_mask(mask: np.ndarray, side: int) -> Image.Image:
-    """Float (h, w) → (side, side), cells as squares; the strongest counts as 1, or all would look dim."""
+    """Enlarge a mask (h, w) to (side, side), with its largest value scaled to 1."""
+    # Without the scaling, a soft mask would make the whole picture pale.
     cells = np.asarray(mask, np.float32)
     cells = np.clip(cells / max(float(cells.max()), 1e-6), 0, 1)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.NEAREST)
 
 
 def _outline(inside: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of bool (S, S) that lie inside, within `width` of the outside or of the border."""
+    """The outline of a region: its pixels within `width` of the outside or of the image border."""
+    # Erosion with a square: a pixel is deep inside if all its neighbours are inside.
     padded = np.pad(inside, width)
     deep = inside.copy()
     size = inside.shape[0]
@@ -141,6 +146,7 @@ def _outline(inside: np.ndarray, width: int) -> np.ndarray:
 
 
 def _single(page: "_Page", row: Row) -> None:
+    """Add a row with one subject and two pictures."""
     page.text(COLUMNS[0], IMAGE, 13, [(row.descriptions[0], GREY)], shift=6)
     for column, picture in zip((1, 3), row.pictures, strict=False):
         page.text(COLUMNS[column], PAIR, 19, _coloured(picture.prompt, row.words))
@@ -153,6 +159,7 @@ def _single(page: "_Page", row: Row) -> None:
 
 
 def _double(page: "_Page", row: Row) -> None:
+    """Add a row with two subjects and one picture."""
     picture = row.pictures[0]
     for column, description, accent in zip((0, 1), row.descriptions, ACCENTS, strict=True):
         page.text(COLUMNS[column], IMAGE, 13, [(description, accent)], shift=6)
@@ -167,8 +174,9 @@ def _double(page: "_Page", row: Row) -> None:
 
 
 def _masks(page: "_Page", word: str, picture: Picture) -> None:
+    """Add the masks of some steps of a picture."""
     steps = len(picture.masks)
-    title = f"While that last {word} came to be: where the photo may act, step by step"
+    title = f"The influence scope of the last {word}, step by step: where the photo may act"
     page.text(MARGIN, WIDTH - 2 * MARGIN, 15, [(title, GREY)])
     page.y += 28
     for k, step in enumerate(steps_shown(steps)):
@@ -179,11 +187,11 @@ def _masks(page: "_Page", word: str, picture: Picture) -> None:
 
 
 def _coloured(prompt: str, words: Sequence[str]) -> list[tuple[str, str]]:
-    """The prompt in runs of (text, colour), with each subject's word in the subject's colour."""
+    """Split the prompt into runs of (text, colour), with each subject's word in the subject's colour."""
     runs, rest = [], prompt
     for word, accent in zip(words, ACCENTS, strict=False):
-        before, found, rest = rest.partition(word)
-        runs += [(before, INK), (found, accent)]
+        before, match, rest = rest.partition(word)
+        runs += [(before, INK), (match, accent)]
     return [(text, colour) for text, colour in [*runs, (rest, INK)] if text]
 
 
@@ -193,13 +201,14 @@ def _font(size: float) -> ImageFont.FreeTypeFont:
 
 
 class _Page:
-    """A sheet that grows downwards; `y` is where the next thing goes."""
+    """A sheet that grows downwards. `y` is the position of the next element."""
 
     def __init__(self) -> None:
         self.y = 0
         self.sheet = Image.new("RGB", (WIDTH, 256), PAPER)
 
     def _reach(self, bottom: int) -> ImageDraw.ImageDraw:
+        """Make the sheet at least `bottom` pixels tall, and return a drawer for it."""
         if bottom > self.sheet.height:
             taller = Image.new("RGB", (WIDTH, 2 * bottom), PAPER)
             taller.paste(self.sheet)
@@ -207,9 +216,9 @@ class _Page:
         return ImageDraw.Draw(self.sheet)
 
     def text(self, x: int, width: int, size: float, runs: list[tuple[str, str]], shift: int = 0) -> None:
-        """One line of (text, colour) runs in a box of `width`: smaller where too long, at worst cut."""
+        """Write one line of (text, colour) runs. Text that is too wide shrinks, then is cut with "…"."""
         whole = "".join(text for text, _ in runs)
-        # Step by step: with hinting, the length of a line is not proportional to the size of its font.
+        # In small steps, because with hinting the width of a line is not proportional to the font size.
         while size > 10.0 and _font(size).getlength(whole) > width:
             size = max(10.0, size - 0.25)
         font, top = _font(size), self.y + shift
@@ -225,7 +234,7 @@ class _Page:
                 break
 
     def image(self, x: int, image: np.ndarray, side: int, frame: str = HAIRLINE) -> None:
-        """The image with a frame around it."""
+        """Paste an image with a frame around it."""
         draw = self._reach(self.y + side + 4)
         width = 1 if frame == HAIRLINE else 3
         box = (x - width, self.y - width, x + side + width - 1, self.y + side + width - 1)
@@ -233,7 +242,7 @@ class _Page:
         self.sheet.paste(enlarge(image, side), (x, self.y))
 
     def headings(self, *labels: str) -> None:
-        """A hairline with a label under it for every column."""
+        """Draw a hairline, with a label under it for every column."""
         draw = self._reach(self.y + 40)
         draw.line((MARGIN, self.y, WIDTH - MARGIN - 1, self.y), fill=HAIRLINE)
         for x, label in zip(COLUMNS, labels, strict=True):
@@ -241,4 +250,5 @@ class _Page:
         self.y += 44
 
     def finish(self) -> Image.Image:
+        """The finished sheet."""
         return self.sheet.crop((0, 0, WIDTH, self.y + MARGIN - 30))

@@ -1,4 +1,4 @@
-"""What makes one particular cat: named colours, a pattern and a stream of proportions, all from a seed."""
+"""Identities: the colours, the pattern and the random proportions of one subject, all from a seed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
     "white": (246, 243, 236),
 }
 
-# The names are the adjectives that captions use; "plain" is never spoken.
+# Adjectives of captions; "plain" is not mentioned in them.
 PATTERNS: tuple[str, ...] = (
     "plain",
     "striped",
@@ -39,7 +39,7 @@ PATTERNS: tuple[str, ...] = (
     "two-tone",
 )
 
-# Two colours nearer than this (weighted RGB distance, 0..765) are hard to tell apart at 64 pixels.
+# Smallest distance (0 to 765) between the two colours of an identity: nearer ones look alike at 64 pixels.
 MIN_COLOUR_DISTANCE = 216.0
 
 
@@ -50,6 +50,7 @@ def colour_distance(a: RGB, b: RGB) -> float:
     return float(np.sqrt((2 + red / 256) * d[0] + 4 * d[1] + (2 + (255 - red) / 256) * d[2]))
 
 
+# Ordered pairs: red with blue is another identity than blue with red.
 COLOUR_PAIRS: tuple[tuple[str, str], ...] = tuple(
     (a, b)
     for a in COLOURS
@@ -60,7 +61,7 @@ COLOUR_PAIRS: tuple[tuple[str, str], ...] = tuple(
 
 @dataclass(frozen=True)
 class Identity:
-    """One particular subject: the real word it belongs to and the seed that decides how it looks.
+    """One particular subject: its real word, and the seed that determines how it looks.
 
     Raises:
         ValueError: the word is not one of `WORDS`, or the seed is negative.
@@ -76,7 +77,7 @@ class Identity:
 
     @property
     def colours(self) -> tuple[str, str]:
-        """Names of the main and the second colour."""
+        """Names of the main and of the second colour."""
         return Look(self).colours
 
     @property
@@ -86,27 +87,28 @@ class Identity:
 
 
 def check_word(word: str) -> None:
-    """Raises ValueError naming the known words when `word` is not one of them."""
+    """Raise `ValueError`, which lists the known words, if `word` is not one of them."""
     if word not in WORDS:
         raise ValueError(f"unknown toybox word {word!r}; the known words are: {', '.join(WORDS)}.")
 
 
 def is_held_out(seed: int) -> bool:
-    """Whether the identities with this seed are kept for testing (every tenth one)."""
+    """Whether identities with this seed are held out for testing: every tenth one."""
     return seed % 10 == 9
 
 
 def random_identity(rng: np.random.Generator, word: str, *, held_out: bool) -> Identity:
-    """Draws an identity of `word` from the held-out or from the training side of the split."""
+    """Draw a random held-out or training identity of a word."""
+    # The last digit of the seed decides the split, see `is_held_out`.
     last_digit = 9 if held_out else int(rng.integers(9))
     return Identity(word, 10 * int(rng.integers(10**8)) + last_digit)
 
 
 @dataclass
 class Look:
-    """The random choices of one identity. Colours and pattern come first in the stream, so they do not
-    depend on how a figure uses the rest; figures then draw their proportions from the same stream."""
+    """The random choices of one identity: its colours and pattern, and the generator of its proportions."""
 
+    # Colours and pattern are drawn first, so that a change of a figure's proportions does not change them.
     identity: Identity
     rng: np.random.Generator = field(init=False, repr=False)
 
@@ -117,7 +119,8 @@ class Look:
 
     @cached_property
     def rgb(self) -> tuple[RGB, RGB]:
-        """Main and second colour with a small jitter: two red cats are not quite the same red."""
+        """Main and second colour with a small jitter, so that two red cats have slightly different reds."""
+        # A separate generator: how often colours are used must not change the proportions.
         jitter = np.random.default_rng([self.identity.seed, 1]).integers(-9, 10, (2, 3))
         main, second = (
             np.clip(np.add(COLOURS[n], j), 0, 255) for n, j in zip(self.colours, jitter, strict=True)
@@ -125,11 +128,12 @@ class Look:
         return tuple(map(int, main)), tuple(map(int, second))
 
     def between(self, low: float, high: float) -> float:
-        """A number in [low, high] that favours the two ends, so that proportions differ visibly."""
+        """A random number in [low, high]."""
+        # Beta(0.6, 0.6) favours both ends, so that identities differ visibly.
         return low + (high - low) * float(self.rng.beta(0.6, 0.6))
 
     def pick(self, *options):
-        """One of the options."""
+        """One of the options at random."""
         return options[int(self.rng.integers(len(options)))]
 
     def chance(self, probability: float) -> bool:
@@ -138,10 +142,8 @@ class Look:
 
 
 def pattern_tile(look: Look, side: int) -> Image.Image:
-    """The identity's pattern as an opaque RGBA image (side, side), to be cut out by a figure's parts.
-
-    "two-tone" is missing here: the pen splits every part by itself, so that both colours always show.
-    """
+    """The identity's pattern as an opaque RGBA image (side, side), from which a figure's parts are cut."""
+    # "two-tone" has no pattern here: the pen splits every part separately, so that both colours always show.
     main, second = look.rgb
     tile = Image.new("RGBA", (side, side), main)
     rng = np.random.default_rng([look.identity.seed, 2])
@@ -155,6 +157,7 @@ def pattern_tile(look: Look, side: int) -> Image.Image:
 
 
 def _starts(side: int, step: float, phase: float) -> np.ndarray:
+    """Positions of a repeated element, from before the tile's edge to after it."""
     return np.arange(phase % step - 2 * step, side + step, step)
 
 
@@ -203,6 +206,7 @@ def _starry(draw: ImageDraw.ImageDraw, colour: RGB, side: int, step: float, phas
         draw.polygon([tuple(p) for p in points], fill=colour)
 
 
+# {pattern: (draw, second colour, side, step, phase) → None}
 PATTERN_DRAWERS = {
     "striped": _striped,
     "banded": _banded,

@@ -1,4 +1,4 @@
-"""The pen that figures are drawn with: filled, shaded and outlined shapes in unit coordinates."""
+"""The pen that draws figures: filled, shaded and outlined shapes in unit coordinates."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +12,7 @@ INK: RGB = (48, 38, 58)
 SHADOW: RGB = (38, 22, 64)
 LIGHT: RGB = (255, 252, 240)
 
-# The sheet shows the unit square and this much around it, room for ears, flags and smoke stacks.
+# Space around the unit square on each side of the sheet, for ears, flags and chimneys.
 MARGIN = 0.15
 
 Points = Sequence[tuple[float, float]] | np.ndarray
@@ -20,7 +20,8 @@ Points = Sequence[tuple[float, float]] | np.ndarray
 
 @cache
 def _shading() -> tuple[Image.Image, Image.Image]:
-    """Two alpha tiles, stretched over each shape: shadow at the lower right, light at the upper left."""
+    """Two alpha tiles: shadow at the lower right, light at the upper left."""
+    # The pen stretches them over each shape, so all figures are lit from the same side.
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     dark = np.clip((0.55 * x + 0.85 * y) - 0.05, 0, 1) * 120
     light = np.clip(1 - np.hypot(x + 0.42, y + 0.5) / 0.75, 0, 1) * 130
@@ -28,16 +29,16 @@ def _shading() -> tuple[Image.Image, Image.Image]:
 
 
 def rounded(points: Points, times: int = 3) -> np.ndarray:
-    """Rounds the corners of a closed polygon (Chaikin's corner cutting): (n, 2) → (n·2^times, 2)."""
+    """Round the corners of a closed polygon (Chaikin's corner cutting): (n, 2) → (n·2^times, 2)."""
     p = np.asarray(points, float)
     for _ in range(times):
-        q = np.roll(p, -1, axis=0)
+        q = np.roll(p, -1, axis=0)  # the next corner; each edge is replaced by its middle half
         p = np.stack([0.75 * p + 0.25 * q, 0.25 * p + 0.75 * q], 1).reshape(-1, 2)
     return p
 
 
 def oval(cx: float, cy: float, rx: float, ry: float, *, power: float = 2.0, turn: float = 0.0) -> np.ndarray:
-    """A superellipse as (36, 2) points: power 2 is an ellipse, 4 nearly a box; `turn` in degrees."""
+    """Points (36, 2) of a superellipse: power 2 is an ellipse, 4 nearly a box. `turn` is in degrees."""
     t = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     c, s = np.cos(t), np.sin(t)
     x = rx * np.sign(c) * np.abs(c) ** (2 / power)
@@ -49,8 +50,8 @@ def oval(cx: float, cy: float, rx: float, ry: float, *, power: float = 2.0, turn
 class Pen:
     """Draws one figure on a transparent square sheet.
 
-    Coordinates: x to the right, y down, the figure lives in about [0, 1]². A fill is "pattern", "main",
-    "second" or an RGB triple.
+    Coordinates: x to the right, y down; a figure is in about [0, 1]². A fill is "pattern", "main", "second"
+    or an RGB triple. Later shapes cover earlier ones, so figures are drawn from back to front.
     """
 
     def __init__(self, look: Look, side: int):
@@ -62,13 +63,16 @@ class Pen:
         self.ink_width = max(2, round(0.022 * self.scale))
 
     def _pixels(self, points: Points) -> np.ndarray:
+        """Unit coordinates in pixels."""
         return (np.asarray(points, float) + MARGIN) * self.scale
 
     def _colour(self, fill: str | RGB) -> RGB:
+        """The colour of a fill."""
         main, second = self.look.rgb
         return {"main": main, "second": second}.get(fill, fill) if isinstance(fill, str) else fill
 
     def _patterned(self, box: tuple[int, int, int, int]) -> Image.Image:
+        """The part of the pattern in a box; two-tone parts have the second colour in their lower half."""
         cut = self.pattern.crop(box)
         if self.look.pattern == "two-tone":
             cut.paste(self.look.rgb[1], (0, cut.height // 2, cut.width, cut.height))
@@ -77,8 +81,9 @@ class Pen:
     def shape(
         self, points: Points, fill: str | RGB = "pattern", *, ink: bool = True, shade: bool = True
     ) -> None:
-        """A filled polygon (n, 2), with a soft shadow and light stretched over it and a dark outline."""
+        """Draw a filled polygon (n, 2) with soft shading and a dark outline."""
         px = self._pixels(points)
+        # Only the polygon's bounding box is composited, which is much faster than the whole sheet.
         x0, y0 = (int(v) - 1 for v in px.min(0))
         x1, y1 = (int(v) + 2 for v in px.max(0))
         box, size = (x0, y0, x1, y1), (x1 - x0, y1 - y0)
@@ -93,16 +98,17 @@ class Pen:
             self.draw.line([*line, *line[:2]], fill=INK, width=self.ink_width, joint="curve")
 
     def oval(self, cx, cy, rx, ry, fill="pattern", *, power=2.0, turn=0.0, ink=True, shade=True) -> None:
-        """A filled superellipse, see `oval`."""
+        """Draw a filled superellipse, see `oval`."""
         self.shape(oval(cx, cy, rx, ry, power=power, turn=turn), fill, ink=ink, shade=shade)
 
     def box(self, x0, y0, x1, y1, fill="pattern", *, ink=True, shade=True) -> None:
-        """A filled rectangle."""
+        """Draw a filled rectangle."""
         self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill, ink=ink, shade=shade)
 
     def rod(self, points: Points, width: float, fill: str | RGB = "main") -> None:
-        """An outlined thick line with round ends: tails, legs, handles, masts."""
+        """Draw an outlined thick line with round ends, for tails, legs, handles and masts."""
         px = [tuple(p) for p in self._pixels(points)]
+        # A wide dark line, then a narrower one over it: the rest is the outline.
         inner = width * self.scale
         for w, colour in ((inner + 1.6 * self.ink_width, INK), (inner, self._colour(fill))):
             self.draw.line(px, fill=colour, width=max(1, round(w)), joint="curve")
@@ -110,36 +116,36 @@ class Pen:
                 self.draw.ellipse((x - w / 2, y - w / 2, x + w / 2, y + w / 2), fill=colour)
 
     def stroke(self, points: Points, width: float = 0.022, colour: RGB = INK) -> None:
-        """A plain thin line: whiskers, mouths, ropes."""
+        """Draw a thin line, for whiskers, mouths and ropes."""
         px = [tuple(p) for p in self._pixels(points)]
         self.draw.line(px, fill=colour, width=max(1, round(width * self.scale)), joint="curve")
 
     def dot(self, cx: float, cy: float, r: float, colour: str | RGB = INK) -> None:
-        """A flat disc without outline."""
+        """Draw a flat disc without outline."""
         (x, y), r = self._pixels([(cx, cy)])[0], r * self.scale
         self.draw.ellipse((x - r, y - r, x + r, y + r), fill=self._colour(colour))
 
     def eye(self, cx: float, cy: float, r: float) -> None:
-        """A round eye with a pupil and a glint."""
+        """Draw a round eye with a pupil and a highlight."""
         self.dot(cx, cy, r + 0.012)
         self.dot(cx, cy, r, (255, 255, 255))
         self.dot(cx + 0.12 * r, cy + 0.1 * r, 0.66 * r)
         self.dot(cx - 0.15 * r, cy - 0.25 * r, 0.26 * r, (255, 255, 255))
 
     def smile(self, cx: float, cy: float, w: float) -> None:
-        """A small curved mouth of width `w`."""
+        """Draw a small curved mouth of width `w`."""
         t = np.linspace(0.15, np.pi - 0.15, 9)
         self.stroke(np.stack([cx - w / 2 * np.cos(t), cy + w * 0.4 * np.sin(t)], 1), 0.024)
 
     def face(self, cx: float, cy: float, w: float) -> None:
-        """Two eyes, a smile and pink cheeks, `w` from eye to eye."""
+        """Draw two eyes, a smile and pink cheeks; `w` is the distance between the eyes."""
         for side in (-1, 1):
             self.dot(cx + side * w * 0.85, cy + w * 0.38, w * 0.2, (250, 140, 150))
             self.eye(cx + side * w / 2, cy, w * 0.27)
         self.smile(cx, cy + w * 0.28, w * 0.45)
 
     def hat(self, cx: float, base: float, w: float, kind: str) -> None:
-        """A hat of width `w` whose brim rests at height `base`; kind "none" draws nothing."""
+        """Draw a hat of width `w` with its brim at height `base`. The kind "none" draws nothing."""
         if kind == "party":
             self.shape([(cx - w * 0.36, base), (cx, base - w * 0.95), (cx + w * 0.36, base)], (255, 214, 84))
             self.oval(cx, base - w * 0.95, w * 0.15, w * 0.15, (240, 88, 110), shade=False)
@@ -162,6 +168,6 @@ class Pen:
             self.dot(cx, base, w * 0.13)
 
     def flag(self, x: float, top: float, foot: float, w: float) -> None:
-        """A pennant of width `w` on a pole from (x, foot) up to (x, top)."""
+        """Draw a pennant of width `w` on a pole from (x, foot) up to (x, top)."""
         self.shape([(x, top), (x + w, top + w * 0.35), (x, top + w * 0.7)], "second")
         self.stroke([(x, top), (x, foot)], 0.028)

@@ -1,4 +1,4 @@
-"""Puts figures into places: pose, layout, shadows, exact masks."""
+"""Rendering scenes: figures on backgrounds, with poses, layout, shadows and exact masks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,30 +13,30 @@ from realcustom_jax.toybox.captions import prompt, sample_caption
 from realcustom_jax.toybox.palette import WORDS, Identity, Look, random_identity
 from realcustom_jax.toybox.pen import Pen
 
+# {word: the function that draws it}; each function has the name of its word.
 FIGURES: dict[str, Callable[[Pen, Look], None]] = {
     word: getattr(creatures, word, None) or getattr(things, word) for word in WORDS
 }
 
-# These hang in the air or in the water; all others stand on the ground.
+# These float in the air or in the water; all others stand on the ground and have a shadow.
 FLOATING = frozenset({"balloon", "butterfly", "fish", "rocket"})
 
-# Everything is drawn this many times larger and averaged down.
+# Everything is drawn this many times larger and averaged down, which smooths edges.
 SUPERSAMPLING = 4
 
-# Share of the image that one subject covers, by the number of subjects.
+# {number of subjects: range of the image area that one of them covers}
 AREAS: dict[int, tuple[float, float]] = {1: (0.215, 0.285), 2: (0.12, 0.155), 3: (0.07, 0.095)}
 REFERENCE_AREA = (0.30, 0.34)
 
-# Of the image height.
-TALLEST = 0.86
+TALLEST = 0.86  # largest height of a figure, as a share of the image height
 
 # Identities of `example` that the shipped model draws well; other words have the first held-out one. Held-out
 # seeds end in 9.
 EXAMPLE_SEEDS = {"bird": 29, "balloon": 59, "boat": 69}
 FIRST_HELD_OUT = 9
 
-PLAIN_SHARE = 0.08
-TWO_SUBJECTS_SHARE = 0.30
+PLAIN_SHARE = 0.08  # share of scenes with the plain background, as in reference photos
+TWO_SUBJECTS_SHARE = 0.30  # share of scenes with two subjects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A figure at its final size: RGBA sprite, its left top corner in pixels, whether it touches ground."""
+    """A figure at its final size: RGBA sprite, top left corner in pixels, whether it is on the ground."""
 
     sprite: Image.Image
     left: int
@@ -64,11 +64,12 @@ class Placed:
 
 
 def draw_figure(identity: Identity, side: int, *, flip: bool = False, tilt: float = 0.0) -> Image.Image:
-    """The figure alone on a transparent sheet of about `side` pixels, cropped to its silhouette."""
+    """Draw a figure on a transparent sheet of `side` pixels, cropped to its bounding box."""
     look = Look(identity)
     pen = Pen(look, side)
     FIGURES[identity.word](pen, look)
     sheet = pen.sheet
+    # Pose is not identity: flips and tilts come from the scene's generator.
     if flip:
         sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if tilt:
@@ -77,7 +78,8 @@ def draw_figure(identity: Identity, side: int, *, flip: bool = False, tilt: floa
 
 
 def _scale(figure: Image.Image, area: float, size: int) -> float:
-    """The factor that makes a figure cover `area` of a (size, size) image, unless it gets too tall."""
+    """The factor by which a figure covers `area` of a (size, size) image without exceeding `TALLEST`."""
+    # Pixels with full alpha, at the figure's drawn size.
     covered = figure.getchannel("A").histogram()[255]
     return min(size * (area / covered) ** 0.5, TALLEST * size / figure.height)
 
@@ -94,7 +96,7 @@ def _place(
     areas: tuple[float, float],
     centred: bool,
 ) -> list[Placed]:
-    """Poses the figures and lays them side by side from left to right in a random order."""
+    """Pose the figures and place them side by side, in a random order."""
     count = len(identities)
     figures = []
     for identity in identities:
@@ -102,10 +104,10 @@ def _place(
         tilt = float(rng.uniform(-12, 12)) if floats else float(rng.uniform(-3, 3))
         figure = draw_figure(identity, SUPERSAMPLING * size, flip=bool(rng.integers(2)), tilt=tilt)
         figures.append((figure, _scale(figure, rng.uniform(*areas), size)))
-    # Wide figures that would not fit beside each other all shrink by the same factor.
+    # If the figures are too wide to fit side by side, all shrink by the same factor.
     shrink = min(1.0, 0.95 * size / sum(figure.width * scale for figure, scale in figures))
     sprites = [_resized(figure, scale * shrink) for figure, scale in figures]
-    # The free width is shared between the gaps before, between and after the figures.
+    # The free width is divided into gaps before, between and after the figures.
     free = size - sum(s.width for s in sprites)
     gaps = np.full(count + 1, 1 / (count + 1)) if centred else rng.dirichlet(np.full(count + 1, 2.0))
     gaps = np.floor(gaps * free).astype(int)
@@ -113,6 +115,7 @@ def _place(
     left = 0
     for k, gap in zip(rng.permutation(count), gaps, strict=False):
         sprite, grounded = sprites[k], identities[k].word not in FLOATING
+        # Height of the figure's lower edge, as a share of the image.
         foot = 0.92 + rng.uniform(-0.03, 0.03) if grounded else rng.uniform(0.78, 0.88)
         if centred:
             foot = 0.5 + sprite.height / size / 2
@@ -120,11 +123,11 @@ def _place(
         left += int(gap)
         placed[int(k)] = Placed(sprite, left, top, grounded)
         left += sprite.width
-    return [placed[k] for k in range(count)]
+    return [placed[k] for k in range(count)]  # in the order of the identities
 
 
 def _shadows(place: Image.Image, placed: Sequence[Placed], on_water: bool) -> None:
-    """Draws a soft shadow, or a ripple on water, under everything that touches the ground; in place."""
+    """Draw a soft shadow, or a ripple on water, under every figure on the ground, into `place`."""
     draw = ImageDraw.Draw(place, "RGBA")
     k = SUPERSAMPLING
     for p in placed:
@@ -145,7 +148,9 @@ def _render(
     areas: tuple[float, float],
     centred: bool = False,
 ) -> Scene:
+    """Draw a scene with the plain prompt as caption."""
     check_background(background)
+    # Not the generator of `paint_background`: the same seed must not correlate layout and background.
     rng = np.random.default_rng([seed, 1000])
     placed = _place(rng, identities, size, areas, centred)
     place = paint_background(background, seed, SUPERSAMPLING * size)
@@ -154,6 +159,8 @@ def _render(
     masks = np.zeros((len(placed), size, size), bool)
     for mask, p in zip(masks, placed, strict=True):
         image.paste(p.sprite, (p.left, p.top), p.sprite)
+        # A pixel is the subject's where it covers at least half of it. Sprites do not overlap, so masks are
+        # disjoint.
         window = mask[p.top : p.top + p.sprite.height, p.left : p.left + p.sprite.width]
         window[...] = np.asarray(p.sprite.getchannel("A")) >= 128
     caption = prompt([i.word for i in identities], background)
@@ -161,7 +168,7 @@ def _render(
 
 
 def render_scene(background: str, identities: Sequence[Identity], seed: int, size: int = 64) -> Scene:
-    """Draws one to three subjects in a place; the caption is the plain prompt.
+    """Draw one to three subjects on a background. The caption is the plain prompt.
 
     Raises:
         ValueError: the background is unknown, or there are no or too many subjects.
@@ -172,7 +179,7 @@ def render_scene(background: str, identities: Sequence[Identity], seed: int, siz
 
 
 def render_reference(identity: Identity, seed: int = 0, size: int = 64) -> Scene:
-    """The reference photo of a subject: alone, large and centred on a plain background."""
+    """Draw the reference photo of a subject: alone, large and centred on a plain background."""
     return _render("plain", [identity], seed, size, REFERENCE_AREA, centred=True)
 
 
@@ -199,7 +206,8 @@ def example(word: str) -> Image.Image:
 
 
 def sample_scene(seed: int, *, held_out: bool = False, size: int = 64) -> Scene:
-    """A random scene, a pure function of its arguments; held-out and training scenes share no identity."""
+    """Draw a random scene. It depends only on the arguments."""
+    # Training and held-out scenes share no identity, see `random_identity`.
     rng = np.random.default_rng([seed, int(held_out), 2000])
     count = 2 if rng.random() < TWO_SUBJECTS_SHARE else 1
     words = rng.choice(WORDS, count, replace=False)
@@ -207,6 +215,6 @@ def sample_scene(seed: int, *, held_out: bool = False, size: int = 64) -> Scene:
     if rng.random() < PLAIN_SHARE:
         background = "plain"
     else:
-        background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS) - 1))]
+        background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS) - 1))]  # "plain" is the last one
     scene = render_scene(background, identities, int(rng.integers(2**31)), size)
     return dataclasses.replace(scene, caption=sample_caption(rng, identities, background))

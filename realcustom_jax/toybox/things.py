@@ -1,4 +1,7 @@
-"""The words of the toybox that are not alive. Each function draws one; numbers from `look` are identity."""
+"""The lifeless words of the toybox. Each function draws one word; random numbers from `look` are identity.
+
+The order of the calls to `look` is part of the drawing: another order gives other identities.
+"""
 
 import numpy as np
 
@@ -27,12 +30,14 @@ def robot(pen: Pen, look: Look) -> None:
         hand = (0.5 + s * (body + 0.16), y + lift)
         pen.rod([(0.5 + s * body * 0.8, y - 0.10), (0.5 + s * (body + 0.09), y - 0.05), hand], 0.06, METAL)
         pen.oval(*hand, 0.065, 0.065, "second")
+    # One antenna, or two with a probability of 1/3.
     for x in look.pick((0.5,), (0.5,), (0.5 - head * 0.55, 0.5 + head * 0.55)):
         pen.rod([(x, top), (x, top - 0.23)], 0.026, METAL)
         pen.oval(x, top - 0.25, 0.052, 0.052, "second")
     pen.rod([(0.5, y - 0.24), (0.5, y - 0.16)], 0.10, METAL)
     pen.oval(0.5, y, body, 0.20, power=round_body)
     pen.oval(0.5, top, head, 0.165, "main", power=round_head)
+    # The screen is dark for every robot, so that the glowing eyes are always visible.
     pen.oval(0.5, top, head * 0.78, 0.11, (52, 58, 86), power=3.5, shade=False)
     for s in (-1, 1):
         pen.dot(0.5 + s * head * 0.36, top - 0.01, 0.045, (150, 250, 240))
@@ -70,10 +75,12 @@ def car(pen: Pen, look: Look) -> None:
         ),
         "second",
     )
+    # Two windows, on both sides of the door post.
     mid = x + shift - 0.02
     for a, b in ((left + slope + 0.045, mid - 0.025), (mid + 0.025, right - slope - 0.04)):
         top, foot = high - cabin * 0.76, high - 0.01
         pen.shape([(a, top), (b, top), (b + 0.01, foot), (a - 0.01, foot)], GLASS, shade=False)
+    # The body covers the lower edge of the cabin; wheels cover the body.
     pen.oval(x, (low + high) / 2, long, tall / 2 + 0.025, power=5)
     pen.oval(x + long - 0.035, (low + high) / 2 - 0.02, 0.045, 0.045, (255, 236, 140), shade=False)
     pen.rod([(x - long * 0.98, low + 0.01), (x + long * 0.98, low + 0.01)], 0.035, METAL)
@@ -88,6 +95,7 @@ def house(pen: Pen, look: Look) -> None:
     roof, eaves = look.between(0.20, 0.42), look.between(0.04, 0.10)
     floor, kind = 0.98, look.pick("peak", "peak", "barn", "dome")
     y = floor - wall
+    # The chimney first: the roof covers its foot.
     cx = 0.5 + wide * look.pick(-0.55, 0.55)
     pen.box(cx - 0.055, y - roof * 0.95, cx + 0.055, y - 0.02, (196, 108, 88))
     pen.box(0.5 - wide, y - 0.04, 0.5 + wide, floor)
@@ -105,8 +113,8 @@ def house(pen: Pen, look: Look) -> None:
     arch = np.stack([0.5 + door + 0.08 * np.cos(half_turn), floor - 0.20 + 0.08 * np.sin(half_turn)], 1)
     pen.shape([(0.5 + door - 0.08, floor), *arch, (0.5 + door + 0.08, floor)], (122, 74, 62))
     pen.dot(0.5 + door + 0.04, floor - 0.12, 0.018, (255, 220, 110))
-    windows = [(0.5, y - roof * 0.38)] if kind != "barn" else []
-    # A middle door has a window on each side, a side door has one across the front.
+    windows = [(0.5, y - roof * 0.38)] if kind != "barn" else []  # a barn's gable is too flat for a window
+    # A door in the middle has a window on each side; a door at the side has one window opposite.
     beside = (-0.6, 0.6) if door == 0 else (-np.sign(door) * 0.42,)
     windows += [(0.5 + dx * wide, floor - wall * 0.62) for dx in beside]
     power = look.pick(2, 9)
@@ -140,12 +148,14 @@ def rocket(pen: Pen, look: Look) -> None:
             "second",
         )
     t = np.linspace(0, 1, 14)
+    # Half width of the nose: from 0 at the tip to `wide`, round or pointed.
     half = wide * np.sin(t * np.pi / 2) ** look.pick(0.75, 1.0)
     left = np.stack([0.5 - half, top + nose * t], 1)
     hull = np.concatenate(
         [left, [(0.5 - wide * 0.7, y1), (0.5 + wide * 0.7, y1)], left[::-1] * (-1, 1) + (1, 0)]
     )
     pen.shape(hull)
+    # The tip of the nose has the second colour.
     cut = 9
     half_cut = np.concatenate([left[: cut + 1], (left[: cut + 1][::-1]) * (-1, 1) + (1, 0)])
     pen.shape(half_cut, "second", shade=False)
@@ -169,6 +179,7 @@ def mushroom(pen: Pen, look: Look) -> None:
         ),
         CREAM,
     )
+    # A plain cap shows no second colour, so its rim does.
     skirt = look.chance(0.4)
     t = np.linspace(np.pi, 2 * np.pi, 24)
     arc = np.stack([0.5 + wide * np.cos(t), y - high * np.abs(np.sin(t)) ** flat], 1)
@@ -203,6 +214,7 @@ def tree(pen: Pen, look: Look) -> None:
             pen.shape(
                 [(0.5 - wide * w, b), (0.5, b - 0.32), (0.5 + wide * w, b)], "pattern" if k != 1 else "second"
             )
+    # Fruit in the second colour, if nothing else of the tree shows it.
     fruit, ripe = (look.pick(0, 3, 5) if kind in ("round", "cloud") else 0), (240, 70, 70)
     if look.pattern == "plain" and kind != "tiers":
         fruit, ripe = 5, "second"
@@ -258,6 +270,7 @@ def teapot(pen: Pen, look: Look) -> None:
         "second",
     )
     x = 0.5 + wide
+    # Spout and handle first: the belly covers their ends.
     lip = y - spout
     pen.shape(
         rounded(
@@ -300,7 +313,7 @@ def balloon(pen: Pen, look: Look) -> None:
         pen.stroke([(0.5 + s * wide * 0.8, y + tall * 0.35), (0.5 + s * basket, b)], 0.014)
     pen.shape(np.concatenate([dome, [(0.5 + 0.11, neck), (0.5 - 0.11, neck)]]))
     if look.pattern == "plain":
-        # Seams, so that a plain balloon is not taken for a light bulb.
+        # Seams, because a plain balloon without them looks like a light bulb.
         t = np.linspace(-1.4, 1.1, 12)
         for s in (-1, 1):
             pen.stroke(
@@ -335,6 +348,7 @@ def cup(pen: Pen, look: Look) -> None:
     if extra == "straw":
         pen.rod([(x + 0.02, y), (x + 0.12, y - 0.20), (x + 0.22, y - 0.22)], 0.045, "second")
     left, right, low = x - wide, x + wide, wide * taper
+    # Double points keep the upper corners sharp when corners are rounded.
     pen.shape(rounded([(left, y), (left, y), (x - low, floor), (x + low, floor), (right, y), (right, y)], 2))
     pen.oval(x, y + 0.02, wide, 0.07, "second")
     pen.oval(

@@ -1,4 +1,4 @@
-"""The toybox's tokenizer: CLIP's algorithm and files, with a vocabulary of the toybox's own words."""
+"""The toybox's tokenizer: CLIP's algorithm and files, with the toybox's own vocabulary."""
 
 import json
 import os
@@ -14,31 +14,31 @@ from tokenizers.trainers import BpeTrainer
 from realcustom_jax.inputs.tokenize import KNOWN_WORDS
 
 BEGIN, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
-# How CLIP cuts a text into words: English endings, letters, single digits, other symbols.
+# CLIP's regex that splits text into words: English endings, letters, single digits, other symbols.
 WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-# More words than these are a language, and no list to show.
+# With more words than this, no list of known words is stored: it would be too long to show.
 _FEW_WORDS = 500
 
 
 def train_tokenizer(captions: Iterable[str], folder: str | os.PathLike, max_length: int = 77) -> None:
-    """Writes a CLIP tokenizer folder in which every word of the captions is one token.
+    """Write a CLIP tokenizer folder in which every word of the captions is one token.
 
-    Byte-level BPE, lower-cased; any other text falls back to smaller pieces, down to bytes. `CLIPTokenizer`,
-    `CLIPTokenizerFast` and `AutoTokenizer` load it. The same captions give the same files. Where the words
-    are few, the folder lists them, so that `sample` can warn of others.
+    The tokenizer is a lower-cased byte-level BPE, so any other text falls back to smaller pieces, down to
+    bytes. `CLIPTokenizer`, `CLIPTokenizerFast` and `AutoTokenizer` can load it. The same captions give the
+    same files. If there are only few words, the folder lists them, so that `sample` can warn about others.
 
     Args:
       captions: texts that use every word at least once.
-      folder: where to write; made if missing.
-      max_length: tokens of a prompt, with the begin and end tokens.
+      folder: the folder; created if missing.
+      max_length: number of tokens of a prompt, including the begin and end tokens.
     """
-    # Each caption once: the merges then depend on the set of captions and not on how often one is repeated.
+    # Without duplicates, so that the merges do not depend on how often a caption is repeated.
     captions = sorted(set(captions))
     merges = _learn_merges(captions)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Every byte is a token, inside a word and at its end, so there is no text without a spelling.
+    # Every byte is a token, both inside a word and at its end, so any text can be encoded.
     tokens = [
         *alphabet,
         *(letter + SUFFIX for letter in alphabet),
@@ -52,15 +52,15 @@ def train_tokenizer(captions: Iterable[str], folder: str | os.PathLike, max_leng
 
 
 def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
-    """Merges until nothing is left to merge: then each word of the captions is one token."""
+    """Learn BPE merges until nothing is left to merge, so that each word of the captions is one token."""
     tokenizer = _pipeline(BPE(end_of_word_suffix=SUFFIX))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = BpeTrainer(
-        vocab_size=10**6,  # no limit: the words run out first
+        vocab_size=10**6,  # no limit in practice
         min_frequency=0,
         show_progress=False,
-        # The trainer breaks ties by token number and numbers the last letters of words in random order, which
-        # would give other merges each time. Special tokens are numbered first, in the order given.
+        # The trainer breaks ties by token number, and it numbers the last letters of words in random order,
+        # so the merges would differ from run to run. Special tokens are numbered first, in the given order.
         special_tokens=[letter + SUFFIX for letter in alphabet],
         initial_alphabet=alphabet,
         end_of_word_suffix=SUFFIX,
@@ -70,7 +70,7 @@ def _learn_merges(captions: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _pipeline(model: BPE) -> Tokenizer:
-    """A tokenizer around `model` that normalises and cuts a text as CLIP's does."""
+    """A tokenizer that normalises and splits text like CLIP's."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -92,7 +92,9 @@ def _save(
     max_length: int,
     words: list[str],
 ) -> None:
+    """Write the files of the slow and of the fast tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
+    # CLIP pads with its end token.
     specials = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
     _write_json(folder / "vocab.json", vocabulary)
     _write_json(folder / "special_tokens_map.json", specials)
@@ -111,7 +113,7 @@ def _save(
     model = BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=SUFFIX, unk_token=END)
     tokenizer = _pipeline(model)
     tokenizer.add_special_tokens([BEGIN, END])
-    # By place: tokenizers 0.23 renamed the begin token's argument.
+    # Positional arguments, because tokenizers 0.23 renamed the one of the begin token.
     end, begin = (END, vocabulary[END]), (BEGIN, vocabulary[BEGIN])
     tokenizer.post_processor = processors.RobertaProcessing(
         end, begin, trim_offsets=False, add_prefix_space=False
@@ -120,4 +122,5 @@ def _save(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
+    # transformers' format: indented by 2, keys in the given order.
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

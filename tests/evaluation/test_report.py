@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from realcustom_jax.evaluation import report, report_order
-from realcustom_jax.evaluation.report_runs import Runs
-from realcustom_jax.evaluation.report_settings import GROUPS, SCOPES
+from realcustom_jax.evaluation import report
+from realcustom_jax.evaluation.ablations import GROUPS, SCOPES, Runs
 from realcustom_jax.evaluation.toybox import (
     MEASURES,
     Benchmark,
@@ -88,7 +87,7 @@ def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp
         scene = drawn(request)
         return dataclasses.replace(scene, image=scene.image // 2)
 
-    monkeypatch.setattr(f"realcustom_jax.evaluation.report_runs.{drawn.__name__}", darker)
+    monkeypatch.setattr(f"realcustom_jax.evaluation.ablations.{drawn.__name__}", darker)
     Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
     assert len(painter.made) == 2
 
@@ -98,18 +97,18 @@ def test_differences_are_of_the_same_requests():
     plain, middle = results(1), results(2)
     plain["leakage"] = None
     last = middle | {"clip_t": middle["clip_t"] + 0.01, "clip_i": None}
-    lines = report_order.differences_table({"text": plain, "no mask": middle, "full": last}).splitlines()
+    lines = report.differences_table({"text": plain, "no mask": middle, "full": last}).splitlines()
     cells = {
         line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:]
         for line in lines
-        if "less" in line
+        if "minus" in line
     }
     heads = next(line for line in lines if line.startswith("| difference")).strip("| ").split(" | ")[1:]
-    assert list(cells) == ["no mask less text", "full less text", "full less no mask"]
-    found = dict(zip(heads, cells["full less no mask"], strict=True))
+    assert list(cells) == ["no mask minus text", "full minus text", "full minus no mask"]
+    found = dict(zip(heads, cells["full minus no mask"], strict=True))
     assert found["CLIP-T"] == "0.010 [0.010, 0.010]" and found["CLIP-I"] == "–"
     assert found["leakage"] == "0.000 [0.000, 0.000]"
-    assert dict(zip(heads, cells["full less text"], strict=True))["leakage"] == "–"
+    assert dict(zip(heads, cells["full minus text"], strict=True))["leakage"] == "–"
 
 
 def test_the_order_is_that_of_paired_differences():
@@ -120,7 +119,7 @@ def test_the_order_is_that_of_paired_differences():
     scopes["γ_scope 0.1"]["clip_i"] = full["clip_i"] - 0.01
     scopes["γ_scope 0.5"]["clip_i"] = full["clip_i"] + np.resize([0.01, -0.01], 30)
     scopes["γ_scope 0.25"]["clip_i"] = full["clip_i"]
-    lines = report_order.order_table(groups).splitlines()
+    lines = report.order_table(groups).splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if line.startswith("| ")}
     assert cells["γ_scope 0.1"][4] == "0.8085 −" and cells["γ_scope 0.1"][5].endswith(" −")
     assert cells["γ_scope 0.5"][4] == "0.8654 +" and cells["γ_scope 0.5"][5].endswith(" ≈")

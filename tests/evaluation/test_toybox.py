@@ -243,7 +243,7 @@ def test_other_commands_take_the_precision(module, folders, tmp_path, monkeypatc
         (["--model", "nowhere", "--judge", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--gamma-scope", "2"], ["--gamma-scope", "from 0 to 1"]),
         (["--dreambench", "nowhere"], ["nowhere/prompts_and_classes.txt"]),
-        (["--dreambench", "nowhere", "--seeds", "1", "1"], ["--seeds names one twice"]),
+        (["--dreambench", "nowhere", "--seeds", "1", "1"], ["--seeds has one value twice"]),
         (["--bogus"], ["--bogus"]),
         *(
             ([option, *value], [option, "needs --dreambench"])

@@ -12,7 +12,6 @@ from realcustom_jax.toybox import (
     BACKGROUNDS,
     WORDS,
     Identity,
-    contact_sheet,
     describe,
     is_held_out,
     paint_background,
@@ -204,13 +203,6 @@ def test_backgrounds_differ_from_each_other_and_by_seed():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_contact_sheet_lays_images_out_in_rows():
-    images = [np.full((4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = np.array(contact_sheet(images, columns=2, scale=3))
-    assert sheet.shape == (24, 24, 3)
-    assert [sheet[0, 0, 0], sheet[0, 12, 0], sheet[12, 0, 0], sheet[12, 12, 0]] == [10, 20, 30, 255]
 
 
 @pytest.mark.parametrize("word", WORDS)
