@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_text

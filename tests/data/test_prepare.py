@@ -16,7 +16,8 @@ from realcustom_jax.data import encode as encode_module
 from realcustom_jax.data.cut_outs import cropped_mask, cut_out, mark, marked_mask, marks
 from realcustom_jax.data.image_text import is_written, open_split
 from realcustom_jax.data.prepare import __main__ as command
-from realcustom_jax.data.prepare.__main__ import prepare, run_parts, shards
+from realcustom_jax.data.prepare import run_parts, shards
+from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.raw import Raw
 from realcustom_jax.data.prepare.recipe import Recipe, make
 
