@@ -65,7 +65,11 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("local", ("--processes", "two", *TRAIN), "--processes must be a whole number from 1 on, not two"),
+        (
+            "local",
+            ("--processes", "two", *TRAIN),
+            "--processes must be a whole number of at least 1, not two",
+        ),
         ("local", ("--processes",), "--processes needs a value"),
         ("local", ("--cores", "2", *TRAIN), "unknown option --cores"),
         ("local", (), "there are no arguments for the training after --"),
