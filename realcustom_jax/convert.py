@@ -63,7 +63,6 @@ def _check_out(to: str, out: Path) -> None:
         raise UserError(f"--out {str(out)!r} must end in .safetensors or .pth for --to {to}")
     if to in _FOLDERS and out.is_file():
         raise UserError(f"--out {str(out)!r} is a file, but --to {to} writes a folder")
-    # `replacing_folder` would replace the folder, and with it files that are not ours.
     if to in _FOLDERS and out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {str(out)!r} is not empty: files of two models would mix")
 
