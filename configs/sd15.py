@@ -1,6 +1,6 @@
 """RealCustom on Stable Diffusion 1.5, as in the paper: CLIP ViT-L/14, adaptive scoring, a plain projector.
 
-Put base and image tower together and make a data set first, then train what RealCustom adds:
+First combine base and image tower and make a data set, then train RealCustom's added weights:
 
   python -m realcustom_jax.convert --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
     --image-encoder openai/clip-vit-large-patch14 --dtype float16 --out models/sd15
@@ -8,15 +8,16 @@ Put base and image tower together and make a data set first, then train what Rea
   python -m realcustom_jax.train --config configs/sd15.py --workdir runs/sd15
   python -m realcustom_jax.export --workdir runs/sd15 --out runs/sd15/adapter
 
-PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud model
-and data lie in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On Google Cloud TPUs, model and
+data are in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
 (gcloud storage cp -r models data gs://BUCKET), and train with
 
   --config.init_from=bucket/models/sd15 --config.data.path=bucket/data/train --workdir bucket/runs/sd15
 
-`--config configs/sd15.py:v5e-16` takes the batch that suits such a slice of TPUs, also v5e-1, v5e-8, v4-32
-and v5p-128; docs/tpus.md tells what they need. Parameters fit each chip whole: chips share the batch alone.
-Sampling from the result defaults to DDIM with 50 steps and weights of 7.5 (text) and 12.5 (image).
+`--config configs/sd15.py:v5e-16` sets the batch size for such a TPU slice; v5e-1, v5e-8, v4-32 and v5p-128
+work too. docs/tpus.md lists the memory that they need. Each chip holds all parameters, so chips only split
+the batch. Sampling from the result defaults to DDIM with 50 steps and guidance weights of 7.5 (text) and 12.5
+(image).
 """
 
 import runpy
@@ -26,14 +27,15 @@ import ml_collections
 
 from realcustom_jax.common.errors import UserError
 
-# Config files are loaded by their path and belong to no package.
+# Config files are loaded by their path and are not part of a package, so they cannot import each other.
 COMMON = runpy.run_path(str(Path(__file__).with_name("common.py")))
 
-# Slice → chips, images a chip: from 8 on the chips are as busy as with more.
+# {slice: (chips, images per chip)}. 8 images already keep a chip fully busy.
 SLICES = {"v5e-1": (1, 8), "v5e-8": (8, 16), "v5e-16": (16, 16), "v4-32": (16, 16), "v5p-128": (64, 16)}
 
 
 def get_config(tpu: str = "") -> ml_collections.ConfigDict:
+    """The config for a TPU slice, or for one machine."""
     if tpu and tpu not in SLICES:
         raise UserError(f"configs/sd15.py knows the slices {', '.join(SLICES)}, not {tpu!r}")
     chips, images = SLICES.get(tpu, (1, 64))
@@ -41,7 +43,8 @@ def get_config(tpu: str = "") -> ml_collections.ConfigDict:
     config.init_from = "models/sd15"  # a model folder with image_encoder/; see above
     config.batch_size = chips * images
 
-    # Shapes of the published base and tower, for the ahead-of-time compiler; another base must have the same.
+    # Shapes of the published base and tower. The ahead-of-time compiler needs them; `init_from` must have the
+    # same ones.
     config.model = {
         "unet": {
             "sample_size": 64,
@@ -65,7 +68,7 @@ def get_config(tpu: str = "") -> ml_collections.ConfigDict:
         "realcustom": {
             "token_dim": 768,  # channels of the visual tokens
             "projector": "plain",
-            "feature_layers": ((-2,),),  # the last layer but one of CLIP
+            "feature_layers": ((-2,),),  # the second-to-last layer of CLIP
             "scoring": True,
             "scoring_dim": 256,
         },

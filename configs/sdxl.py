@@ -1,6 +1,6 @@
 """RealCustom++ on Stable Diffusion XL: SigLIP and DINOv2 towers, the high-resolution projector.
 
-Put base and image towers together and make a data set first, then train what RealCustom++ adds:
+First combine base and image towers and make a data set, then train RealCustom++'s added weights:
 
   python -m realcustom_jax.convert --model stabilityai/stable-diffusion-xl-base-1.0 \
     --image-encoder google/siglip-so400m-patch14-384 \
@@ -9,17 +9,18 @@ Put base and image towers together and make a data set first, then train what Re
   python -m realcustom_jax.train --config configs/sdxl.py --workdir runs/sdxl
   python -m realcustom_jax.export --workdir runs/sdxl --out runs/sdxl/adapter
 
-PICTURES are img2dataset shards, a folder of images with captions, or parquet. On TPUs of Google Cloud model
-and data lie in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
+PICTURES are img2dataset shards, a folder of images with captions, or parquet. On Google Cloud TPUs, model and
+data are in a bucket, which the scripts in launch/ mount at ~/bucket on every worker: copy them there
 (gcloud storage cp -r models data gs://BUCKET), and train with
 
   --config.init_from=bucket/models/sdxl --config.data.path=bucket/data/train --workdir bucket/runs/sdxl
 
-`--config configs/sdxl.py:shallow` takes the projector that also attends to shallow layers, and
-`configs/sdxl.py:v5e-16` the batch that suits such a slice of TPUs, also v5e-8, v4-32 and v5p-128, whose chips
-divide parameters and batch among them (docs/tpus.md); both together are `configs/sdxl.py:shallow,v5e-16`.
-Adaptive scoring, which RealCustom++ leaves out, works here too: `--config.model.realcustom.scoring=True`.
-Sampling from the result defaults to DPM-Solver++ with 25 steps, 12 of them guided, and a weight of 3.5.
+`--config configs/sdxl.py:shallow` uses the projector that also attends to shallow layers.
+`configs/sdxl.py:v5e-16` sets the batch size for such a TPU slice; v5e-8, v4-32 and v5p-128 work too. Their
+chips split parameters and batch (docs/tpus.md). Both together are `configs/sdxl.py:shallow,v5e-16`.
+RealCustom++ has no adaptive scoring, but it can be trained here: `--config.model.realcustom.scoring=True`.
+Sampling from the result defaults to DPM-Solver++ with 25 steps, the first 12 with the guidance branch, and a
+guidance weight of 3.5.
 """
 
 import runpy
@@ -29,18 +30,20 @@ import ml_collections
 
 from realcustom_jax.common.errors import UserError
 
-# Config files are loaded by their path and belong to no package.
+# Config files are loaded by their path and are not part of a package, so they cannot import each other.
 COMMON = runpy.run_path(str(Path(__file__).with_name("common.py")))
 
-# Hidden states after SigLIP's blocks 7, 13, 19 and DINOv2's 4, 10, 16 (from 0), and the last but one of each.
+# {projector: hidden states of SigLIP and of DINOv2}: outputs of SigLIP's blocks 7, 13, 19 and DINOv2's 4, 10,
+# 16, counted from 0 as in the published code, and the second-to-last state of each.
 LAYERS = {"deep": ((-2,), (-2,)), "shallow": ((8, 14, 20, -2), (5, 11, 17, -2))}
 
 
-# Slice → chips, images a chip.
+# {slice: (chips, images per chip)}
 SLICES = {"v5e-8": (8, 2), "v5e-16": (16, 4), "v4-32": (16, 4), "v5p-128": (64, 8)}
 
 
 def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
+    """The config for a projector and a TPU slice, separated by a comma."""
     given = choices.split(",")
     for choice in given:
         if choice not in LAYERS and choice not in SLICES:
@@ -53,9 +56,10 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
     config = COMMON["get_config"]()
     config.init_from = "models/sdxl"  # a model folder with image_encoder/ and image_encoder_2/; see above
     config.batch_size = chips * images
-    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}  # all devices divide the parameters, too
+    config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}  # all devices split the parameters, not only the batch
 
-    # Shapes of the published base and towers, for the ahead-of-time compiler; other bases must have the same.
+    # Shapes of the published base and towers. The ahead-of-time compiler needs them; `init_from` must have
+    # the same ones.
     tower = {"pre_norm": False, "patch_bias": True, "projection_dim": None, "layer_norm_eps": 1e-6}
     config.model = {
         "unet": {

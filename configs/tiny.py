@@ -1,8 +1,8 @@
-"""The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, STAGE one of `STAGES`.
+"""The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, with a stage of `STAGES`.
 
-The stages run in this order, each from the model folder that the one before wrote (`--config.init_from`).
-Without a stage it is `customize`, from the base that ships with the package. docs/toybox.md tells how the
-shipped model came to be, and how long that took.
+The stages run in this order, each from the model folder of the one before (`--config.init_from`). The default
+is `customize`, from the base that ships with the package. docs/toybox.md describes how the shipped model
+was trained, and how long that took.
 """
 
 import ml_collections
@@ -15,19 +15,20 @@ STAGES = ("vae", "clip", "instance", "base", "customize")
 
 
 def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
+    """The config of a stage."""
     if stage not in STAGES:
         raise UserError(f"configs/tiny.py knows the stages {', '.join(STAGES)}, not {stage!r}")
     config = default_config()
 
     config.stage = stage  # what is trained: vae, clip, instance, base or customize
-    config.init_from = "toybox" if stage == "customize" else ""  # model folder; "" starts afresh
+    config.init_from = "toybox" if stage == "customize" else ""  # model folder; "" for a new model
     config.steps = {"vae": 3000, "clip": 500, "instance": 600, "base": 1300, "customize": 4600}[stage]
     config.batch_size = {"vae": 16, "clip": 128, "instance": 128, "base": 32, "customize": 32}[stage]
     config.log_every = 20
     config.checkpoint_every = 200
     config.checkpoints_kept = 2
 
-    # What RealCustom adds starts afresh even where `init_from` has it: this stage trains it from the base.
+    # RealCustom's added weights are initialised again even if `init_from` has them.
     config.fresh = ADDED if stage == "customize" else ""
 
     # Regexes over "component/module/…/kernel".
@@ -36,11 +37,11 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         "clip": ("^text_encoder/", "^image_encoder/"),
         "instance": ("^image_encoder_2/",),  # the last tower
         "base": ("^unet/",),
-        # The base learns on: it is so small and young that what is added to it cannot do all the work alone.
+        # The base continues to train: it is so small that the added weights alone cannot do all the work.
         "customize": (ADDED, "^unet/"),
     }[stage]
 
-    # For CPUs, whose bfloat16 is slow; there is memory enough to keep the whole forward pass.
+    # For CPUs: bfloat16 is slow there, and memory is large enough to keep all activations.
     config.compute_dtype = config.frozen_dtype = "float32"
     config.remat = "none"
 
@@ -54,18 +55,18 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     )
     config.loss.update(
         temperature=0.1 if stage == "instance" else 0.07,
-        grey_share=0.4,  # grey batches have no colours to tell subjects apart by
-        # Noisy steps are drawn more often: there words and references tell most.
+        grey_share=0.4,  # in grey batches, patterns and proportions must identify a subject
+        # Noisy steps are drawn more often, because words and references matter most there.
         timestep_shift=3.0 if stage == "customize" else 1.0,
-        # Of the reference's subject; the rest of the image weighs 1.
+        # Weight of the reference's subject; the rest of the image has 1.
         subject_weight=2.0 if stage == "customize" else 1.0,
     )
     config.data.update(
         path="toybox",
-        workers=0,  # threads: drawing is done, and decoding small images is quick
+        workers=0,  # threads are enough, because small images decode fast
         bucket_step=16,
-        text_only=0.15,  # no reference at all: there the base learns on
-        # One of the subjects that the data set marks in the image, cut out and put on a ground of its own.
+        text_only=0.15,  # examples without a reference, so that the base keeps its own skill
+        # One of the marked subjects in the image, cut out and put on another background.
         reference="subject",
         by_word=stage == "instance",
     )
@@ -83,7 +84,7 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
 
 
 def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
-    """Shapes of a fresh model, in the field names of a model folder's config.json files."""
+    """Shapes of a new model, with the field names of a model folder's config.json files."""
     model = ml_collections.ConfigDict()
     model.unet = {
         "sample_size": 16,
@@ -97,7 +98,7 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "attention_head_dim": (2, 4, 5),
         "use_linear_projection": True,
         "norm_num_groups": 1,
-        # At 16x16 self-attention costs more than all else; 8x8 and below suffice to place a subject.
+        # At 16x16, self-attention would cost more than everything else; 8x8 is enough to place a subject.
         "self_attention": (False, True, True),
     }
     model.vae = {
@@ -109,7 +110,7 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "sample_size": 64,
     }
     model.text_encoder = {
-        "vocab_size": 0,  # the tokenizer's
+        "vocab_size": 0,  # set from the tokenizer
         "hidden_size": 128,
         "intermediate_size": 384,
         "num_hidden_layers": 2,
@@ -128,16 +129,17 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
     model.image_encoder = {
         **tower,
         "text_paired": True,  # the clip stage trains it together with the text encoder
-        "logit_scale": 1 / 0.07,  # of its loss
+        "logit_scale": 1 / 0.07,  # the inverse temperature of that loss
     }
-    # Tells subjects apart where the tower that is paired with captions hardly does: RealCustom++'s DINO.
+    # Identifies subjects, which the tower trained with captions hardly does. Its role is that of DINOv2 in
+    # RealCustom++.
     model.image_encoder_2 = {**tower, "class_token": False, "patch_bias": True}
     model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if realcustom:
         model.realcustom = {
             "token_dim": 192,
             "projector": "plain",
-            # The patches as they are, and what the second tower knows of them.
+            # The patch embeddings of the first tower, and the second-to-last state of the second tower.
             "feature_layers": ((0,), (-2,)),
             "scoring": True,
             "scoring_dim": 128,

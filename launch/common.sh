@@ -1,14 +1,14 @@
-# Read by the other scripts: how they say what they do, and check what they need.
+# Sourced by the other scripts: errors, options, and printing of commands.
 # shellcheck shell=bash
 
 DRY_RUN=""
 
-fail() { # fail MESSAGE: one sentence, exit status 2
+fail() { # fail MESSAGE: print an error and exit with status 2
   echo "error: $1" >&2
   exit 2
 }
 
-need() { # need COMMAND WHY: the command is there, or the script ends
+need() { # need COMMAND WHY: fail if the command is not installed
   if command -v "$1" >/dev/null; then
     return
   elif [ -n "$DRY_RUN" ]; then
@@ -18,22 +18,22 @@ need() { # need COMMAND WHY: the command is there, or the script ends
   fi
 }
 
-tell() { # tell: the comment at the top of the script, then the end
+show_help() { # show_help: print the comment at the top of the script, and exit
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
   exit 0
 }
 
-# What parse_options finds: the value of each option, "yes" for one without, and what comes after --.
+# Results of parse_options: the value of each option ("yes" for flags), and the arguments after --.
 declare -A option=()
 arguments=()
 
-parse_options() { # parse_options "WITH VALUES" "WITHOUT" ARGUMENT…: into option and arguments
+parse_options() { # parse_options "OPTIONS WITH VALUES" "FLAGS" ARGUMENT…: fill `option` and `arguments`
   local with=" $1 " without=" $2 dry-run " name
   shift 2
   while [ $# -gt 0 ]; do
     name=${1#--}
     case "$1" in
-      --help | -h) tell ;;
+      --help | -h) show_help ;;
       --) shift; arguments=("$@"); break ;;
     esac
     if [[ $1 == --* && $with == *" $name "* ]]; then
@@ -50,23 +50,23 @@ parse_options() { # parse_options "WITH VALUES" "WITHOUT" ARGUMENT…: into opti
   DRY_RUN=${option[dry-run]:-}
 }
 
-want() { # want OPTION…: all are given
+want() { # want OPTION…: fail if one of them is missing
   local name
   for name in "$@"; do
     [ -n "${option[$name]:-}" ] || fail "--$name is needed"
   done
 }
 
-want_arguments() {
+want_arguments() { # want_arguments: fail if there is nothing after --
   [ ${#arguments[@]} -gt 0 ] || fail "there are no arguments for the training after --"
 }
 
-run() { # run COMMAND…: print it, and run it unless this is a dry run
+run() { # run COMMAND…: print the command, and run it unless this is a dry run
   echo "+ $(quoted "$@")" >&2
   [ -n "$DRY_RUN" ] || "$@"
 }
 
-quoted() { # quoted WORD…: as one line that a shell reads as these words
+quoted() { # quoted WORD…: one line that a shell splits into these words again
   local word words=()
   for word in "$@"; do
     [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}

@@ -3,9 +3,9 @@
 #   launch/gke_xpk.sh --cluster C --zone ZONE --type v5litepod-16 --image IMAGE --bucket B [--slices N] [--project P]
 #     [--name NAME] [--dry-run] -- --config configs/sdxl.py:v5e-16 --config.init_from=/bucket/models/sdxl \
 #     --config.data.path=/bucket/data/train --workdir /bucket/runs/x
-# sends a workload that installs this checkout on a base image with Python 3.11, mounts the bucket at /bucket through
-# the cluster's GCS FUSE driver (a storage object of xpk, made once), and trains on all hosts together. xpk restarts
-# it up to 10 times; every start goes on from the newest checkpoint. --delete deletes the workload instead.
+# creates a workload that installs this checkout on a base image with Python 3.11, mounts the bucket at /bucket with
+# the cluster's GCS FUSE driver (a storage object of xpk, created once), and trains on all hosts together. xpk restarts
+# it up to 10 times; every start resumes from the newest checkpoint. --delete deletes the workload instead.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -16,7 +16,7 @@ want cluster zone
 name=${option[name]:-realcustom}
 where=(--cluster "${option[cluster]}" --zone "${option[zone]}")
 [ -z "${option[project]:-}" ] || where+=(--project "${option[project]}")
-need xpk "it sends workloads to GKE (pip install xpk)"
+need xpk "it creates workloads on GKE (pip install xpk)"
 if [ -n "${option[delete]:-}" ]; then
   run xpk workload delete "${where[@]}" --workload "$name"
   exit
@@ -24,6 +24,7 @@ fi
 want type image bucket
 want_arguments
 
+# rename-dir-limit: a checkpoint is finished by renaming its folder, which gcsfuse allows only up to a number of files.
 storage=${name}-bucket
 if [ -n "$DRY_RUN" ] || ! xpk storage list "${where[@]}" 2>/dev/null | grep -qw "$storage"; then
   run xpk storage create "$storage" "${where[@]}" --type gcsfuse --bucket "${option[bucket]#gs://}" \

@@ -1,12 +1,12 @@
-# Read by tpu_vm.sh and tpu_pod.sh: options, copying, installing, training on all hosts of a TPU.
+# Sourced by tpu_vm.sh and tpu_pod.sh: options, and copying, installing and training on all hosts of a TPU.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # the scripts that read this use what the options set
+# shellcheck disable=SC2034 # the scripts that source this file use the variables
 
 common=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$common/common.sh"
 
-parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: checks them, and sets what both scripts use
+parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: check the options and set the variables of both scripts
   parse_options "name zone type version bucket project" "spot delete" "$@"
   want name zone
   name=${option[name]} type=${option[type]:-} bucket=${option[bucket]:-} bucket=${bucket#gs://}
@@ -15,14 +15,14 @@ parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: checks them,
   spot=()
   [ -z "${option[spot]:-}" ] || spot=(--spot)
   delete=${option[delete]:-}
-  need gcloud "the Google Cloud CLI makes and reaches TPUs"
-  need git "the checkout is copied as git archives it"
+  need gcloud "the Google Cloud CLI creates TPUs and connects to them"
+  need git "git archive makes the copy of this checkout"
   [ -z "$delete" ] || return 0
   want type
   want_arguments
   version=${option[version]:-}
   if [ -z "$version" ]; then
-    case "$type" in # the runtime that goes with the chip
+    case "$type" in # each chip has its own runtime
       v6e-*) version=v2-alpha-tpuv6e ;;
       v5litepod-*) version=v2-alpha-tpuv5-lite ;;
       v5p-*) version=v2-alpha-tpuv5 ;;
@@ -31,16 +31,16 @@ parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: checks them,
   fi
 }
 
-exists() { # exists COMMAND…: whether a describing command finds what it asks for
+exists() { # exists COMMAND…: whether a `describe` command finds its resource; false in a dry run
   [ -z "$DRY_RUN" ] && "$@" >/dev/null 2>&1
 }
 
-on_workers() { # on_workers COMMAND: one line of shell on every host
+on_workers() { # on_workers COMMAND: run one line of shell on every host
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command "$1"
 }
 
-# A checkpoint is finished by renaming its folder, which gcsfuse refuses unless told how many files it may have.
-install_on_workers() { # the committed state of this checkout, into ~/realcustom_jax and ~/venv
+# rename-dir-limit: a checkpoint is finished by renaming its folder, which gcsfuse allows only up to a number of files.
+install_on_workers() { # install the committed state of this checkout in ~/realcustom_jax and ~/venv
   local archive root
   root=$(git -C "$common" rev-parse --show-toplevel)
   [ -z "$(git -C "$root" status --porcelain)" ] || echo "# uncommitted changes are not copied" >&2
@@ -58,11 +58,11 @@ gcsfuse --implicit-dirs --rename-dir-limit=200000 $(quoted "$bucket") bucket; };
   fi
 }
 
-train_on_workers() { # train_on_workers FLAG: until it ends well, at most 20 times; FLAG may be empty
+train_on_workers() { # train_on_workers FLAG: train, with at most 20 restarts after failures; FLAG may be empty
   local command=(venv/bin/python -m realcustom_jax.train)
   [ -z "$1" ] || command+=("$1")
-  # Configs are given by paths of the checkout, workdirs by paths of the home folder. Status 2 is a mistake in the
-  # command, which no restart mends.
+  # Paths of configs are relative to the checkout, those of workdirs to the home folder. Status 2 is a mistake in the
+  # command, which a restart cannot fix.
   on_workers "ln -sfn realcustom_jax/configs configs; for i in \$(seq 20); do \
 $(quoted "${command[@]}" "${arguments[@]}") && exit 0; \
 [ \$? -ne 2 ] || exit 2; echo restarting after failure \$i; sleep 15; done; exit 1"

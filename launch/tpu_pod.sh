@@ -3,10 +3,10 @@
 #   launch/tpu_pod.sh --name NAME --zone ZONE --type v5litepod-16 --bucket B [--project P] [--version V] [--spot]
 #     [--dry-run] -- --config configs/sdxl.py:v5e-16 --config.init_from=bucket/models/sdxl \
 #     --config.data.path=bucket/data/train --workdir bucket/runs/x
-# asks for the slice unless it is there, waits until it is given, copies this checkout to all hosts, installs it, and
-# trains on all together, restarting a training that fails. The bucket is mounted at ~/bucket on every host:
-# checkpoints must lie where all can write. After a preemption run it again: the request is made anew, and the
-# training goes on from the newest checkpoint. --delete gives the slice back instead.
+# requests the slice unless it exists, waits until it is granted, copies this checkout to all hosts, installs it, and
+# trains on all of them, with restarts after failures. The bucket is mounted at ~/bucket on every host, because all
+# hosts must be able to write checkpoints. After a preemption run it again: it requests the slice again, and the
+# training resumes from the newest checkpoint. --delete returns the slice instead.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/tpu_common.sh
@@ -18,14 +18,14 @@ if [ -n "$delete" ]; then
   run "${queued[@]}" delete "$name" "${where[@]}" --force --quiet
   exit
 fi
-[ -n "$bucket" ] || fail "a pod's hosts share no disk: --bucket says where their checkpoints go"
+[ -n "$bucket" ] || fail "a pod's hosts share no disk: --bucket is needed for checkpoints"
 
 state() { "${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null || true; }
 
 current=""
 [ -n "$DRY_RUN" ] || current=$(state)
 case "$current" in
-  SUSPENDED | SUSPENDING | FAILED) # preempted, or never given: such a request does not come back
+  SUSPENDED | SUSPENDING | FAILED) # preempted, or never granted: such a request stays dead, so make a new one
     run "${queued[@]}" delete "$name" "${where[@]}" --force --quiet
     current=""
     ;;

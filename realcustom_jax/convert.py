@@ -1,16 +1,16 @@
-"""Put models together, write them for others: `python -m realcustom_jax.convert --model BASE --out FOLDER`.
+"""Combine and convert models: `python -m realcustom_jax.convert --model BASE --out FOLDER`.
 
-Takes a base model (a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL) and,
-where they are given, another base UNet (--unet), another RealCustom part (--realcustom: a `realcustom/`
-folder or a checkpoint file such as the published one, whose base UNet is used where it has one) and other
-image towers (--image-encoder, once or twice: folders or hub ids of transformers or timm). Writes one of
+The input is a base model: a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL.
+Options replace its parts: the UNet (--unet), the RealCustom part (--realcustom: a `realcustom/` folder or a
+checkpoint file such as the published one; if that file has a base UNet, it is used too) and the image towers
+(--image-encoder, once or twice: folders or hub ids of transformers or timm). The output is one of
 
-  folder     a model folder: what rc.load, diffusers and transformers read (default)
-  flax       the base and the towers as diffusers' and transformers' Flax models read them (.msgpack)
+  folder     a model folder for rc.load, diffusers and transformers (default)
+  flax       the base and the towers for diffusers' and transformers' Flax models (.msgpack)
   timm       the image towers (SigLIP, DINOv2) in timm's layout
-  unet       one file, .safetensors or .pth, of the UNet and what RealCustom adds, as the published one is
-  realcustom one such file of what RealCustom adds alone
-  original   one file of the base model, as SD1.5 and SDXL were first published
+  unet       one file, .safetensors or .pth, with the UNet and RealCustom's weights, like the published one
+  realcustom one such file with only RealCustom's added weights
+  original   one file with the base model, in the original format of SD1.5 or SDXL
 """
 
 import argparse
@@ -35,10 +35,12 @@ _FOLDERS = {"folder": pipeline.save, "flax": export_flax, "timm": export_timm}
 
 
 def main() -> None:
+    """Run the command line."""
     args = _parser().parse_args()
     out = Path(args.out)
-    _check_out(args.to, out)
+    _check_out(args.to, out)  # before minutes of reading
     print(f"reading {args.model}", flush=True)
+    # Opens the model without its parameters: they are read one by one while the output is written.
     pipe = pipeline.open_model(
         args.model,
         unet=args.unet,
@@ -56,7 +58,7 @@ def main() -> None:
 
 @reading()
 def _check_out(to: str, out: Path) -> None:
-    """Before minutes of reading: whether the output can be what was asked for."""
+    """Raise `UserError` if the output path does not fit the output format."""
     check_local(out, "--out")
     if to in _FILES and out.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--out {str(out)!r} must end in .safetensors or .pth for --to {to}")
@@ -67,12 +69,13 @@ def _check_out(to: str, out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = CommandParser("convert", __doc__)
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="model folder or file, hub id, or toybox"
     )
     parser.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
-    parser.add_argument("--realcustom", metavar="PATH", help="folder or file of what RealCustom adds")
+    parser.add_argument("--realcustom", metavar="PATH", help="folder or file with RealCustom's added weights")
     parser.add_argument(
         "--image-encoder",
         action="append",
@@ -85,11 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="of a one-file checkpoint, for each text encoder; default those on the hub",
+        help="tokenizer of a one-file checkpoint, for each text encoder (those on the hub)",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
-    parser.add_argument("--to", choices=[*_FOLDERS, *_FILES], default="folder", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=list(WEIGHT_DTYPES), default="float32", help="(%(default)s)")
+    parser.add_argument(
+        "--to", choices=[*_FOLDERS, *_FILES], default="folder", help="output format (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(WEIGHT_DTYPES), default="float32", help="dtype of the weights (%(default)s)"
+    )
     return parser
 
 

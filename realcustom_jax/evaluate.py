@@ -70,7 +70,7 @@ def main() -> None:
     _check_used(args, parser)
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
-    connect(args.multihost)  # must come before anything uses JAX
+    connect(args.multihost)  # must come before anything uses JAX's devices
     if args.dreambench:
         _dreambench(args)
     else:

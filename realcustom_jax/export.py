@@ -1,15 +1,15 @@
-"""Take a model out of a training: `python -m realcustom_jax.export --workdir DIR --out FOLDER`.
+"""Export a model from a training run: `python -m realcustom_jax.export --workdir DIR --out FOLDER`.
 
-Reads the newest checkpoint of a run, or that of --step N, also while the run goes on, and writes one of
+Reads the newest checkpoint of a run, or the one of --step N, and writes one of
 
-  realcustom  what RealCustom adds, as a realcustom/ folder: rc.load(BASE, realcustom=FOLDER) (default)
-  published   the same as one file in the names of the published checkpoint; with the base UNet where that
+  realcustom  RealCustom's added weights as a realcustom/ folder: rc.load(BASE, realcustom=FOLDER) (default)
+  published   the same as one file with the names of the published checkpoint, and with the base UNet if it
               trained too
-  diffusers   the whole model: what did not train comes from the folder that the run began with
+  diffusers   the whole model; weights that did not train come from the folder that the run started from
 
-each with a model card, README.md. The first two forms need only as much memory as they write. The weights are
-the average over the steps (EMA), or with --raw those of the step itself. An accelerator is not used: the run
-may have it.
+each with a model card, README.md. The run may still be training. The first two forms need only as much memory
+as they write. The weights are the average over the steps (EMA), or with --raw the values of the step itself.
+The export runs on the CPU, because the run may be using the accelerator.
 """
 
 import argparse
@@ -26,7 +26,9 @@ from realcustom_jax.weights.components import WEIGHT_DTYPES
 
 
 def main() -> None:
+    """Run the command line."""
     args = _parser().parse_args()
+    # A second process cannot open a TPU that the run is using.
     jax.config.update("jax_platforms", "cpu")
     out = Path(args.out)
     check_local(args.workdir, "workdir")
@@ -45,13 +47,16 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = CommandParser("export", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of the training")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="to write")
-    parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint (the newest)")
-    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="(%(default)s)")
-    parser.add_argument("--raw", action="store_true", help="not the average over the steps")
-    parser.add_argument("--dtype", choices=list(WEIGHT_DTYPES), default="float32", help="(%(default)s)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="workdir of the training run")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (the newest)")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="output format (%(default)s)")
+    parser.add_argument("--raw", action="store_true", help="export the last values, not their average (EMA)")
+    parser.add_argument(
+        "--dtype", choices=list(WEIGHT_DTYPES), default="float32", help="dtype of the weights (%(default)s)"
+    )
     return parser
 
 

@@ -1,10 +1,10 @@
 """Train one stage: `python -m realcustom_jax.train --config configs/tiny.py:STAGE --workdir DIR`.
 
-Writes DIR/checkpoints (state, place in the data, config), DIR/metrics.jsonl and, at the end, DIR/model, a
-model folder that `realcustom_jax.load` and the next stage read. Run again with the same DIR, it goes on from
-the newest whole checkpoint; SIGTERM saves one and ends the run with status 0. Every option of the config is a
-flag: --config.steps=100, --config.optimizer.learning_rate=1e-3; --options lists them all. The last line of a
-finished run's output is `sha256` and the hash of the trained parameters.
+Writes DIR/checkpoints (state, position in the data, config), DIR/metrics.jsonl and, at the end, DIR/model, a
+model folder for `realcustom_jax.load` and for the next stage. The same command with the same DIR resumes from
+the newest complete checkpoint. SIGTERM saves a checkpoint and ends the run with status 0. Every option of the
+config is a flag, such as --config.steps=100 or --config.optimizer.learning_rate=1e-3; --options lists them
+all. The last line of a finished run's output is `sha256` and the hash of the trained parameters.
 """
 
 from pathlib import Path
@@ -20,13 +20,14 @@ from realcustom_jax.training.logs import parse_window
 from realcustom_jax.training.run import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
-_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the hosts that the TPU pod's own environment names.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Train together with the other hosts of the TPU pod.")
 _OPTIONS = flags.DEFINE_bool("options", False, "Print all options of a config, and exit.")
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST steps to profile, into WORKDIR/profile.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
 
 
 def main() -> None:
+    """Run the command line."""
     parse_flags(__doc__)
     if _OPTIONS.value:
         print(describe_options())
@@ -34,9 +35,9 @@ def main() -> None:
     if not _WORKDIR.value or _CONFIG.value is None:
         raise UserError("train needs --config FILE and --workdir DIR, see --help")
     window = parse_window(_PROFILE.value) if _PROFILE.value else None
-    connect(_MULTIHOST.value)
+    connect(_MULTIHOST.value)  # must come before anything uses JAX's devices
     digest = train(_CONFIG.value, Path(_WORKDIR.value), cache_dir(), window)
-    if digest:
+    if digest:  # None if SIGTERM stopped the run early
         print(f"sha256 {digest}", flush=True)
 
 

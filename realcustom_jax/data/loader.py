@@ -175,12 +175,7 @@ def make_loader(
         raise UserError(f"the batch size {batch_size} cannot be divided among {process_count} processes")
     if not 0 <= process_index < process_count:
         raise UserError(f"the process index {process_index} is not below the process count {process_count}")
-    if buckets is not None and len(buckets) != len(source):
-        raise UserError(f"the buckets divide {len(buckets)} examples, but the data set has {len(source)}")
-    if len(source) < batch_size:
-        raise UserError(f"the data set has {len(source)} examples, fewer than one batch of {batch_size}")
-    if seed < 0:
-        raise UserError(f"the data seed must not be negative, but it is {seed}")
+    _check_source(source, buckets, batch_size, seed)
     if buckets is None:
         order = PlainOrder(len(source), batch_size, seed, shuffle, num_epochs)
     else:
@@ -197,3 +192,13 @@ def make_loader(
         "buckets": buckets.digest() if buckets else None,
     }  # fmt: skip
     return Loader(batches, options, num_workers, identity)
+
+
+def _check_source(source: Source, buckets: Buckets | None, batch_size: int, seed: int) -> None:
+    """Raise `UserError` if the source does not fit the buckets or the batch size, or the seed is negative."""
+    if buckets is not None and len(buckets) != len(source):
+        raise UserError(f"the buckets divide {len(buckets)} examples, but the data set has {len(source)}")
+    if len(source) < batch_size:
+        raise UserError(f"the data set has {len(source)} examples, fewer than one batch of {batch_size}")
+    if seed < 0:
+        raise UserError(f"the data seed must not be negative, but it is {seed}")

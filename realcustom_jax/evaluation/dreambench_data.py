@@ -76,6 +76,7 @@ def read_prompts(path: Path) -> Prompts:
     classes: dict[str, str] = {}
     lists: dict[str, list[str]] = {"object prompts": [], "live subject prompts": []}
     section = ""
+    # The file has titles ("Classes", "Object Prompts", …), and Python code around the prompts.
     for line in lines:
         title = line.strip().rstrip(":").lower()
         if title in ("classes", "prompts", *lists):

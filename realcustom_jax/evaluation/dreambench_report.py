@@ -11,7 +11,7 @@ from realcustom_jax.evaluation.dreambench_data import LIVE, Case
 from realcustom_jax.evaluation.plots import scatter
 from realcustom_jax.evaluation.tables import table
 
-ALL = "all"
+ALL = "all"  # name of the row with all images
 
 
 def collect(cases: Sequence[Case], out: Path, measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -68,6 +68,7 @@ def write_report(
         points = {
             name: (float(np.mean(row["clip_t"])), float(np.mean(row["clip_i"]))) for name, row in rows.items()
         }
+        # The mean in another colour than the subjects.
         both = {"mean": {ALL: points[ALL]}, "subjects": {t.subject: points[t.subject] for t in cases}}
         scatter(files[1], both, "CLIP-T: the prompt is obeyed", "CLIP-I: the subject is kept")
     return text, files

@@ -33,6 +33,7 @@ def soften(images: Array, key: Array, strength: float = 1.0) -> Array:
     # Low-frequency noise, like the errors of a denoiser.
     blotches = jax.random.normal(k_blotch, (count, height // 4, width // 4, 3))
     x = x + amount(k_amount, 0.15) * jax.image.resize(blotches, x.shape, "linear")
+    # A gain for the whole image, a shift for each colour channel.
     gain, shift = jax.random.split(k_exposure)
     gain = 1.0 + strength * 0.12 * jax.random.uniform(gain, (count, 1, 1, 1), minval=-1)
     shift = strength * 0.08 * jax.random.uniform(shift, (count, 1, 1, 3), minval=-1)

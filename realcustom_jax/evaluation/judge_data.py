@@ -80,4 +80,5 @@ def _draw_word(word: str, count: int, seed: int, held_out: bool) -> tuple[np.nda
         reference = render_reference(identity, int(rng.integers(2**31)))
         scene = render_scene(BACKGROUNDS[place], [identity], int(rng.integers(2**31)))
         rows.append((reference.image, reference.masks[0], scene.image, scene.masks[0], place))
+    # N rows of five values → five arrays (N, …)
     return tuple(np.stack(column) for column in zip(*rows, strict=True))

@@ -58,6 +58,7 @@ def scatter(path: Path, groups: Mapping[str, Mapping[str, Point]], x: str, y: st
         if text.get_text() in groups:
             text.set_fontweight("bold")
     _label(axes, x, y)
+    # adjustText works in pixels.
     figure.draw_without_rendering()  # computes the layout, which placing the numbers needs
     # Points of nearly equal settings overlap, so they share a text.
     texts = [
@@ -108,7 +109,7 @@ def curves(
     for name, rows in values.items():
         kept = [i for i, row in enumerate(rows) if not log or row.mean() > 0]
         _curve(axes, [at[i] for i in kept], [rows[i] for i in kept], name, spread)
-    if log:
+    if log:  # a logarithmic axis cannot show 0, see above
         axes.set_yscale("log")
     # Outside of the axes, where it hides no points.
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from realcustom_jax.common.errors import UserError
 
-MODEL = "ImageReward-v1.0"
+MODEL = "ImageReward-v1.0"  # stored with the scores
 
 
 def load_image_reward() -> Any:

@@ -49,6 +49,7 @@ def describe(identity: Identity) -> str:
 def _described(rng: np.random.Generator, identity: Identity) -> str:
     """A random true description: main colour, pattern, both colours, or everything."""
     main, second = identity.colours
+    # Partial descriptions too, so that each attribute also appears alone.
     options = [f"{main} {identity.word}", f"{main} and {second} {identity.word}", describe(identity)]
     if identity.pattern != "plain":
         options.append(f"{identity.pattern} {identity.word}")

@@ -56,6 +56,7 @@ def sample_rows(sample: Callable[..., Any], seed: int) -> list[Row]:
     subjects = [
         [rc.Subject(image=_reference(i), words=i.word) for i in identities] for identities, _ in shown
     ]
+    # Two calls, because a call with subjects compiles another program than one without.
     plain = sample(prompts, seed=seeds)
     custom = sample(prompts, subjects=subjects, seed=seeds)
     pictures = iter(

@@ -116,6 +116,7 @@ def spotlight(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     pale = 0.25 * large.mean(-1, keepdims=True) + 0.75 * 255
     large_masks = [np.asarray(_fit_mask(mask, side)) for mask in masks]
     share = np.clip(np.sum(large_masks, 0), 0, 1)[..., None]
+    # Soft masks blend between the image and its pale version.
     result = share * large + (1 - share) * pale
     for mask, colour in zip(large_masks, ACCENTS, strict=False):
         result[_outline(mask > 0, width=max(2, side // 64))] = ImageColor.getrgb(colour)

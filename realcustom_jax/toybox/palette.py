@@ -45,6 +45,7 @@ MIN_COLOUR_DISTANCE = 216.0
 
 def colour_distance(a: RGB, b: RGB) -> float:
     """Perceptual distance between two RGB colours (the "redmean" formula), 0 to about 765."""
+    # Weights that follow the eye's sensitivity, which depends on the mean red.
     red = (a[0] + b[0]) / 2
     d = np.subtract(a, b).astype(float) ** 2
     return float(np.sqrt((2 + red / 256) * d[0] + 4 * d[1] + (2 + (255 - red) / 256) * d[2]))

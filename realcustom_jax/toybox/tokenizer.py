@@ -47,6 +47,7 @@ def train_tokenizer(captions: Iterable[str], folder: str | os.PathLike, max_leng
         END,
     ]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    # Only letters: the list is for warnings about words, not about punctuation.
     words = sorted({word for caption in captions for word in re.findall(r"[^\W\d_]+", caption.lower())})
     _save(vocabulary, merges, Path(folder), max_length, words if len(words) <= _FEW_WORDS else [])
 

@@ -199,12 +199,8 @@ def _diffusion_loss(
         k_latent, k_t, k_noise, k_gamma = jax.random.split(key, 4)
         z0 = _latents(models, params, batch, k_latent)
         text, pooled = _text(models, params, batch)
-        count = z0.shape[0]
-        sizes = None
-        if pooled is not None:
-            # SDXL's size conditioning, in pixels. A batch of stored latents has no image to measure.
-            sizes = size_ids(count, *(side * models.vae_config.downscale for side in z0.shape[1:3]))
-        t = jax.random.randint(k_t, (count,), 0, schedule.num_train_timesteps)
+        sizes = None if pooled is None else _sizes(models, z0)
+        t = jax.random.randint(k_t, z0.shape[:1], 0, schedule.num_train_timesteps)
         t = shift_timesteps(t, timestep_shift, schedule.num_train_timesteps)
         # (B, 1, 1, 1), for latents (B, h, w, C)
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
@@ -232,6 +228,12 @@ def _diffusion_loss(
         return (weight * error.mean(axis=(1, 2))).mean(), {"mse": mse}
 
     return loss
+
+
+def _sizes(models: Models, latents: Array) -> Array:
+    """SDXL's size conditioning of a batch of latents (B, h, w, C)."""
+    # In pixels, but from the latents: a batch of stored latents has no image to measure.
+    return size_ids(len(latents), *(side * models.vae_config.downscale for side in latents.shape[1:3]))
 
 
 def _draw_selection(key: Array, gamma_num: tuple[float, float], alphas: Array) -> TokenSelection:

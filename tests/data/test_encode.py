@@ -234,12 +234,12 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
         encode_split(data, encoding)
     assert read_info(folder) is None
     monkeypatch.setattr(command, "_records", lambda *a: calls.append(a[1]) or records(*a))
-    told = []
-    monkeypatch.setattr(command.Progress, "stage", lambda _, text, done: told.append(done))
-    monkeypatch.setattr(command.Progress, "step", lambda _, done, total, *names: told.append(done))
+    reports = []
+    monkeypatch.setattr(command.Progress, "stage", lambda _, text, done: reports.append(done))
+    monkeypatch.setattr(command.Progress, "step", lambda _, done, total, *names: reports.append(done))
     encode_split(data, encoding)
     # From what was there on, batch by batch and not chunk by chunk.
-    assert told[0] == 10 and told[-1] == COUNT and np.diff(told).max() <= encoding.batch_size
+    assert reports[0] == 10 and reports[-1] == COUNT and np.diff(reports).max() <= encoding.batch_size
     encode_split(data, encoding)  # there is nothing left to do
     assert calls == [range(5), range(5, 10), range(10, 15), range(15, 19)]
     again = open_encoded(data, encoding.vae, encoding.shapes, with_image=False)

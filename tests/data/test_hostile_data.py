@@ -87,7 +87,7 @@ def test_damaged_work_is_done_again(source, written, tmp_path, name, odd):
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    """Hostile lines of a .jsonl, none of which may give an example."""
+    """Malformed lines of a .jsonl file; none of them may give an example."""
     outside = ("../secret.jpg", str(folder / "secret.jpg"), "a/../../secret.jpg", "/etc/passwd")
     names = (
         *outside,

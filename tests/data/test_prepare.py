@@ -1,4 +1,4 @@
-"""From sources to a data set: what is kept, what is told, and what happens when it is cut off."""
+"""From sources to a data set: kept examples, the report, and resuming after an interruption."""
 
 import importlib.util
 import io
@@ -345,9 +345,9 @@ def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch, ca
     command.main(options)
     assert done == [("MODEL", 3, True, True, False), (str(tmp_path / "data"), "the encoding")]
     assert is_written(tmp_path / "data")
-    with pytest.raises(SystemExit):  # as when it was cut off while encoding; no model is loaded
+    with pytest.raises(SystemExit):  # like a run that was interrupted while encoding; no model is loaded
         command.main(options)
-    assert f"data.encode --data-dir {tmp_path / 'data'} --model MODEL goes on" in capsys.readouterr().err
+    assert f"data.encode --data-dir {tmp_path / 'data'} --model MODEL, with" in capsys.readouterr().err
     assert len(done) == 2
 
 

@@ -1,4 +1,4 @@
-"""Every kind of source gives the same examples; what is broken in one is told and stops nothing."""
+"""Every kind of source gives the same examples; a broken one is reported and does not stop the others."""
 
 import json
 import runpy

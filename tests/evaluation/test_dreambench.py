@@ -1,4 +1,4 @@
-"""DreamBench: reading its folder, and a run that was cut off, goes on and is scored."""
+"""DreamBench: reading its folder, and a run that is interrupted, resumed and scored."""
 
 import dataclasses
 import json
@@ -103,7 +103,7 @@ def test_hosts_share_the_tasks(bench, monkeypatch):
 
 
 class Painter:
-    """In place of a model: paints images from the seed and remembers what it was asked for."""
+    """Fake generator: paints images from the seed and records the requests."""
 
     batch = 2
 
@@ -120,7 +120,7 @@ class Painter:
 def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pipe):
     cases, out = read_cases(bench, None, [0, 1]), tmp_path / "out"
     painter = Painter(paired_pipe)
-    assert dreambench.make_missing(cases[:3], out, lambda: painter, {}) == 3  # the run is cut off here
+    assert dreambench.make_missing(cases[:3], out, lambda: painter, {}) == 3  # the run is interrupted here
     assert dreambench.make_missing(cases, out, lambda: painter, {}) == len(cases) - 3
     assert [job.prompt for job in painter.jobs] == [case.prompt for case in cases]
     assert [job.subjects[0].words for job in painter.jobs] == [case.word for case in cases]

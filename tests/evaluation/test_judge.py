@@ -1,4 +1,4 @@
-"""The judge: what it is trained on, that it learns, and that the shipped one knows the toybox."""
+"""The judge: its training data, its training, and the accuracy of the shipped one."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_other_images_and_files_are_refused(random_judge, tmp_path):
 
 
 def test_the_shipped_judge_knows_the_toybox():
-    """On 64 scenes of held-out identities; `studies/judge.py` tells what it does on 208, and its floor."""
+    """On 64 scenes of held-out identities. `studies/judge.py` measures 208, and the chance level."""
     assert SHIPPED.stat().st_size < 3e6
     scores = means(Benchmark(make_cases(64), Judge.load(), None).ceiling())
     assert scores["identity_top1"] > 0.95 and scores["word_top1"] > 0.95

@@ -18,7 +18,7 @@ def test_points_share_a_text_with_the_first_that_is_near():
 
 @pytest.mark.parametrize("count", [3, 60])
 def test_the_legend_of_a_scatter_plot_ends_within_the_picture(tmp_path: Path, count: int):
-    """Of a legend that is too long the frame goes on to the lowest row of pixels."""
+    """If a legend is too long, its frame reaches the lowest row of pixels."""
     points = {f"setting {i}": (float(i % 7), float(i)) for i in range(count)}
     scatter(tmp_path / "plot.png", {"mean": {"all": (3.0, 1.0)}, "each": points}, "x", "y")
     pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("L"))

@@ -1,4 +1,4 @@
-"""The report: its rows, the results it keeps, the order it states, and what it writes."""
+"""The report: its rows, stored results, the comparison with the paper, and the written page."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_rows_are_the_papers_ablations(micro_pipe):
 
 
 class Painter:
-    """In place of a generator: counts what it makes, and paints from the options."""
+    """Fake generator: counts its calls, and paints from the options."""
 
     def __init__(self, pipe):
         self.pipe, self.made = pipe, []
@@ -79,7 +79,7 @@ def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_
 
 @pytest.mark.parametrize("drawn", [real_scene, reference])
 def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp_path, monkeypatch, drawn):
-    """The drawn pixels are part of what results depend on, not the requests' numbers alone."""
+    """Results depend on the drawn pixels too, not only on the requests."""
     benchmark, painter = Benchmark(make_cases(2), random_judge, None), Painter(paired_pipe)
     Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
 
@@ -93,7 +93,7 @@ def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp
 
 
 def test_differences_are_of_the_same_requests():
-    """A difference smaller than the spread, but the same for all, has an interval without 0."""
+    """A difference that is smaller than the spread but equal for all requests has an interval without 0."""
     plain, middle = results(1), results(2)
     plain["leakage"] = None
     last = middle | {"clip_t": middle["clip_t"] + 0.01, "clip_i": None}
@@ -112,7 +112,7 @@ def test_differences_are_of_the_same_requests():
 
 
 def test_the_order_is_that_of_paired_differences():
-    """A difference that is small against the spread of requests, but the same for all of them, shows."""
+    """A difference that is small compared with the spread, but equal for all requests, gets a sign."""
     groups = all_groups()
     full = groups["The method"]["full"]
     scopes = groups["The influence scope"]

@@ -1,4 +1,4 @@
-"""The launch scripts: what they would do, the mistakes they name, and a run of two processes."""
+"""The launch scripts: dry runs, error messages, and a run of two processes."""
 
 import os
 import platform
@@ -65,7 +65,11 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("local", ("--processes", "two", *TRAIN), "--processes must be a whole number from 1 on, not two"),
+        (
+            "local",
+            ("--processes", "two", *TRAIN),
+            "--processes must be a whole number of at least 1, not two",
+        ),
         ("local", ("--processes",), "--processes needs a value"),
         ("local", ("--cores", "2", *TRAIN), "unknown option --cores"),
         ("local", (), "there are no arguments for the training after --"),
@@ -93,7 +97,7 @@ def test_help_tells_the_story(script):
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path):
-    """A stand-in for Python: the first process waits for ever, the second fails with status 7."""
+    """A fake Python: the first process waits forever, the second one fails with status 7."""
     python = tmp_path / "python"
     python.write_text(
         '#!/bin/sh\n[ "$1" = -c ] && exec ' + sys.executable + ' "$@"\n'
@@ -116,8 +120,8 @@ def test_all_processes_get_their_number_and_arguments(tmp_path):
     workdir = tmp_path / "a run"
     result = run("local", "--processes", "3", "--", "--workdir", str(workdir), PYTHON=str(python))
     assert result.returncode == 0, result.stderr
-    told = [(workdir / str(i)).read_text() for i in range(3)]
-    assert told == [f"{i} of 3: -m realcustom_jax.train --workdir {workdir}\n" for i in range(3)]
+    printed = [(workdir / str(i)).read_text() for i in range(3)]
+    assert printed == [f"{i} of 3: -m realcustom_jax.train --workdir {workdir}\n" for i in range(3)]
 
 
 # Takes four blocks of 40 MB and gives them back, six times, in a thread as XLA does, and prints the page

@@ -1,4 +1,4 @@
-"""The toybox draws what it says: pure functions, exact masks, true captions, a clean identity split."""
+"""The toybox: pure functions, exact masks, true captions, and a clean split of identities."""
 
 import re
 import subprocess

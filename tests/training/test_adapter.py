@@ -1,4 +1,4 @@
-"""What a run trained, taken out of its checkpoints: to the bit, also while the run goes on."""
+"""Exporting trained parameters from checkpoints: exact bits, also while the run is still training."""
 
 import json
 import os
@@ -215,7 +215,7 @@ def test_the_card_tells_what_it_is(run, model, tmp_path):
     assert f'rc.load("{model}", realcustom="FOLDER/realcustom.safetensors")' in published
 
 
-# ---------------------------------------------------------------- while the run goes on
+# ---------------------------------------------------------------- while the run is still training
 
 
 def everything(path: str) -> bool:

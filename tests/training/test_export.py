@@ -57,7 +57,7 @@ def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
 def test_the_shapes_of_an_example_are_those_of_the_loader(
     micro_pipe, tmp_path, stage, stored, subject_weight
 ):
-    """What the ahead-of-time compiler is told, against what training is given."""
+    """The shapes for the ahead-of-time compiler are those of the loader's examples."""
     write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
     options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
     options["reference"] = "subject" if subject_weight != 1.0 else "image"

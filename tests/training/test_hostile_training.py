@@ -26,7 +26,7 @@ get_config = runpy.run_path(str(TINY))["get_config"]
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 HUGE = 10**400
-# Of each key what it could be mistaken for: other types, and numbers outside of what it means.
+# Wrong values for each key: other types, and numbers outside of its range.
 COUNTS = ("steps", "batch_size", "log_every", "checkpoint_every", "checkpoints_kept", "accumulate",
           "optimizer.most_skipped", "data.toybox_examples", "data.bucket_step")  # fmt: skip
 COUNTS_OR_0 = ("seed", "checkpoints_kept_every", "optimizer.warmup", "data.workers", "data.prefetch",

@@ -25,7 +25,7 @@ PARAMS = dict.fromkeys(("unet", "vae", "text_encoder", "image_encoder"))
 
 
 class Network:
-    """Stands for a Flax module: `apply` returns what it was given, whatever goes in."""
+    """Fake Flax module: `apply` returns a fixed value for any input."""
 
     def __init__(self, output, features=None):
         self.output, self.features = output, features
@@ -192,7 +192,7 @@ def test_contrastive_loss_counts_repeated_captions_as_matches():
 
 
 class Tower:
-    """Pools photos to the reds of their pixels, and remembers what it saw."""
+    """Fake tower: pools photos to their red channel, and records its inputs."""
 
     def apply(self, variables, photos):
         self.photos = np.asarray(photos)

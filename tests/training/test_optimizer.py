@@ -1,4 +1,4 @@
-"""Muon: which step it takes of which parameter, against a transcription in numpy and AdamW."""
+"""Muon: its update of each kind of parameter, compared with a numpy transcription and with AdamW."""
 
 import jax
 import jax.numpy as jnp

@@ -38,7 +38,7 @@ def few_steps(flat_pipe):
 
 
 def picture(config, pipe):
-    """Of the parameters on a 2×4 mesh, of which the UNet's train, in shards."""
+    """Samples from sharded parameters on a 2×4 mesh, where the UNet trains."""
     mesh = partition.make_mesh(data=2, fsdp=4)
     rules = (("kernel$", ("fsdp", None)), (".*", ()))
     place = partition.placer(TRAINABLE, np.float32, rules, mesh)

@@ -42,7 +42,7 @@ def test_the_toybox_is_drawn_once(drawings, tmp_path):
 
 
 def test_an_interrupted_drawing_is_drawn_again(drawings, tmp_path):
-    """The process was killed: TFDS's temporary folder lies there, without the data set."""
+    """A killed process leaves TFDS's temporary folder without the data set."""
     half = tmp_path / f"toybox-v{WORLD_VERSION}-3" / "image_text" / "1.0.0.incompleteABC"
     half.mkdir(parents=True)
     (half / "image_text-train.array_record").write_text("half of it")

@@ -1,4 +1,4 @@
-"""The train step: what it changes, and that a step which is not finite changes nothing."""
+"""The train step: its update, and that a step that is not finite changes only the counters."""
 
 import jax
 import jax.numpy as jnp

@@ -101,7 +101,7 @@ def test_the_text_encoder_s_class_says_whether_it_projects(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
     """Bytes of the parameters as they are on the device, up to all of them, those of the scoring float32."""
-    stages, told, shown = [], [], []
+    stages, reports, shown = [], [], []
 
     class Told(pipeline.Progress):
         def __init__(self, wanted):
@@ -112,13 +112,13 @@ def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
             stages.append(text)
 
         def amount(self, done, total, what):
-            told.append((done, total, what))
+            reports.append((done, total, what))
 
     monkeypatch.setattr(pipeline, "Progress", Told)
     pipe = pipeline.load(saved, dtype, vae_dtype="float32")
     sizes = [value.nbytes for value in flatten(pipe.params).values()]
     assert stages == [f"loading {saved}", "reading the model"] and shown == [True]
-    done, totals, names = zip(*told, strict=True)
+    done, totals, names = zip(*reports, strict=True)
     assert done == tuple(np.cumsum(sizes)) and set(totals) == {sum(sizes)} and set(names) == {stages[1]}
     pipeline.load(saved, progress=False)
     assert shown == [True, False]

@@ -197,8 +197,8 @@ def test_a_tensor_that_is_not_what_it_announced_is_named(tmp_path, name, read):
     tensors = {"a": VALUES["a/bias"], "b": LazyArray((2, 3), lambda: read, np.dtype(np.float32))}
     with pytest.raises(UserError) as error:
         write_tensors(tmp_path / name, tensors)
-    told = f"b was announced as float32 (2, 3) and is read as {read.dtype} {read.shape}"
-    assert str(error.value) == f"{tmp_path / name} cannot be written: {told}"
+    reason = f"b was announced as float32 (2, 3) and is read as {read.dtype} {read.shape}"
+    assert str(error.value) == f"{tmp_path / name} cannot be written: {reason}"
     assert not list(tmp_path.iterdir())
 
 
