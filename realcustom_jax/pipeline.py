@@ -40,7 +40,7 @@ from realcustom_jax.weights.components import (
 from realcustom_jax.weights.folder import write_folder
 from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
-from realcustom_jax.weights.parts import COMPONENTS, Parts, find_parts, models_of
+from realcustom_jax.weights.parts import Parts, find_parts, models_of
 from realcustom_jax.weights.reading import read_with_progress
 from realcustom_jax.weights.towers import open_tower
 
@@ -345,7 +345,6 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
         raise UserError(f"a model is saved to a folder, not to {shown(path)}")
     folder = Path(path)
     make_folder(folder, "model folder")
-    _check_no_other_parts(folder, pipe.models)
     write_folder(folder, pipe, weights_dtype)
     # Only the differences, so that the file shows what is special about the model.
     if pipe.models.realcustom:
@@ -355,19 +354,6 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
     # SD1.5 has one tokenizer, SDXL two.
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)
-
-
-def _check_no_other_parts(folder: Path, models: Models) -> None:
-    """Raises `UserError` for a part of an earlier model that would stay, and be loaded with this one."""
-    own = {*models.configs, *TOKENIZERS[: len(models.text_configs)]}
-    if models.realcustom:
-        own.add("realcustom")
-    for name in (*COMPONENTS, *TOKENIZERS):
-        if name not in own and (folder / name).exists():
-            raise UserError(
-                f"the model folder {str(folder)!r} has a {name}/, which this model lacks and loading would "
-                "add: use another folder, or remove it"
-            )
 
 
 # ---------------------------------------------------------------- flags of the commands that load a model

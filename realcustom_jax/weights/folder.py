@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.weights.bases import TOKENIZERS
@@ -12,6 +13,7 @@ from realcustom_jax.weights.components import check_dtype, weights_name, write_j
 from realcustom_jax.weights.configs import text_to_json, vision_to_json
 from realcustom_jax.weights.keys import split_added
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout
+from realcustom_jax.weights.parts import COMPONENTS
 
 _SCHEDULER = "DDIMScheduler"
 
@@ -39,6 +41,7 @@ def write_folder(folder: Path, model: Model, dtype: str) -> None:
       UserError: `dtype` is not one of `WEIGHT_DTYPES`.
     """
     check_dtype(dtype)
+    _check_no_other_parts(folder, model.models)
     # `unet/` stays a plain diffusers UNet, which other software can load; `realcustom/` has the added layers.
     base, added = split_added(model.params["unet"])
     for name, config in model.models.configs.items():
@@ -54,6 +57,19 @@ def write_folder(folder: Path, model: Model, dtype: str) -> None:
         folder / "scheduler" / "scheduler_config.json", {**dataclasses.asdict(model.schedule), **scheduler}
     )
     write_json(folder / "model_index.json", index_json(model.models))
+
+
+def _check_no_other_parts(folder: Path, models: Models) -> None:
+    """Raises `UserError` for a part of an earlier model that would stay, and be loaded with this one."""
+    own = {*models.configs, *TOKENIZERS[: len(models.text_configs)]}
+    if models.realcustom:
+        own.add("realcustom")
+    for name in (*COMPONENTS, *TOKENIZERS):
+        if name not in own and (folder / name).exists():
+            raise UserError(
+                f"the model folder {str(folder)!r} has a {name}/, which this model lacks and loading would "
+                "add: use another folder, or remove it"
+            )
 
 
 def component_layout(name: str, config: Any) -> Layout:
