@@ -26,7 +26,7 @@ class TokenSelection:
 
 # TPUs multiply float32 in bfloat16 by default. Tokens are ranked by their scores, so scores need full
 # precision.
-_dense = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
+_dense = functools.partial(nn.Dense, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
 
 
 class _Score(nn.Module):
