@@ -4,10 +4,17 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(ValueError):
     """A user's mistake. Its text is one clear sentence that names the input at fault."""
+
+
+def shown(value: Any) -> str:
+    """A value in an error: on one line, and short, whatever it is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def warn(sentence: str) -> None:

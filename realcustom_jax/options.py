@@ -16,7 +16,7 @@ from realcustom_jax.diffusion.guidance import MODES, SCOPES
 from realcustom_jax.diffusion.masks import KINDS, NORMALISATIONS, OVERLAPS
 from realcustom_jax.diffusion.refinement import REFINEMENTS
 from realcustom_jax.diffusion.sampler_config import SCORINGS, SamplerConfig
-from realcustom_jax.errors import UserError
+from realcustom_jax.errors import UserError, shown
 from realcustom_jax.foreign_names import our_name
 
 # What `SamplerConfig` takes as it is; the sizes of latents and mask grid are worked out.
@@ -119,12 +119,6 @@ def is_list(value: Any) -> bool:
     if isinstance(value, Sequence):
         return not isinstance(value, (str, bytes))
     return getattr(value, "ndim", 0) > 0
-
-
-def shown(value: Any) -> str:
-    """A value in an error: on one line, and short, whatever it is."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _option(default: Any, help: str, kind: type = float, **rest: Any) -> Any:

@@ -17,20 +17,21 @@ from transformers import PreTrainedTokenizerBase
 from realcustom_jax.data.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.encoder_pair import load_pair
-from realcustom_jax.errors import UserError
+from realcustom_jax.errors import UserError, shown
 from realcustom_jax.files import make_folder, reading
 from realcustom_jax.matching import Matcher
 from realcustom_jax.memory import return_freed_memory
 from realcustom_jax.models.family import IMAGE, TEXT, Models, unet_shapes
 from realcustom_jax.models.flash import flash_attention
 from realcustom_jax.models.unet import UNet
-from realcustom_jax.options import SDXL, SamplingOptions, shown
+from realcustom_jax.options import SDXL, SamplingOptions
 from realcustom_jax.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.bases import TOKENIZERS, Base, folder_base, with_tensors, with_unet
 from realcustom_jax.weights.components import (
     LAYOUTS,
     check_dtype,
+    misfits,
     on_device,
     on_host,
     open_params,
@@ -344,7 +345,11 @@ def open_pipeline(parts: Parts, models: Models) -> Pipeline:
     Raises:
       UserError: when names or shapes of a component's tensors are not the module's.
     """
-    shapes = {name: models.component_shapes(name) for name in models.configs if name not in IMAGE}
+    shapes = {}
+    for name in models.configs:
+        if name not in IMAGE:
+            with misfits(f"the config of {name}"):
+                shapes[name] = models.component_shapes(name)
     base, added = split_added(shapes["unet"])
     params = {
         name: parts.base.open(name, base if name == "unet" else shape) for name, shape in shapes.items()

@@ -18,11 +18,11 @@ from realcustom_jax.diffusion.sampler_config import SamplerConfig
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.encoder_pair import own_pair
-from realcustom_jax.errors import UserError
+from realcustom_jax.errors import UserError, shown
 from realcustom_jax.models.conditioning import size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.option_help import documented
-from realcustom_jax.options import Rule, SamplingOptions, shown
+from realcustom_jax.options import Rule, SamplingOptions
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.programs import (
     black_features,

@@ -69,11 +69,11 @@ class Models:
         """From one mapping of fields for each component, named as the folders of a model folder are."""
         realcustom = configs.get("realcustom")
         return cls(
-            from_mapping(UNetConfig, configs["unet"]),
-            from_mapping(VAEConfig, configs["vae"]),
-            tuple(from_mapping(CLIPTextConfig, configs[name]) for name in TEXT if name in configs),
-            tuple(from_mapping(ViTConfig, configs[name]) for name in IMAGE if name in configs),
-            from_mapping(RealCustomConfig, realcustom) if realcustom else None,
+            from_mapping(UNetConfig, configs["unet"], "unet"),
+            from_mapping(VAEConfig, configs["vae"], "vae"),
+            tuple(from_mapping(CLIPTextConfig, configs[name], name) for name in TEXT if name in configs),
+            tuple(from_mapping(ViTConfig, configs[name], name) for name in IMAGE if name in configs),
+            from_mapping(RealCustomConfig, realcustom, "realcustom") if realcustom else None,
             dtype,
         )
 
@@ -152,6 +152,9 @@ IMAGE = ("image_encoder", "image_encoder_2")
 def _check_towers(towers: tuple[ViTConfig, ...], realcustom: RealCustomConfig) -> None:
     if not towers:
         raise UserError("RealCustom needs an image encoder: the model has no image_encoder/")
+    if realcustom.projector not in FEATURES:
+        known = ", ".join(FEATURES)
+        raise UserError(f"realcustom/: the projector {realcustom.projector!r} is unknown; known: {known}")
     if len({(tower.image_size, tower.tokens) for tower in towers}) > 1:
         sizes = ", ".join(f"{tower.image_size} ({tower.tokens} tokens)" for tower in towers)
         raise UserError(f"the image towers must take images of one size and give as many tokens; got {sizes}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from realcustom_jax.errors import UserError
+from realcustom_jax.models.config_fields import RANGES
 
 _INTEGER, _NUMBER, _TEXT, LIST, _FLAG = (int,), (int, float), (str,), (tuple, list), (bool,)
 _NAMES = {
@@ -147,25 +148,12 @@ def _check_value(
         raise UserError(f"config.{key} must be {most} or less, not {_short(value)}")
 
 
-# Ranges of the numbers in `model`, also within lists, by the first regex that finds the key. Whether they fit
-# each other is seen when the network is built.
-_MODEL_RANGES = (
-    (r"beta_(start|end)$", 1e-9, 0.999),
-    (r"num_train_timesteps$", 1, 10**5),
-    (r"(scaling_factor|image_std|_eps)$", 1e-12, 1e6),
-    (r"feature_layers$", -1000, 1000),  # below 0: counted from the end
-    (r"layers", 1, 1000),
-    (r"(vocab_size|eos_token_id|registers|steps_offset|freq_shift|image_mean|logit_scale)$", 0, 2**24),
-    (r"", 1, 2**24),
-)
-
-
 def _check_model_value(key: str, value: Any) -> None:
     if isinstance(value, LIST):
         for part in value:
             _check_model_value(key, part)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        least, most = next((low, high) for regex, low, high in _MODEL_RANGES if re.search(regex, key))
+        least, most = next((low, high) for regex, low, high in RANGES if re.search(regex, key))
         _check_value(key, value, _NUMBER, least, most)
     elif not isinstance(value, (str, bool, type(None))):
         raise UserError(f"config.{key} cannot be {_short(value)}")

@@ -28,7 +28,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.toybox.dataset import WORLD_VERSION, write_dataset
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.components import on_host
+from realcustom_jax.weights.components import misfits, on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.lazy import LazyArray, Place, place_params
 
@@ -102,14 +102,9 @@ def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any
     Raises:
       UserError: they are no network, or one that is larger than the memory.
     """
-    try:
+    with misfits("config.model"):
         models = Models.from_configs(configs)
         shapes = models.param_shapes()
-    except UserError:
-        raise
-    except Exception as error:  # our modules, Flax and JAX raise many kinds for shapes that do not fit
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"config.model makes no network: {reason}") from None
     for name, tower in zip(IMAGE, models.image_configs, strict=False):
         if tower.patch_size > tower.image_size:
             raise UserError(

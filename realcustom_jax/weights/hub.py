@@ -8,9 +8,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from realcustom_jax.errors import UserError
+from realcustom_jax.errors import UserError, shown
 from realcustom_jax.files import exists
-from realcustom_jax.options import shown
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What loading reads. Weights are chosen by name: of a repository with several forms only one is downloaded.
