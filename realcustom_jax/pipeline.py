@@ -31,6 +31,7 @@ from realcustom_jax.weights.bases import TOKENIZERS
 from realcustom_jax.weights.components import (
     LAYOUTS,
     check_dtype,
+    misfits,
     on_device,
     on_host,
     open_params,
@@ -277,7 +278,11 @@ def open_pipeline(parts: Parts, models: Models) -> Pipeline:
       UserError: if names or shapes of a component's tensors differ from those of its module.
     """
     # Image towers have their own loader: their position embeddings may need resizing to another image size.
-    shapes = {name: models.component_shapes(name) for name in models.configs if name not in IMAGE}
+    shapes = {}
+    for name in models.configs:
+        if name not in IMAGE:
+            with misfits(f"the config of {name}"):
+                shapes[name] = models.component_shapes(name)
     # The added parameters are in the UNet's tree, but in files of their own (`realcustom/`).
     base, added = split_added(shapes["unet"])
     params = {

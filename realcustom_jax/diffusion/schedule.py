@@ -8,6 +8,7 @@ from jax import Array
 from realcustom_jax.common.errors import UserError
 
 _PREDICTIONS = ("epsilon", "v_prediction")
+_BETAS = ("scaled_linear", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class ScheduleConfig:
     def __post_init__(self):
         if self.prediction_type not in _PREDICTIONS:
             raise UserError(f"prediction_type {self.prediction_type!r} is unknown; known: {_PREDICTIONS}")
+        if self.beta_schedule not in _BETAS:
+            raise UserError(f"beta_schedule {self.beta_schedule!r} is unknown; known: {', '.join(_BETAS)}")
 
     def alphas_cumprod(self) -> np.ndarray:
         """ᾱ_t for t = 0 … num_train_timesteps − 1, float64.
@@ -40,10 +43,8 @@ class ScheduleConfig:
         """
         if self.beta_schedule == "scaled_linear":
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
-        elif self.beta_schedule == "linear":
-            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
         else:
-            raise UserError(f"beta_schedule {self.beta_schedule!r} is unknown; known: scaled_linear, linear")
+            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
         return np.cumprod(1.0 - betas)
 
 

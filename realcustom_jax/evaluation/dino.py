@@ -55,7 +55,7 @@ def load_dino(path: str | Path) -> ImageTower:
       UserError: it is another kind of network, or its weights do not fit.
     """
     folder = find_folder(path)
-    config = read_vit(read_config(folder), str(folder))
+    config = read_vit(read_config(folder), str(folder / "config.json"))
     tensors = open_tensors(find_weights(folder))
     params = read_params(tensors, (VIT,), tower_shapes(config), on_device(jnp.float32))
     # DINO's evaluation resizes to 256 pixels and crops 224; other sizes keep this ratio.
@@ -84,4 +84,4 @@ def read_vit(values: Mapping[str, Any], source: str) -> ViTConfig:
         "image_std": (0.229, 0.224, 0.225),
     }
     defaults = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
-    return from_mapping(ViTConfig, {**defaults, **values, **fixed})
+    return from_mapping(ViTConfig, {**defaults, **values, **fixed}, source)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.models.config_fields import check_fields
 
 T = TypeVar("T")
 _WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -137,11 +138,17 @@ def default_fit(high_res: bool) -> str:
     return "squash" if high_res else "crop"
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make a config dataclass from a JSON object: lists become tuples, keys without a field are dropped."""
+def from_mapping(cls: type[T], values: Mapping[str, Any], source: str = "the config") -> T:
+    """Make a config dataclass from a JSON object: lists become tuples, keys without a field are dropped.
+
+    Raises:
+      UserError: for a value of a wrong type or out of its range; the sentence begins with `source`.
+    """
     # Files of diffusers and transformers have many keys that do not affect the shape (`_class_name` …).
     names = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: _as_tuple(value) for name, value in values.items() if name in names})
+    own = {name: _as_tuple(value) for name, value in values.items() if name in names}
+    check_fields(cls, own, source)
+    return cls(**own)
 
 
 def _as_tuple(value: Any) -> Any:

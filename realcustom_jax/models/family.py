@@ -72,11 +72,11 @@ class Models:
         """Make `Models` from {component: fields of its config}."""
         realcustom = configs.get("realcustom")
         return cls(
-            from_mapping(UNetConfig, configs["unet"]),
-            from_mapping(VAEConfig, configs["vae"]),
-            tuple(from_mapping(CLIPTextConfig, configs[name]) for name in TEXT if name in configs),
-            tuple(from_mapping(ViTConfig, configs[name]) for name in IMAGE if name in configs),
-            from_mapping(RealCustomConfig, realcustom) if realcustom else None,
+            from_mapping(UNetConfig, configs["unet"], "unet"),
+            from_mapping(VAEConfig, configs["vae"], "vae"),
+            tuple(from_mapping(CLIPTextConfig, configs[name], name) for name in TEXT if name in configs),
+            tuple(from_mapping(ViTConfig, configs[name], name) for name in IMAGE if name in configs),
+            from_mapping(RealCustomConfig, realcustom, "realcustom") if realcustom else None,
             dtype,
         )
 
@@ -158,6 +158,9 @@ def _check_towers(towers: tuple[ViTConfig, ...], realcustom: RealCustomConfig) -
     """Raise `UserError` if the image towers do not fit each other or the projector."""
     if not towers:
         raise UserError("RealCustom needs an image encoder: the model has no image_encoder/")
+    if realcustom.projector not in FEATURES:
+        known = ", ".join(FEATURES)
+        raise UserError(f"realcustom/: the projector {realcustom.projector!r} is unknown; known: {known}")
     # Their features are concatenated token by token.
     if len({(tower.image_size, tower.tokens) for tower in towers}) > 1:
         sizes = ", ".join(f"{tower.image_size} ({tower.tokens} tokens)" for tower in towers)

@@ -18,6 +18,7 @@ from realcustom_jax.common.rules import LAST_STEP, MOST_PARTS, Rule, choice, opt
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
+from realcustom_jax.models.config_fields import RANGES
 from realcustom_jax.models.projector import FEATURES
 from realcustom_jax.models.remat import POLICIES
 from realcustom_jax.models.vae import VAEConfig
@@ -306,19 +307,6 @@ def _check_rule(rule: Any) -> None:
         raise UserError(f"config.sharding: the rule {regex!r} names an axis twice")
 
 
-# Ranges of the numbers in `model`, also within lists; the first regex that matches the key counts. These are
-# wide bounds against nonsense: whether the numbers fit each other is checked when the network is built.
-_MODEL_RANGES = (
-    (r"beta_(start|end)$", 1e-9, 0.999),
-    (r"num_train_timesteps$", 1, 10**5),
-    (r"(scaling_factor|image_std|_eps)$", 1e-12, 1e6),
-    (r"feature_layers$", -1000, 1000),  # negative numbers count from the end
-    (r"layers", 1, 1000),
-    (r"(vocab_size|eos_token_id|registers|steps_offset|freq_shift|image_mean|logit_scale)$", 0, 2**24),
-    (r"", 1, 2**24),
-)
-
-
 def _check_model(model: Mapping[str, Mapping[str, Any]]) -> None:
     for part, fields in model.items():
         for name, value in fields.items():
@@ -334,7 +322,7 @@ def _check_model_value(key: str, value: Any) -> None:
         for part in value:
             _check_model_value(key, part)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):  # bool is a subclass of int
-        low, high = next((low, high) for regex, low, high in _MODEL_RANGES if re.search(regex, key))
+        low, high = next((low, high) for regex, low, high in RANGES if re.search(regex, key))
         Rule("", float, low, high).check(f"config.{key}", value)
     elif not isinstance(value, (str, bool, type(None))):
         raise UserError(f"config.{key} cannot be {shown(value)}")

@@ -31,7 +31,7 @@ from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.training.batches import DataConfig
 from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.components import on_host
+from realcustom_jax.weights.components import misfits, on_host
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.lazy import LazyArray, Place
 from realcustom_jax.weights.reading import read_with_progress
@@ -113,14 +113,9 @@ def _fresh_models(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Models, Any
     Raises:
       UserError: the shapes do not fit together, or the parameters do not fit into the machine's memory.
     """
-    try:
+    with misfits("config.model"):
         models = Models.from_configs(configs)
         shapes = models.param_shapes()
-    except UserError:
-        raise
-    except Exception as error:  # for shapes that do not fit, Flax and JAX raise many kinds of errors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"config.model makes no network: {reason}") from None
     for name, tower in zip(IMAGE, models.image_configs, strict=False):
         if tower.patch_size > tower.image_size:
             raise UserError(

@@ -19,6 +19,7 @@ from realcustom_jax.weights.original_layout import ORIGINAL_UNET
 from realcustom_jax.weights.tensors import Tensors, open_tensors
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+_SCHEDULER_CONFIG = "scheduler_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,11 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
     Raises:
       UserError: a config is missing or not supported.
     """
-    texts = tuple(read_text(read_config(parts[name]), str(parts[name])) for name in TEXT if name in parts)
+    texts = tuple(
+        read_text(read_config(parts[name]), str(parts[name] / "config.json"))
+        for name in TEXT
+        if name in parts
+    )
     scheduler = parts["scheduler"]
 
     def opened(name: str, shapes: Any) -> Any:
@@ -58,10 +63,10 @@ def folder_base(parts: Mapping[str, Path]) -> Base:
         return open_params(open_tensors(find_weights(parts[name])), layouts, shapes)
 
     return Base(
-        read_unet(read_config(parts["unet"]), str(parts["unet"])),
-        read_vae(read_config(parts["vae"]), str(parts["vae"])),
+        read_unet(read_config(parts["unet"]), str(parts["unet"] / "config.json")),
+        read_vae(read_config(parts["vae"]), str(parts["vae"] / "config.json")),
         texts,
-        read_schedule(read_config(scheduler, "scheduler_config.json"), str(scheduler)),
+        read_schedule(read_config(scheduler, _SCHEDULER_CONFIG), str(scheduler / _SCHEDULER_CONFIG)),
         tuple(parts[name] for name in TOKENIZERS[: len(texts)]),
         (None,) * len(texts),
         opened,
@@ -81,7 +86,7 @@ def with_unet(base: Base, path: Path) -> Base:
     """
     if path.is_dir():
         folder = path / "unet" if (path / "unet").is_dir() else path
-        config = read_unet(read_config(folder), str(folder))
+        config = read_unet(read_config(folder), str(folder / "config.json"))
         _check_same_shape(base.unet, config, folder)
         return _with_opened(base, open_tensors(find_weights(folder)), LAYOUTS["unet"])
     tensors = open_tensors(path)

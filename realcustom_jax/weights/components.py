@@ -1,8 +1,9 @@
 """One component of a model folder: its `config.json` and its weights, in any known layout."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def load_params(folder: Path, component: str, shapes: Any, place: Place) -> Any:
 def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place: Place) -> Any:
     """`open_params` with every parameter read, and placed by `place`."""
     return place_params(open_params(tensors, layouts, shapes), place)
+
+
+@contextlib.contextmanager
+def misfits(source: str) -> Iterator[None]:
+    """Turns what Flax and JAX raise for sizes that do not fit each other into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{source} makes no network: {reason}") from None
 
 
 def open_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any) -> Any:

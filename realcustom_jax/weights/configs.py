@@ -7,7 +7,7 @@ and has another form for each family; timm leaves out nearly everything.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import read_json
+from realcustom_jax.common.rules import shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig, from_mapping
@@ -80,19 +81,19 @@ def read_unet(values: Mapping[str, Any], source: str) -> UNetConfig:
       source: name of the model, for messages.
     """
     _reject(values, _UNET, source)
-    return from_mapping(UNetConfig, values)
+    return from_mapping(UNetConfig, values, source)
 
 
 def read_vae(values: Mapping[str, Any], source: str) -> VAEConfig:
     """Read a VAE's config; see `read_unet`."""
     _reject(values, _VAE, source)
-    return from_mapping(VAEConfig, values)
+    return from_mapping(VAEConfig, values, source)
 
 
 def read_schedule(values: Mapping[str, Any], source: str) -> ScheduleConfig:
     """Read a scheduler's config; see `read_unet`."""
     _reject(values, _SCHEDULE, source)
-    return from_mapping(ScheduleConfig, values)
+    return from_mapping(ScheduleConfig, values, source)
 
 
 def _reject(values: Mapping[str, Any], allowed: Mapping[str, tuple], source: str) -> None:
@@ -106,8 +107,14 @@ def read_text(values: Mapping[str, Any], source: str) -> CLIPTextConfig:
     """Read the config of transformers' `CLIPTextModel` or `CLIPTextModelWithProjection`."""
     values = _with_defaults({"model_type": "clip_text_model", **values}, source)
     # Only `architectures` shows whether the text is projected: both classes have a projection_dim.
-    projects = "CLIPTextModelWithProjection" in (values.get("architectures") or ())
-    return from_mapping(CLIPTextConfig, {"with_projection": projects, **values})
+    projects = "CLIPTextModelWithProjection" in _architectures(values)
+    return from_mapping(CLIPTextConfig, {"with_projection": projects, **values}, source)
+
+
+def _architectures(values: Mapping[str, Any]) -> Sequence[Any]:
+    """The class names of transformers, or none where the file holds something else."""
+    found = values.get("architectures")
+    return found if isinstance(found, (list, tuple)) else ()
 
 
 def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
@@ -137,11 +144,14 @@ def read_vision(
     if kind in ("clip", "siglip"):
         # The config of a whole model has that of its image tower in `vision_config`.
         outer = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
-        values = {**values.get("vision_config", {}), **outer, "model_type": f"{kind}_vision_model"}
+        inner = values.get("vision_config", {})
+        if not isinstance(inner, Mapping):
+            raise UserError(f"{source}: vision_config must be an object, not {shown(inner)}")
+        values = {**inner, **outer, "model_type": f"{kind}_vision_model"}
         if kind == "clip":
             values["architectures"] = ["CLIPVisionModelWithProjection"]
         return read_vision(values, source, preprocessor)
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise UserError(
             f"{source}: an image tower of type {kind!r} is not known; known: {', '.join(_FAMILIES)}"
         )
@@ -149,17 +159,21 @@ def read_vision(
     if values.get("use_swiglu_ffn"):
         raise UserError(f"{source}: use_swiglu_ffn is not supported")
     family = dict(_FAMILIES[kind])
-    if kind == "clip_vision_model" and "CLIPVisionModel" in (values.get("architectures") or ()):
+    if kind == "clip_vision_model" and "CLIPVisionModel" in _architectures(values):
         values["projection_dim"] = None  # this class has no projection, whatever the field says
     if kind.startswith("dinov2"):
         family["registers"] = values.get("num_register_tokens", 0)
-        family["intermediate_size"] = int(values["hidden_size"] * values["mlp_ratio"])
-    given = {
-        name: tuple(preprocessor[name])
-        for name in ("image_mean", "image_std")
-        if name in (preprocessor or {})
-    }
-    return from_mapping(ViTConfig, {**family, **given, **values})
+        family["intermediate_size"] = _product(values, "hidden_size", "mlp_ratio", source)
+    given = {name: preprocessor[name] for name in ("image_mean", "image_std") if name in (preprocessor or {})}
+    return from_mapping(ViTConfig, {**family, **given, **values}, source)
+
+
+def _product(values: Mapping[str, Any], first: str, second: str, source: str) -> int:
+    try:
+        return int(values[first] * values[second])
+    except (TypeError, ValueError, OverflowError):
+        told = f"{shown(values[first])} and {shown(values[second])}"
+        raise UserError(f"{source}: {first} and {second} must be numbers, not {told}") from None
 
 
 def vision_to_json(config: ViTConfig) -> dict[str, Any]:
@@ -223,7 +237,7 @@ def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         return dict(values)
     try:
         return {**AutoConfig.for_model(values["model_type"]).to_dict(), **values}
-    except ValueError:
+    except (ValueError, TypeError):  # the last for what is no text
         raise UserError(f"{source}: model_type {values['model_type']!r} is not known") from None
 
 
@@ -234,37 +248,48 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
       UserError: it has another architecture.
     """
     name, pretrained = str(values.get("architecture")), values.get("pretrained_cfg", {})
+    if not isinstance(pretrained, Mapping):
+        raise UserError(f"{tensors.source}: pretrained_cfg of its config must be an object")
     if not re.search(r"siglip|dinov2", name) or "patch_embed.proj.weight" not in tensors.shapes:
         raise UserError(
             f"{tensors.source}: timm's {name} is not supported, only SigLIP and DINOv2 towers are"
         )
-    shapes = tensors.shapes
+    try:
+        sizes = _timm_sizes(name, tensors.shapes)
+    except (KeyError, IndexError, ValueError) as error:  # a tensor that is missing, or has another rank
+        raise UserError(f"{tensors.source} is no tower of timm that is known: {error!r}") from None
+    normalisation = _HALF if "siglip" in name else _IMAGENET
+    fixed = {
+        "hidden_act": "gelu_pytorch_tanh" if "siglip2" in name else "gelu",
+        "layer_norm_eps": 1e-6,
+        "projection_dim": None,
+        "pre_norm": False,
+        "patch_bias": True,
+        "image_mean": pretrained.get("mean", normalisation[0]),
+        "image_std": pretrained.get("std", normalisation[1]),
+    }
+    return from_mapping(ViTConfig, {**sizes, **fixed}, tensors.source)
+
+
+def _timm_sizes(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Fields of `ViTConfig` from the shapes of a tower's tensors; raises what indexing raises."""
     hidden, _, patch, _ = shapes["patch_embed.proj.weight"]  # OIHW
     class_token, patches = "cls_token" in shapes, shapes["pos_embed"][1]
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     # In timm, DINOv2's class token has a position embedding only in models without registers.
     position_prefix = class_token and not registers
-    side = round((patches - position_prefix) ** 0.5)
-    normalisation = _HALF if "siglip" in name else _IMAGENET
-    return ViTConfig(
-        image_size=side * patch,
-        patch_size=patch,
-        hidden_size=hidden,
-        intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
-        num_hidden_layers=sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)) for key in shapes),
-        num_attention_heads=timm_heads(name, hidden),
-        hidden_act="gelu_pytorch_tanh" if "siglip2" in name else "gelu",
-        layer_norm_eps=1e-6,
-        projection_dim=None,
-        class_token=class_token,
-        registers=registers,
-        pre_norm=False,
-        patch_bias=True,
-        position_prefix=position_prefix,
-        layer_scale="blocks.0.ls1.gamma" in shapes,
-        image_mean=tuple(pretrained.get("mean", normalisation[0])),
-        image_std=tuple(pretrained.get("std", normalisation[1])),
-    )
+    return {
+        "image_size": round((patches - position_prefix) ** 0.5) * patch,
+        "patch_size": patch,
+        "hidden_size": hidden,
+        "intermediate_size": shapes["blocks.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)) for key in shapes),
+        "num_attention_heads": timm_heads(name, hidden),
+        "class_token": class_token,
+        "registers": registers,
+        "position_prefix": position_prefix,
+        "layer_scale": "blocks.0.ls1.gamma" in shapes,
+    }
 
 
 def timm_heads(architecture: str, hidden: int) -> int:
@@ -278,4 +303,4 @@ def read_tower_folder(folder: Path, values: Mapping[str, Any], tensors: Tensors)
         return read_timm(values, tensors)
     path = folder / "preprocessor_config.json"
     preprocessor = read_json(path) if path.exists() else None
-    return read_vision(values, str(folder), preprocessor)
+    return read_vision(values, str(folder / "config.json"), preprocessor)

@@ -47,7 +47,7 @@ def open_added(path: Path, base_keys: Callable[[], set[str]]) -> Added:
       UserError: the path is neither, or the file has only a part of the base UNet.
     """
     if path.is_dir():
-        config = from_mapping(RealCustomConfig, read_config(path))
+        config = from_mapping(RealCustomConfig, read_config(path), str(path / "config.json"))
         return Added(config, open_tensors(find_weights(path)))
     tensors = open_tensors(path)
     # PyTorch's DistributedDataParallel adds "module.", saving a whole pipeline adds "unet.".
@@ -80,7 +80,9 @@ def _metadata_config(path: Path) -> RealCustomConfig | None:
     if text is None:
         return None
     try:
-        return from_mapping(RealCustomConfig, json.loads(text))
+        return from_mapping(RealCustomConfig, json.loads(text), f"{path}: its metadata {CONFIG_KEY}")
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata {CONFIG_KEY} is not a config: {error!r}") from None
 

@@ -10,7 +10,7 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.vit import ViT, ViTConfig
-from realcustom_jax.weights.components import LAYOUTS, find_weights, open_params, read_config
+from realcustom_jax.weights.components import LAYOUTS, find_weights, misfits, open_params, read_config
 from realcustom_jax.weights.configs import read_tower_folder
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.lazy import Place, place_params
@@ -57,8 +57,9 @@ def open_tower(folder: Path, image_size: int | None = None) -> tuple[ViTConfig, 
             f"image_size {config.image_size} is smaller than the patches of the tower in {folder}"
         )
     tensors = open_tensors(find_weights(folder))
-    params = flatten(open_params(tensors, LAYOUTS["image_encoder"], tower_shapes(trained)))
-    wanted = flatten(tower_shapes(config))[_POSITIONS].shape
+    with misfits(f"{folder / 'config.json'}"):
+        shapes, wanted = tower_shapes(trained), flatten(tower_shapes(config))[_POSITIONS].shape
+    params = flatten(open_params(tensors, LAYOUTS["image_encoder"], shapes))
     params[_POSITIONS] = params[_POSITIONS].map(lambda value: fit_positions(value, trained, config), wanted)
     return config, unflatten(params)
 

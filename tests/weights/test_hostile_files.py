@@ -1,10 +1,15 @@
 """Damaged and odd JSON in a model folder: each kind of damage is one sentence that names the file."""
 
+import itertools
+import json
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import realcustom_jax as rc
+from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.tensors import open_tensors
 
@@ -47,6 +52,41 @@ def test_a_damaged_config_is_named(saved, tmp_path, name, damage):
     with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
         rc.load(folder)
     assert "\n" not in str(error.value)
+
+
+# What may stand in place of a value: wrong types, nothing, zero, absurd numbers.
+ODD = {
+    "null": None, "text": "x", "no text": "", "below zero": -1, "zero": 0, "huge": 10**9, "long": 10**400,
+    "NaN": float("nan"), "infinity": float("inf"), "half": 0.5, "no list": [], "list": [[1]],
+    "null in a list": [None], "object": {}, "true": True,
+}  # fmt: skip
+# Values that another model could have, as far as one can see.
+OTHER_MODELS = {
+    *((name, "half") for name in ("norm_eps", "layer_norm_eps", "logit_scale", "beta_start", "beta_end")),
+    ("eos_token_id", "zero"), ("steps_offset", "zero"), ("text_paired", "true"), ("feature_layers", "list"),
+    ("timestep_spacing", "text"), ("timestep_spacing", "no text"),  # which only names a default of others
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "sampling" not in name])
+def test_odd_values_in_a_config_are_one_sentence(saved, tmp_path, name):
+    """Or right: of keys that are not read, and of values that mean the same."""
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    wanted = pipeline.open_model(folder)
+    found = Counter()
+    values = json.loads((folder / name).read_text())
+    for key, label in itertools.product(values, ODD):
+        (folder / name).write_text(json.dumps({**values, key: ODD[label]}))
+        try:
+            pipe = pipeline.open_model(folder)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 2000, (key, label)
+            found["sentences"] += 1
+        else:
+            same = (pipe.models, pipe.schedule) == (wanted.models, wanted.schedule)
+            assert same or (key, label) in OTHER_MODELS, (key, label)
+            found["right"] += 1
+    assert found.total() == len(values) * len(ODD) > 60 and found["sentences"] > 20, found
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, *INDEXES])
