@@ -67,7 +67,8 @@ def test_unet_is_diffusers_flax():
     ours = jax.jit(lambda p: unet.apply({"params": p}, latents, t, text, method=run))(params)
     theirs = diffusers.FlaxUNet2DConditionModel(sample_size=16, **UNET)
     planes = np.moveaxis(latents, -1, 1)
-    expected = jax.jit(lambda p: theirs.apply({"params": p}, planes, t, text).sample)(params)
+    with jax.numpy_dtype_promotion("standard"):  # their modules multiply timesteps, which are integers
+        expected = jax.jit(lambda p: theirs.apply({"params": p}, planes, t, text).sample)(params)
     common.assert_close(ours, np.moveaxis(np.asarray(expected), 1, -1), GELU_TOLERANCE)
 
 
@@ -82,9 +83,9 @@ def test_text_encoder_is_transformers_flax():
     ours = jax.jit(lambda p: text.apply({"params": p}, ids))(params)
     # A list of layers is a level of its own there.
     renamed = unflatten({path.replace("layers_", "layers/"): v for path, v in flatten(params).items()})
-    out = transformers.FlaxCLIPTextModel(settings, _do_init=False)(
-        ids, params=renamed, output_hidden_states=True
-    )
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = transformers.FlaxCLIPTextModel(settings, _do_init=False)
+        out = theirs(ids, params=renamed, output_hidden_states=True)
     common.assert_close(ours.last, out.last_hidden_state)
     common.assert_close(ours.penultimate, out.hidden_states[-2])
     common.assert_close(ours.pooled, out.pooler_output)

@@ -258,7 +258,7 @@ from realcustom_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
 for step in range(1, 10**6):
     tree = {"unet": {f"scoring_{i}": jnp.full((64, 64), float(step)) for i in range(20)}}
-    checkpoints.save(step, {"ema": tree, "params": tree}, {}, {"step": step})
+    checkpoints.save(step, {"ema": tree, "params": tree}, {}, {"init_from": "toybox"})
 """
 
 
@@ -338,7 +338,7 @@ def test_what_is_not_asked_for_takes_no_memory(tmp_path):
 
     checkpoints = Checkpoints(tmp_path, keep=1)
     state = {"ema": tree(20_000_000), "params": tree(20_000_000), "opt_state": tree(40_000_000)}
-    checkpoints.save(1, state, {}, {})
+    checkpoints.save(1, state, {}, {"init_from": "toybox"})
     checkpoints.close()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
