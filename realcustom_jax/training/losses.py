@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
@@ -141,11 +142,9 @@ def _contrastive(first: Array, second: Array, same: Array, temperature: float) -
     # `same` is symmetric, so one target serves both directions.
     target = same / same.sum(axis=-1, keepdims=True)
 
-    def cross_entropy(logits: Array) -> Array:
-        return -(target * jax.nn.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
-
+    there, back = (optax.softmax_cross_entropy(x, target).mean() for x in (logits, logits.T))
     hit = jnp.take_along_axis(same, jnp.argmax(logits, axis=-1)[:, None], axis=-1)
-    return 0.5 * (cross_entropy(logits) + cross_entropy(logits.T)), {"accuracy": hit.mean()}
+    return 0.5 * (there + back), {"accuracy": hit.mean()}
 
 
 def _instance_loss(models: Models, temperature: float, grey_share: float) -> Loss:
