@@ -40,7 +40,10 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def resize_area(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Each pixel of the result is the average of the area that it covers: (H, W) → (height, width)."""
+    """Each pixel of the result is the average of the area that it covers: (H, W) → (height, width).
+
+    Pillow's BOX filter and `reduce` count a pixel that is covered in part as a whole one, or not at all.
+    """
     rows, columns = _shares(mask.shape[0], height), _shares(mask.shape[1], width)
     return np.clip(rows @ mask @ columns.T, 0, 1).astype(np.float32)
 
