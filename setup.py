@@ -15,6 +15,8 @@ INSTALL_REQUIRES = [
     "flax>=0.12",
     "grain>=0.2.18",
     "huggingface_hub>=0.34",
+    # Plurals of target words.
+    "inflect>=7.3",
     # tensorflow-datasets imports it without asking for it.
     "importlib_resources>=6.0",
     "jax>=0.10",

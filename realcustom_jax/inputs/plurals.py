@@ -1,70 +1,75 @@
-"""English nouns in the singular and the plural: enough to find "dogs" for "dog", and the other way round."""
+"""English nouns in singular and plural, by inflect: "dogs" is found for "dog", and "dog" for "dogs"."""
 
-_IRREGULAR = {
-    "child": "children",
-    "die": "dice",
-    "foot": "feet",
-    "goose": "geese",
-    "louse": "lice",
-    "man": "men",
-    "mouse": "mice",
-    "ox": "oxen",
-    "person": "people",
-    "quiz": "quizzes",
-    "tooth": "teeth",
-    "woman": "women",
+import functools
+import re
+from typing import Any
+
+# What inflect gets wrong, as patterns of a noun and its plurals, "modern|classical".
+_CORRECTED = {
+    "(.*)child": "$1children",
+    "(.*)fish": "$1fishes|$1fish",
+    "(.*)thief": "$1thieves",
+    "cow": "cows",
+    "german": "germans",
+    "larva": "larvas|larvae",
+    "shrimp": "shrimps|shrimp",
+    "waltz": "waltzes",
 }
-_ENDINGS = ("man", "woman", "child", "foot", "tooth", "goose", "mouse")  # "snowman", "grandchild", "dormouse"
-_SAME = frozenset({"aircraft", "deer", "moose", "news", "series", "sheep", "shrimp", "species", "swine"})
-# These end in the letters of an irregular word and are regular: humans, not humen.
-_REGULAR = frozenset({"caiman", "german", "human", "mongoose", "ottoman", "shaman", "talisman"})
+# Words that look like the plural of another word, which they are not.
+_NO_PLURALS = frozenset({"news", "series", "species"})
+# Endings of a plural and of its singular: inflect finds few singulars of classical plurals.
+_ENDINGS = (
+    ("children", "child"), ("men", "man"), ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", "is"),
+    ("es", ""), ("s", ""), ("i", "us"), ("i", "o"), ("ae", "a"), ("a", "um"), ("a", "on"), ("odes", "us"),
+)  # fmt: skip
 
 
 def noun_forms(noun: str) -> frozenset[str]:
     """The noun, its plurals, and the singulars that it is a plural of; the case of its letters is kept.
 
-    Both spellings count where the rules can't tell: "roof" gives "roofs" and "rooves". If a is a form of b, b
-    is one of a.
+    Both spellings count where there are two: "cactus" gives "cactuses" and "cacti". If a is a form of b, b is
+    one of a.
     """
     word = noun.lower()
-    forms = {word, *_plurals(word), *(s for s in _possible_singulars(word) if word in _plurals(s))}
-    if word not in _SAME:
-        forms -= _SAME  # "news" is no plural of "new"
-    return frozenset(_cased_like(noun, form) for form in forms)
+    singulars = {singular for singular in _possible_singulars(word) if word in _plurals(singular)}
+    return frozenset(_cased_like(noun, form) for form in {word, *_plurals(word), *singulars})
 
 
-def _plurals(word: str) -> set[str]:
-    if word in _SAME:
-        return {word}
-    if word in _IRREGULAR:
-        return {_IRREGULAR[word]}
-    for ending in _ENDINGS:
-        if word.endswith(ending) and word not in _REGULAR:
-            return {word.removesuffix(ending) + _IRREGULAR[ending]}
-    if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
-        return {word[:-1] + "ies"}
-    if word.endswith("fe"):
-        return {word[:-2] + "ves", word + "s"}
-    if word.endswith("f") and not word.endswith("ff"):
-        return {word[:-1] + "ves", word + "s"}
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return {word + "es"}
+@functools.cache
+def _engines() -> tuple[Any, Any]:
+    """inflect's modern and classical plurals. Only here is it imported, which takes a second or more."""
+    import inflect
+
+    engines = inflect.engine(), inflect.engine()
+    for engine in engines:
+        for noun, plurals in _CORRECTED.items():
+            engine.defnoun(noun, plurals)
+    engines[1].classical(all=True)
+    return engines
+
+
+@functools.cache
+def _plurals(word: str) -> frozenset[str]:
+    if not re.fullmatch(r"[^\W\d_]+", word):
+        return frozenset({f"{word}s"})  # no word that inflect could know
+    plurals = {str(engine.plural_noun(word)) for engine in _engines()}
+    if word.endswith("s") and not word.endswith("ss"):  # not "glas", "glass"
+        plurals = {plural if plural != f"{word}s" else f"{word}es" for plural in plurals}
     if word.endswith("o"):
-        return {word + "s", word + "es"}
-    return {word + "s"}
+        plurals |= {f"{word}s", f"{word}es"}
+    if word.endswith("f") and not word.endswith("ff"):
+        plurals |= {f"{word}s", f"{word[:-1]}ves"}
+    return frozenset(plural for plural in plurals if plural == word or plural not in _NO_PLURALS)
 
 
 def _possible_singulars(word: str) -> set[str]:
     """All that a plural may come from; some are no words."""
-    if word in _SAME:
-        return set()
-    found = {singular for singular, plural in _IRREGULAR.items() if plural == word}
-    for ending in _ENDINGS:
-        if word.endswith(_IRREGULAR[ending]):
-            found.add(word.removesuffix(_IRREGULAR[ending]) + ending)
-    for plural, singulars in (("ies", ("y",)), ("ves", ("f", "fe")), ("es", ("",)), ("s", ("",))):
+    if not re.fullmatch(r"[^\W\d_]+", word):
+        return {word[:-1]} if word[-1:] == "s" else set()
+    found = {str(singular) for engine in _engines() if (singular := engine.singular_noun(word))}
+    for plural, singular in _ENDINGS:
         if word.endswith(plural) and len(word) > len(plural) + 1:
-            found |= {word.removesuffix(plural) + singular for singular in singulars}
+            found.add(word.removesuffix(plural) + singular)
     return found
 
 

@@ -1,7 +1,11 @@
-"""Singular and plural, by rule and by table."""
+"""Singular and plural."""
+
+import subprocess
+import sys
 
 import pytest
 
+from realcustom_jax.inputs.nouns import NOUNS
 from realcustom_jax.inputs.plurals import noun_forms
 
 PAIRS = (
@@ -10,7 +14,12 @@ PAIRS = (
     "roof roofs", "potato potatoes", "piano pianos", "horse horses", "cookie cookies", "bee bees",
     "man men", "snowman snowmen", "woman women", "child children", "grandchild grandchildren", "mouse mice",
     "goose geese", "foot feet", "tooth teeth", "ox oxen", "person people", "human humans",
-    "mongoose mongooses", "monkey monkeys", "teapot teapots",
+    "mongoose mongooses", "monkey monkeys", "teapot teapots", "cactus cactuses", "cactus cacti",
+    "fungus fungi", "larva larvae", "axis axes", "axe axes", "hoof hooves", "hoof hoofs", "scarf scarves",
+    "fish fish", "fish fishes", "goldfish goldfishes", "shrimp shrimps", "thief thieves", "octopus octopuses",
+    "die dice", "louse lice", "dormouse dormice", "german germans", "shaman shamans", "canvas canvases",
+    "lens lenses", "waltz waltzes", "selfie selfies", "halo haloes", "halo halos", "scissors scissors",
+    "aircraft aircraft", "criterion criteria", "crisis crises", "T-shirt T-shirts",
 )  # fmt: skip
 
 
@@ -29,6 +38,23 @@ def test_others_do_not(pair):
 
 def test_words_without_a_plural_of_their_own():
     assert noun_forms("sheep") == {"sheep"}
+
+
+@pytest.mark.parametrize("noun", ["", "'s", "1", "#2", "…", "—", "お", "a" * 300, "ss", "s"])
+def test_what_is_no_noun_is_at_least_itself(noun):
+    assert noun in noun_forms(noun)
+
+
+def test_forms_are_of_each_other():
+    for noun in NOUNS:
+        word = noun.split()[-1]
+        assert all(word in noun_forms(form) for form in noun_forms(word)), word
+
+
+def test_inflect_is_imported_only_where_plurals_count():
+    """It takes a second, which loader workers need not wait for; and JAX is not imported at all."""
+    code = "import realcustom_jax.inputs.plurals, sys; assert not {'inflect', 'jax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_case_is_kept():
