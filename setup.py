@@ -30,6 +30,8 @@ INSTALL_REQUIRES = [
     "pillow>=10.1",
     # Reads data sets that come as parquet.
     "pyarrow>=18",
+    # Masks in COCO's forms. The tests pass from 2.0.8 on.
+    "pycocotools>=2.0.8",
     # The first to read and write bfloat16 in numpy.
     "safetensors>=0.8",
     # JAX has it too; the bootstrap of evaluation.metrics asks for its `rng`.

@@ -4,17 +4,24 @@ An example's metadata may hold
 
     {"subjects": [{"words": "cat", "segmentation": {"size": [H, W], "counts": [n, n, …]}}, …]}
 
-where `counts` are COCO's uncompressed run lengths, a list of whole numbers (neither its compressed strings
-nor its polygons): down the columns, one column after another, of pixels outside and inside the subject in
-turn, beginning with those outside. A mask is of the picture as it is seen, after its EXIF rotation, at any
-size.
+in any form that COCO has, read by pycocotools:
+
+- `counts` as a list of whole numbers, COCO's uncompressed run lengths: down the columns, one column after
+  another, of pixels outside and inside the subject in turn, beginning with those outside;
+- `counts` as a text, the same run lengths compressed;
+- polygons, whose union the subject is, in pixels of the size beside them:
+  {"words": "cat", "size": [H, W], "segmentation": [[x, y, x, y, …], …]}.
+
+A mask is of the picture as it is seen, after its EXIF rotation, at any size.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.transforms import center_crop_resize
@@ -26,6 +33,11 @@ EXTENT = 0.9
 # LEAST of the crop.
 SEEN = 0.5
 LEAST = 0.005
+
+# Pixels of a mask. Larger ones are a mistake, and would fill the memory.
+_MOST_PIXELS = 2**27
+# A compressed number: digits of 5 bits, all but the last with a sixth bit. pycocotools does not check it.
+_COMPRESSED = re.compile(r"(?:[P-o]{0,11}[0-O])*")
 
 
 def mark(words: str, mask: np.ndarray) -> dict[str, Any]:
@@ -65,18 +77,66 @@ def marked_mask(entry: Mapping[str, Any], key: str) -> np.ndarray:
       UserError: the entry is not as this module says; the sentence names the example, `key`.
     """
     try:
-        height, width = entry["segmentation"]["size"]
-        given = entry["segmentation"]["counts"]
-        if not isinstance(given, list) or not all(type(count) is int for count in given):
-            raise ValueError("the counts are no list of whole numbers")
-        if min(given, default=0) < 0 or sum(given) != height * width:
-            raise ValueError(f"the counts are not those of {height}×{width} pixels")
+        return _mask(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"the example '{key}' marks a subject otherwise than realcustom_jax.data.cut_outs describes "
             f"({type(error).__name__}: {error})"
         ) from None
-    return np.repeat(np.arange(len(given)) % 2 == 1, given).reshape(width, height).T
+
+
+def _mask(entry: Mapping[str, Any]) -> np.ndarray:
+    segmentation = entry["segmentation"]
+    outlined = isinstance(segmentation, list)
+    height, width = size = (entry if outlined else segmentation)["size"]
+    if not all(type(side) is int and side > 0 for side in size) or height * width > _MOST_PIXELS:
+        raise ValueError(f"the size must be a height and a width, of at most {_MOST_PIXELS} pixels")
+    if outlined:
+        polygons: Any = _checked_polygons(segmentation, height, width)
+        return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        if not _COMPRESSED.fullmatch(counts):
+            raise ValueError("the counts are no compressed run lengths")
+        return _decode_whole(counts.encode(), height, width)
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        raise ValueError("the counts are neither a list of whole numbers nor a text")
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"the counts are not those of {height}×{width} pixels")
+    runs: Any = {"size": [height, width], "counts": counts}
+    return coco.decode(coco.frPyObjects(runs, height, width)).astype(bool)
+
+
+def _decode_whole(counts: bytes, height: int, width: int) -> np.ndarray:
+    """The mask of compressed run lengths, which must cover all of it."""
+    mask = _decode_at_most(counts, height, width)
+    # pycocotools finds only too many pixels; where there are too few, it leaves what was in memory. So the
+    # same counts must be too many for one pixel less.
+    if mask is None or _decode_at_most(counts, height * width - 1, 1) is not None:
+        raise ValueError(f"the counts are not those of {height}×{width} pixels")
+    return mask.astype(bool)
+
+
+def _decode_at_most(counts: bytes, height: int, width: int) -> np.ndarray | None:
+    """None where the counts are of more pixels."""
+    try:
+        return coco.decode({"size": [height, width], "counts": counts})
+    except ValueError:
+        return None
+
+
+def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list[float]]:
+    """Polygons of three corners or more; corners beyond the picture are moved to its edge."""
+    checked = []
+    for polygon in polygons:
+        corners = np.asarray(polygon, np.float64)
+        if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
+            raise ValueError("a polygon is no list of numbers x, y, x, y, … of three corners or more")
+        corners = corners.reshape(-1, 2).clip(0, (width, height))
+        checked.append(corners.reshape(-1).tolist())
+    if not checked:
+        raise ValueError("there is no polygon")
+    return checked
 
 
 def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, int], key: str) -> np.ndarray:

@@ -52,14 +52,87 @@ def test_an_example_without_marks_is_named(metadata):
         ({"size": [2, 2], "counts": [1, 2]}, "not those of 2×2 pixels"),
         ({"size": [2, 2], "counts": [5, -1]}, "not those of 2×2 pixels"),
         ({"size": [2, 2], "counts": [0, 10**30]}, "not those of 2×2 pixels"),
-        ({"size": [2, 2], "counts": [0.9, 3.1]}, "no list of whole numbers"),
-        ({"size": [2, 2], "counts": "aB"}, "no list of whole numbers"),
+        ({"size": [2, 2], "counts": [0.9, 3.1]}, "neither a list of whole numbers nor a text"),
+        ({"size": [2, 2], "counts": {}}, "neither a list of whole numbers nor a text"),
+        ({"size": [2.0, 2.0], "counts": [4]}, "the size must be"),
+        ({"size": [2], "counts": [4]}, "ValueError"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "the size must be"),
+        ({"size": [2, 2], "counts": ""}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": "12"}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": "14"}, "not those of 2×2 pixels"),
+        ({"size": [2, 2], "counts": "1N"}, "not those of 2×2 pixels"),  # −2
+        ({"size": [2, 2], "counts": "1o"}, "no compressed run lengths"),  # cut off
+        ({"size": [2, 2], "counts": "1é"}, "no compressed run lengths"),
+        ([[0, 0, 1, 0, 1]], "a polygon is no list"),
+        ([[0, 0, 1, 1]], "a polygon is no list"),  # to pycocotools, a box
+        ([[0, 0, 1, 0, float("nan"), 1]], "a polygon is no list"),
+        ([[0, 0, 1, 0, "a", 1]], "ValueError"),
+        ([1, 2, 3], "a polygon is no list"),
+        ([], "there is no polygon"),
     ],
 )
 def test_a_mark_that_cannot_be_read_is_one_sentence_that_names_the_example(segmentation, sentence):
     with pytest.raises(UserError, match="the example 'k' marks a subject") as error:
-        marked_mask({"words": "cat", "segmentation": segmentation}, "k")
+        marked_mask({"words": "cat", "size": [2, 2], "segmentation": segmentation}, "k")
     assert sentence in str(error.value)
+
+
+def compressed(counts):
+    """COCO's text by its definition.
+
+    From the fourth number on it holds differences to the number two before, in digits of 5 bits, the lowest
+    first, with a sixth bit where more follow, as characters from "0" on.
+    """
+    text = ""
+    for i, count in enumerate(counts):
+        rest = count - counts[i - 2] if i > 2 else count
+        while True:
+            digit, rest = rest & 31, rest >> 5
+            more = rest != (-1 if digit & 16 else 0)
+            text += chr(48 + digit + 32 * more)
+            if not more:
+                break
+    return text
+
+
+@pytest.mark.parametrize("size", [(5, 3), (1, 1), (70, 40), (300, 200)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_compressed_run_lengths_are_read_as_the_numbers_are(size, share):
+    mask = np.random.default_rng(1).random(size) < share
+    counts = run_lengths(mask)
+    for given in (counts, compressed(counts)):
+        found = marked_mask({"segmentation": {"size": list(size), "counts": given}}, "k")
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, mask)
+
+
+def test_texts_that_are_no_counts_of_the_size_are_all_found():
+    """Cut off, grown, or with a character changed: a mask is read only where the runs are of its size."""
+    mask = np.random.default_rng(2).random((9, 7)) < 0.5
+    text = compressed(run_lengths(mask))
+    changed = {text[:i] for i in range(len(text))} | {text + "1"}
+    for given in changed:
+        with pytest.raises(UserError, match="'k' marks"):
+            marked_mask({"segmentation": {"size": [9, 7], "counts": given}}, "k")
+
+
+def test_polygons_are_filled_and_joined():
+    """Against the side of each edge on which a pixel's centre lies; pixels on an edge may be either.
+
+    Corners beyond the picture are moved to its edge.
+    """
+    triangle, box = [2, 1, 28, 6, 9, 30], [30, 20, 60, 20, 60, 50, 30, 50]
+    found = marked_mask({"size": [40, 50], "segmentation": [triangle, box]}, "k")
+    y, x = np.mgrid[:40, :50] + 0.5
+    corners = np.reshape(triangle, (3, 2))
+    sides = []
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        sides.append(((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / np.hypot(x1 - x0, y1 - y0))
+    distance = np.min(sides, axis=0)  # to the nearest edge, positive inside
+    clear = np.abs(distance) > 1
+    expected = (distance > 0) | ((x > 30) & (y > 20))
+    assert clear.mean() > 0.8 and expected[clear].mean() > 0.1
+    np.testing.assert_array_equal(found[clear], expected[clear])
 
 
 def test_a_mark_without_words_names_the_example():
