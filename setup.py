@@ -11,6 +11,8 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
+    # The lazy names of realcustom_jax, and paths as Orbax and TFDS take them.
+    "etils[epath,epy]>=1.9",
     "filelock>=3.15.4",
     "flax>=0.12",
     "grain>=0.2.18",

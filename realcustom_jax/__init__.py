@@ -4,13 +4,17 @@ Names are imported when first used: loader workers, which need the data modules 
 `sample` is the function, also after the command of that name, `realcustom_jax.sample`, was imported.
 """
 
-import importlib
 import logging
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
+from etils import epy
+
+for _hook in ("__getattr__", "__dir__"):  # there when a notebook reloads the package
+    globals().pop(_hook, None)
+
+with epy.lazy_api_imports(globals()):
     from realcustom_jax.common.errors import UserError
     from realcustom_jax.diffusion.conditioning import Conditioning, Settings
     from realcustom_jax.diffusion.sampler import sample_latents
@@ -21,19 +25,6 @@ if TYPE_CHECKING:
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
     from realcustom_jax.toybox import example
-
-_MODULES = {
-    "diffusion.conditioning": ("Conditioning", "Settings"),
-    "diffusion.sampler": ("sample_latents",),
-    "common.errors": ("UserError",),
-    "options": ("SamplerConfig", "SamplingOptions"),
-    "pipeline": ("Pipeline", "load", "save"),
-    "outputs.samples": ("Samples",),
-    "generate": ("sample",),
-    "inputs.encode": ("make_conditioning",),
-    "inputs.subjects": ("Subject",),
-    "toybox": ("example",),
-}
 
 __all__ = [
     "Conditioning",
@@ -56,17 +47,6 @@ __all__ = [
 # We need transformers for its tokenizers alone. Version 5 reports on import that there is no PyTorch, which
 # would only hide what a command has to say.
 logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 class _Package(types.ModuleType):

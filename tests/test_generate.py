@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import io
 import runpy
+import subprocess
 import sys
 import types
 import warnings
@@ -438,8 +439,24 @@ def test_names_of_the_package():
     del sys.modules["realcustom_jax.sample"]  # other tests run it as a command
     assert callable(rc.sample) and not isinstance(rc.sample, types.ModuleType)
     assert set(rc.__all__) <= set(dir(rc))
+    with pytest.raises(AttributeError, match="no attribute 'unknown'"):
+        _ = rc.unknown
     for name, rule in rc.SamplingOptions.rules().items():
         assert f"{name}: " in rc.sample.__doc__ and rule.help in " ".join(rc.sample.__doc__.split())
+
+
+def test_the_package_imports_no_jax_and_can_be_loaded_again():
+    """Loader workers import it; notebooks reload it. In a process of its own, as this one has JAX already."""
+    code = """
+import importlib, sys
+import realcustom_jax as rc
+import realcustom_jax.data.cut_outs, realcustom_jax.data.image_text, realcustom_jax.inputs.plurals
+assert "jax" not in sys.modules
+import realcustom_jax.common.errors
+assert rc.UserError is realcustom_jax.common.errors.UserError and "jax" not in sys.modules
+assert importlib.reload(rc).UserError is rc.UserError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_words_that_the_model_does_not_know_are_told():
