@@ -21,6 +21,7 @@ from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import UNetConfig, from_mapping
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.models.vit import ViTConfig
+from realcustom_jax.weights.keys import explain_shape_errors
 from realcustom_jax.weights.tensors import Tensors
 
 # {field: the values for which our modules compute the same as diffusers'}. A missing field is fine.
@@ -254,10 +255,8 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
         raise UserError(
             f"{tensors.source}: timm's {name} is not supported, only SigLIP and DINOv2 towers are"
         )
-    try:
+    with explain_shape_errors(tensors.source):
         sizes = _timm_sizes(name, tensors.shapes)
-    except (KeyError, IndexError, ValueError) as error:  # a tensor that is missing, or has another rank
-        raise UserError(f"{tensors.source} is no tower of timm that is known: {error!r}") from None
     normalisation = _HALF if "siglip" in name else _IMAGENET
     fixed = {
         "hidden_act": "gelu_pytorch_tanh" if "siglip2" in name else "gelu",
@@ -272,7 +271,7 @@ def read_timm(values: Mapping[str, Any], tensors: Tensors) -> ViTConfig:
 
 
 def _timm_sizes(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Fields of `ViTConfig` from the shapes of a tower's tensors; raises what indexing raises."""
+    """Fields of `ViTConfig` from the shapes of a tower's tensors."""
     hidden, _, patch, _ = shapes["patch_embed.proj.weight"]  # OIHW
     class_token, patches = "cls_token" in shapes, shapes["pos_embed"][1]
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0

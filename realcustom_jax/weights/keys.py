@@ -4,8 +4,9 @@ Our modules have the names of diffusers and transformers, so one rule is enough:
 to `.0`; `kernel`, `scale` and `embedding` become `weight`; kernels are transposed.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -72,6 +73,24 @@ def flatten(params: Any) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> Any:
     """The inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+@contextlib.contextmanager
+def explain_shape_errors(source: str) -> Iterator[None]:
+    """Context in which a config is derived from tensors' shapes: errors of that become one `UserError`.
+
+    Raises:
+      UserError: a tensor is missing (`KeyError` within), or has another rank or size than known models.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{source} is incomplete: it has no {error.args[0]}") from None
+    except (IndexError, TypeError, ValueError, StopIteration) as error:
+        reason = f": {error}" if str(error) else ""
+        raise UserError(f"{source} has tensors of unknown shapes{reason}") from None
 
 
 def check_keys(

@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.components import find_weights, read_config
+from realcustom_jax.weights.keys import explain_shape_errors
 from realcustom_jax.weights.tensors import Tensors, open_tensors, read_metadata
 
 # Key of the config, as JSON text, in the metadata of our own files.
@@ -93,6 +95,12 @@ def guess_config(tensors: Tensors) -> RealCustomConfig:
     Raises:
       UserError: the file has no known projector.
     """
+    with explain_shape_errors(tensors.source):
+        return from_mapping(RealCustomConfig, _fields_from_shapes(tensors), tensors.source)
+
+
+def _fields_from_shapes(tensors: Tensors) -> dict[str, Any]:
+    """Fields of `RealCustomConfig`."""
     # The number of heads shows in no shape: the default of 64 channels per head is the published value.
     shapes = {
         key.removeprefix(f"{_PROJECTION}."): shape
@@ -102,13 +110,13 @@ def guess_config(tensors: Tensors) -> RealCustomConfig:
     score = tensors.shapes.get("scoring.text_score.linear_1.weight")
     scoring = {"scoring": score is not None, **({"scoring_dim": score[0]} if score else {})}
     if "proj.weight" in shapes:
-        return RealCustomConfig(token_dim=shapes["proj.weight"][0], projector="plain", **scoring)
+        return {"token_dim": shapes["proj.weight"][0], "projector": "plain", **scoring}
     if "projector_base.weight" not in shapes:
         raise UserError(f"{tensors.source} has no known projector among {_PROJECTION}.…")
     shallow = "min_attention2.to_q.weight" in shapes
-    return RealCustomConfig(
-        token_dim=shapes["projector_base.weight"][0],
-        projector="shallow" if shallow else "deep",
-        feature_layers=_SHALLOW_LAYERS if shallow else ((-2,), (-2,)),
+    return {
+        "token_dim": shapes["projector_base.weight"][0],
+        "projector": "shallow" if shallow else "deep",
+        "feature_layers": _SHALLOW_LAYERS if shallow else ((-2,), (-2,)),
         **scoring,
-    )
+    }

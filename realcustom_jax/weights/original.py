@@ -6,18 +6,21 @@ Configs are derived from the shapes of the tensors. Values that no shape shows a
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.clip_text import CLIPTextConfig
-from realcustom_jax.models.config import UNetConfig
+from realcustom_jax.models.config import UNetConfig, from_mapping
 from realcustom_jax.models.vae import VAEConfig
 from realcustom_jax.weights.bases import Base
 from realcustom_jax.weights.components import open_params
+from realcustom_jax.weights.keys import explain_shape_errors
 from realcustom_jax.weights.layouts import Layout
 from realcustom_jax.weights.original_layout import OPEN_CLIP, ORIGINAL_TEXT, ORIGINAL_UNET, ORIGINAL_VAE
 from realcustom_jax.weights.tensors import Tensors
+
+Config = TypeVar("Config")
 
 # {component: (prefix in the file, layout)}
 _UNET_VAE = {
@@ -76,11 +79,9 @@ def original_base(tensors: Tensors, tokenizers: Sequence[Path]) -> Base:
     if unknown:
         raise UserError(f"{tensors.source} has tensors of unknown parts: {', '.join(sorted(unknown)[:20])}")
     parts = {name: tensors.select(prefix) for name, (prefix, _) in layouts.items()}
-    sdxl = "text_encoder_2" in parts
-    texts = (_text(parts["text_encoder"]),)
-    if sdxl:
-        texts += (_open_clip(parts["text_encoder_2"]),)
-    inputs, latents = (parts[name].shapes[key][axis] for name, key, axis in _LATENTS)
+    with explain_shape_errors(tensors.source):
+        unet, vae, texts = _configs(parts)
+        inputs, latents = (parts[name].shapes[key][axis] for name, key, axis in _LATENTS)
     if inputs != latents:
         raise UserError(
             f"{tensors.source}: its UNet takes {inputs} channels and its VAE gives {latents}: inpainting and "
@@ -92,11 +93,22 @@ def original_base(tensors: Tensors, tokenizers: Sequence[Path]) -> Base:
     def opened(name: str, shapes: Any) -> Any:
         return open_params(parts[name], (layouts[name][1],), shapes)
 
-    # The scaling factors are those of the published configs; no tensor shows them.
-    unet, vae = _unet(parts["unet"], sdxl), _vae(parts["vae"], 0.13025 if sdxl else 0.18215, unet_side(sdxl))
     # SDXL's second text encoder was trained with "!" (id 0) as padding, whatever its tokenizer's config says.
     padding = (None, "!")[: len(texts)]
     return Base(unet, vae, texts, ScheduleConfig(), tuple(tokenizers), padding, opened)
+
+
+def _configs(
+    parts: Mapping[str, Tensors],
+) -> tuple[UNetConfig, VAEConfig, tuple[CLIPTextConfig, ...]]:
+    """Configs of the UNet, the VAE and the one or two text encoders, from the shapes."""
+    sdxl = "text_encoder_2" in parts
+    texts = (_text(parts["text_encoder"]),)
+    if sdxl:
+        texts += (_open_clip(parts["text_encoder_2"]),)
+    # The scaling factors are those of the published configs; no tensor shows them.
+    vae = _vae(parts["vae"], 0.13025 if sdxl else 0.18215, unet_side(sdxl))
+    return _unet(parts["unet"], sdxl), vae, texts
 
 
 def _parts(tensors: Tensors) -> Mapping[str, tuple[str, Layout]]:
@@ -141,7 +153,9 @@ def _unet(tensors: Tensors, sdxl: bool) -> UNetConfig:
             "addition_time_embed_dim": _SDXL_TIME_DIM,
             "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1],
         }
-    return UNetConfig(
+    return _checked(
+        UNetConfig,
+        tensors,
         sample_size=unet_side(sdxl),
         in_channels=shapes["input_blocks.0.0.weight"][1],
         out_channels=shapes["out.2.weight"][0],
@@ -164,7 +178,9 @@ def _vae(tensors: Tensors, scaling_factor: float, latent_side: int) -> VAEConfig
     shapes = tensors.shapes
     levels = _count(shapes, r"encoder\.down\.(\d+)\.")
     channels = (shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels))
-    return VAEConfig(
+    return _checked(
+        VAEConfig,
+        tensors,
         latent_channels=shapes["post_quant_conv.weight"][0],
         block_out_channels=tuple(channels),
         layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
@@ -178,7 +194,9 @@ def _text(tensors: Tensors) -> CLIPTextConfig:
     shapes = tensors.shapes
     embeddings, layer = "text_model.embeddings", "text_model.encoder.layers"
     vocabulary, width = shapes[f"{embeddings}.token_embedding.weight"]
-    return CLIPTextConfig(
+    return _checked(
+        CLIPTextConfig,
+        tensors,
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=shapes[f"{layer}.0.mlp.fc1.weight"][0],
@@ -194,7 +212,9 @@ def _open_clip(tensors: Tensors) -> CLIPTextConfig:
     """Config of SDXL's second text encoder, stored with OpenCLIP's names, from the shapes."""
     shapes = tensors.shapes
     vocabulary, width = shapes["token_embedding.weight"]
-    return CLIPTextConfig(
+    return _checked(
+        CLIPTextConfig,
+        tensors,
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
@@ -206,6 +226,10 @@ def _open_clip(tensors: Tensors) -> CLIPTextConfig:
         eos_token_id=vocabulary - 1,
         with_projection=True,
     )
+
+
+def _checked(cls: type[Config], tensors: Tensors, **fields: Any) -> Config:
+    return from_mapping(cls, fields, tensors.source)
 
 
 def _blocks(shapes: Mapping[str, Any], name: str) -> set[int]:
