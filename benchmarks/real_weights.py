@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from realcustom_jax.common.files import write_json
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt
 from realcustom_jax.toybox.tokenizer import train_tokenizer
 from realcustom_jax.weights.bases import TOKENIZERS
-from realcustom_jax.weights.components import weights_name, write_json, write_params
+from realcustom_jax.weights.components import weights_name, write_params
 from realcustom_jax.weights.folder import component_json, component_layout, index_json
 from realcustom_jax.weights.keys import flatten, split_added, unflatten
 from realcustom_jax.weights.layouts import DIFFUSERS

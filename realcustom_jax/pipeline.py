@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import make_folder, reading
+from realcustom_jax.common.files import make_folder, reading, write_json
 from realcustom_jax.common.memory import return_freed_memory
 from realcustom_jax.common.precision import AUTO, COMPUTE_DTYPES, resolve_dtype, vae_compute_dtype
 from realcustom_jax.common.progress import Progress, check_progress
@@ -36,7 +36,6 @@ from realcustom_jax.weights.components import (
     on_host,
     open_params,
     read_config,
-    write_json,
 )
 from realcustom_jax.weights.folder import write_folder
 from realcustom_jax.weights.keys import join_added, split_added

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
@@ -15,7 +16,6 @@ from realcustom_jax.evaluation.toybox import Case, Setting
 from realcustom_jax.generate import request_keys
 from realcustom_jax.inputs.encode import encode_requests
 from realcustom_jax.inputs.sizes import latent_size
-from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.options import SamplerConfig, SamplingOptions

@@ -18,11 +18,12 @@ from PIL import Image
 import realcustom_jax as rc
 from realcustom_jax.common.cli import cache_dir
 from realcustom_jax.common.compile_cache import use_compilation_cache
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.generate import request_keys
 from realcustom_jax.inputs import encode
 from realcustom_jax.inputs.prompts import warn_of_unknown_words
 from realcustom_jax.inputs.tokenize import tokenize
-from realcustom_jax.inputs.transforms import center_crop_resize, load_image, to_float
+from realcustom_jax.inputs.transforms import center_crop_resize, load_image
 from realcustom_jax.toybox import Identity, render_reference
 
 CAT = render_reference(Identity("cat", 9)).image
@@ -319,7 +320,7 @@ def test_auto_takes_the_word_that_fits_best(micro_pipe):
     text = (
         pipe.models.text_encoders["text_encoder"].apply({"params": pipe.params["text_encoder"]}, ids).pooled
     )
-    image = to_float(center_crop_resize(CAT, 16))[None]
+    image = to_signed(center_crop_resize(CAT, 16))[None]
     image = (
         pipe.models.image_encoders["image_encoder"]
         .apply({"params": pipe.params["image_encoder"]}, image)

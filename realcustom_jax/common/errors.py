@@ -21,6 +21,12 @@ def warn(sentence: str) -> None:
     warnings.warn(sentence, UserWarning, stacklevel=level)
 
 
+def one_line(error: BaseException) -> str:
+    """The reason of an error in one line of at most 200 characters; its class where it has no message."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
+
+
 @contextlib.contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a `UserError` into `error: …` on stderr and exit status 2; other errors keep their traceback.

@@ -145,8 +145,8 @@ def make_folder(path: Path, name: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write a value as JSON, atomically, in the format of diffusers: indented by 2, keys sorted."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
 
 

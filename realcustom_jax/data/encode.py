@@ -38,6 +38,7 @@ from realcustom_jax import pipeline
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import disk_errors, replacing
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.common.precision import AUTO, resolve_dtype, vae_compute_dtype
 from realcustom_jax.common.progress import Progress
 from realcustom_jax.data.buckets import bucket_shapes, nearest
@@ -52,7 +53,7 @@ from realcustom_jax.data.encoded import (
 from realcustom_jax.data.image_text import Split, open_split, split_names
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.inputs.transforms import center_crop_resize
-from realcustom_jax.models.conditioning import encode_text, to_signed
+from realcustom_jax.models.conditioning import encode_text
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
 from realcustom_jax.pipeline import Pipeline, add_precision_flags, dtype_of_param

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as save_tensors
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json
 from realcustom_jax.data.image_text import Split
 
 TEXT_FEATURES = ("text", "pooled")  # only models like SDXL have the second
@@ -105,7 +106,7 @@ def write_info(folder: Path, info: EncodedInfo, empty_text: Mapping[str, np.ndar
     # The description is written last: `read_info` takes a folder without it for an unfinished one.
     if empty_text is not None:
         save_file({name: np.asarray(x, np.float16) for name, x in empty_text.items()}, folder / _EMPTY)
-    (folder / _INFO).write_text(json.dumps(info.to_json()) + "\n")
+    write_json(folder / _INFO, info.to_json())
 
 
 def read_info(folder: Path) -> EncodedInfo | None:

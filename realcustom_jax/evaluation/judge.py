@@ -18,7 +18,7 @@ from jax import Array
 
 from realcustom_jax.common.chunks import in_chunks
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.models.conditioning import to_signed
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.models.init import param_shapes
 from realcustom_jax.models.layers import GroupNorm
 from realcustom_jax.toybox import BACKGROUNDS, WORDS

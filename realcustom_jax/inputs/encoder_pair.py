@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.chunks import in_chunks
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.inputs import preprocess
 from realcustom_jax.inputs.matching import vocabulary
 from realcustom_jax.inputs.nouns import NOUNS
 from realcustom_jax.inputs.tokenize import load_tokenizer, tokenize
-from realcustom_jax.inputs.transforms import center_crop_resize, to_float
+from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.models.clip_text import CLIPText, CLIPTextConfig
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import param_shapes
@@ -107,7 +108,7 @@ def own_pair(
         return None
 
     def prepare(image: np.ndarray) -> np.ndarray:
-        return to_float(center_crop_resize(image, towers[0].image_size))
+        return to_signed(center_crop_resize(image, towers[0].image_size))
 
     image = ImageTower(models.image_encoders["image_encoder"], params["image_encoder"], prepare)
     text = TextTower(models.text_encoders["text_encoder"], params["text_encoder"], tokenizers[0])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.inputs.transforms import to_float
+from realcustom_jax.common.pixels import to_signed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Preprocess:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) → float32 (crop, crop, 3) in [-1, 1]."""
-        return to_float(self._cropped(self._resized(image)))
+        return to_signed(self._cropped(self._resized(image)))
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]

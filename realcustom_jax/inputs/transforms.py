@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
-from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.errors import UserError, one_line
 
 # Arrays of other libraries, such as JAX, are accepted too.
 ImageLike = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray
@@ -57,7 +57,7 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
         raise UserError(f"the image {name} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # For a damaged file PIL raises any of these; it depends on the format and on the damage.
-        raise UserError(f"{name} cannot be decoded as an image ({_one_line(error)})") from None
+        raise UserError(f"{name} cannot be decoded as an image ({one_line(error)})") from None
     if loaded.size == 0:
         raise UserError(f"{name} has no pixels: it is {loaded.shape[0]} high and {loaded.shape[1]} wide")
     return loaded
@@ -81,7 +81,7 @@ def read_once(image: Any) -> Any:
             # `_from_array` does not know bfloat16, which is not a numpy type.
             return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
         except Exception as error:  # other libraries raise errors of their own, e.g. for a deleted array
-            raise UserError(f"the image cannot be read as an array ({_one_line(error)})") from None
+            raise UserError(f"the image cannot be read as an array ({one_line(error)})") from None
     return image
 
 
@@ -98,7 +98,7 @@ def _read_file(file: Any) -> bytes:
             file.seek(0)  # the file position may be at the end, after a write or an earlier read
         content = file.read()
     except (OSError, ValueError) as error:
-        raise UserError(f"the open image file cannot be read ({_one_line(error)})") from None
+        raise UserError(f"the open image file cannot be read ({one_line(error)})") from None
     if not isinstance(content, bytes):
         raise UserError("the open image file must be opened for bytes, as open(path, 'rb') does")
     return content
@@ -144,11 +144,6 @@ def center_crop_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.nda
     # Lanczos for shrinking only: it overshoots at hard edges when it enlarges, bicubic does less.
     filter_ = Image.Resampling.LANCZOS if scale > 1 else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(image).resize((width, height), filter_, box=box))
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 [0, 255] → float32 [-1, 1], same shape; the range of the VAE and the image towers."""
-    return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def augment_reference(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -269,9 +264,3 @@ def _describe(image: Any) -> str:
     raise UserError(
         f"an image must be a path, bytes, an open file, a PIL image or an array, not {type(image).__name__}"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    """Reason of an error on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__

@@ -6,13 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.vit import ViT
-
-
-def to_signed(images: Array) -> Array:
-    """uint8 (…, 3) → float32 in [-1, 1], the range of the VAE and the image towers."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def encode_text(

@@ -5,12 +5,12 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from realcustom_jax.common.files import write_json
 from realcustom_jax.inputs.tokenize import KNOWN_WORDS
 
 BEGIN, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -97,8 +97,8 @@ def _save(
     folder.mkdir(parents=True, exist_ok=True)
     # CLIP pads with its end token.
     specials = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
-    _write_json(folder / "vocab.json", vocabulary)
-    _write_json(folder / "special_tokens_map.json", specials)
+    write_json(folder / "vocab.json", vocabulary)
+    write_json(folder / "special_tokens_map.json", specials)
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": max_length,
@@ -108,7 +108,7 @@ def _save(
         "clean_up_tokenization_spaces": False,
         **({KNOWN_WORDS: {"words": words}} if words else {}),
     }
-    _write_json(folder / "tokenizer_config.json", {**settings, **specials})
+    write_json(folder / "tokenizer_config.json", {**settings, **specials})
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]  # loaders skip the first line
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     model = BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=SUFFIX, unk_token=END)
@@ -120,8 +120,3 @@ def _save(
         end, begin, trim_offsets=False, add_prefix_space=False
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    # transformers' format: indented by 2, keys in the given order.
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from jax import Array
 from jax.experimental import multihost_utils
 
-from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.errors import UserError, one_line
 from realcustom_jax.weights.keys import check_keys
 
 # Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.
@@ -218,10 +218,6 @@ def damage(error: BaseException) -> str:
     if _PASSING.search(str(error)):
         raise error
     return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -14,10 +14,11 @@ from jax.experimental import multihost_utils
 from realcustom_jax import pipeline
 from realcustom_jax.common.cli import cache_dir
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json
 from realcustom_jax.common.folders import replacing_folder
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.data.image_text import Split
 from realcustom_jax.data.loader import Batch, Loader
-from realcustom_jax.inputs.transforms import to_float
 from realcustom_jax.models.config import RealCustomConfig, from_mapping
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training import partition
@@ -27,7 +28,7 @@ from realcustom_jax.training.config import TrainConfig
 from realcustom_jax.training.saved import Saved, read_saved
 from realcustom_jax.training.start import open_data, open_start, starting_models
 from realcustom_jax.weights.added import ADDED
-from realcustom_jax.weights.components import read_config, weights_name, write_json
+from realcustom_jax.weights.components import read_config, weights_name
 from realcustom_jax.weights.exports import write_added, write_published
 from realcustom_jax.weights.keys import flatten, unflatten
 from realcustom_jax.weights.parts import TOYBOX
@@ -87,7 +88,7 @@ def _measure_latents(pipe: Pipeline, loader: Iterator[Batch], batches: int = 8) 
     )
     params = jax.device_put(jax.tree.map(np.asarray, pipe.params["vae"]))
     # Eight batches estimate one number well enough.
-    means = [np.asarray(encode(params, to_float(next(loader)["image"]))[0]) for _ in range(batches)]
+    means = [np.asarray(encode(params, to_signed(next(loader)["image"]))[0]) for _ in range(batches)]
     factor = float(1.0 / np.std(np.concatenate(means)))
     vae = dataclasses.replace(pipe.models.vae_config, scaling_factor=round(factor, 5))
     return pipe.replace(models=dataclasses.replace(pipe.models, vae_config=vae))

@@ -10,9 +10,10 @@ import optax
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.common.rules import option
 from realcustom_jax.diffusion.schedule import ScheduleConfig, add_noise, training_target
-from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids, to_signed
+from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.scoring import TokenSelection
 from realcustom_jax.models.vae import VAE

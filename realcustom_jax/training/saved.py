@@ -13,8 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.common.errors import UserError
-from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum, one_line
+from realcustom_jax.common.errors import UserError, one_line
+from realcustom_jax.training.checkpoint import UNREADABLE, damage, leaf_checksum
 from realcustom_jax.training.config import TrainConfig, read_config
 
 

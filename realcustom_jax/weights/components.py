@@ -1,7 +1,6 @@
 """One component of a model folder: its `config.json` and its weights, in any known layout."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import read_json, write_text
+from realcustom_jax.common.files import read_json
 from realcustom_jax.weights.keys import check_keys, flatten, unflatten
 from realcustom_jax.weights.layouts import (
     CLIP_VISION,
@@ -216,12 +215,3 @@ def weights_name(component: str) -> str:
     """File name of a component's weights in diffusers and transformers."""
     stem = "model" if component.startswith(("text_", "image_")) else "diffusion_pytorch_model"
     return f"{stem}.safetensors"
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file in the format of diffusers and transformers: indented by 2, keys sorted.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json
 from realcustom_jax.models.config import RealCustomConfig
 from realcustom_jax.models.family import IMAGE, TEXT
-from realcustom_jax.weights.components import check_dtype, to_tensors, weights_name, write_json, write_params
+from realcustom_jax.weights.components import check_dtype, to_tensors, weights_name, write_params
 from realcustom_jax.weights.configs import timm_heads
 from realcustom_jax.weights.folder import Model, component_json
 from realcustom_jax.weights.keys import flatten, split_added, unflatten

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.family import IMAGE, TEXT, Models
 from realcustom_jax.weights.bases import TOKENIZERS
-from realcustom_jax.weights.components import check_dtype, weights_name, write_json, write_params
+from realcustom_jax.weights.components import check_dtype, weights_name, write_params
 from realcustom_jax.weights.configs import text_to_json, vision_to_json
 from realcustom_jax.weights.keys import split_added
 from realcustom_jax.weights.layouts import DIFFUSERS, DINOV2, Layout

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.errors import UserError, one_line
 from realcustom_jax.common.files import exists
 from realcustom_jax.common.rules import shown
 
@@ -47,9 +47,9 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
             f"{called} is neither a folder nor in the local hub cache, and the hub cannot be reached"
         ) from None
     except HFValidationError as error:
-        raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {_one_line(error)}") from None
+        raise UserError(f"{str(name)!r} is neither a folder nor a hub id: {one_line(error)}") from None
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"{called} cannot be downloaded from the hub: {_one_line(error)}") from None
+        raise UserError(f"{called} cannot be downloaded from the hub: {one_line(error)}") from None
 
 
 def check_path(name: str, value: Any) -> None:
@@ -88,8 +88,3 @@ def _needed(files: list[str] | None, components: Sequence[str]) -> list[str]:
                 patterns += chosen
                 break
     return patterns
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of an error in one line; the hub's messages have several."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

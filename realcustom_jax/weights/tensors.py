@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import read_json, replacing
+from realcustom_jax.common.files import read_json, replacing, write_json
 from realcustom_jax.weights.flax_files import flax_places
 from realcustom_jax.weights.keys import unflatten
 from realcustom_jax.weights.places import Place, Stamp, read_place
@@ -234,8 +234,7 @@ def _write_safetensors(
         _stream_safetensors(path.with_name(name), shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
-    with replacing(index_path) as half:
-        half.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_json(index_path, index)
     path.unlink(missing_ok=True)  # of an earlier model, which readers would take first
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.data import encode as command
 from realcustom_jax.data.buckets import make_buckets
 from realcustom_jax.data.encode import (
@@ -29,8 +30,8 @@ from realcustom_jax.data.loader import make_loader
 from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.inputs.tokenize import tokenize
-from realcustom_jax.inputs.transforms import center_crop_resize, to_float
-from realcustom_jax.models.conditioning import encode_text, to_signed
+from realcustom_jax.inputs.transforms import center_crop_resize
+from realcustom_jax.models.conditioning import encode_text
 from realcustom_jax.models.family import Models
 from realcustom_jax.models.init import init_params
 from realcustom_jax.pipeline import Pipeline
@@ -112,7 +113,7 @@ def test_the_posterior_of_each_image_is_stored(encoded):
         ratio = example["image"].shape[0] / example["image"].shape[1]
         shape = min(encoding.shapes, key=lambda s, r=ratio: abs(np.log(s[0] / s[1] / r)))
         shapes.add(shape)
-        image = to_float(center_crop_resize(example["image"], shape))[None]
+        image = to_signed(center_crop_resize(example["image"], shape))[None]
         mean, log_variance = moments(image)
         assert example["mean"].dtype == np.float16
         np.testing.assert_allclose(example["mean"], mean[0], rtol=1e-3, atol=2e-3)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.inputs.transforms import augment_reference, center_crop_resize, load_image, to_float
+from realcustom_jax.common.pixels import to_signed
+from realcustom_jax.inputs.transforms import augment_reference, center_crop_resize, load_image
 
 
 def picture(seed: int = 0, height: int = 6, width: int = 8) -> np.ndarray:
@@ -145,7 +146,7 @@ def test_center_crop_resize_antialiases_and_is_identity_at_its_own_size():
 
 
 def test_to_float_spans_minus_one_to_one():
-    result = to_float(np.array([0, 255], np.uint8))
+    result = to_signed(np.array([0, 255], np.uint8))
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, [-1, 1])
 

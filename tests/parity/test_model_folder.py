@@ -17,6 +17,7 @@ import transformers  # noqa: E402
 
 import realcustom_jax as rc  # noqa: E402
 from realcustom_jax import pipeline  # noqa: E402
+from realcustom_jax.common.files import write_json  # noqa: E402
 from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
 from realcustom_jax.inputs.tokenize import tokenize  # noqa: E402
 from realcustom_jax.models.clip_text import CLIPText  # noqa: E402
@@ -25,7 +26,7 @@ from realcustom_jax.models.init import param_shapes  # noqa: E402
 from realcustom_jax.models.unet import UNet  # noqa: E402
 from realcustom_jax.models.vae import VAE  # noqa: E402
 from realcustom_jax.models.vit import ViT  # noqa: E402
-from realcustom_jax.weights.components import load_params, on_host, read_config, write_json, write_params  # noqa: E402  # noqa: E402
+from realcustom_jax.weights.components import load_params, on_host, read_config, write_params  # noqa: E402
 from realcustom_jax.weights.configs import read_text, read_unet, read_vae, vision_to_json  # noqa: E402
 from realcustom_jax.weights.keys import (  # noqa: E402
     flatten,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.models.conditioning import to_signed
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.training.losses import LossConfig, make_loss, shift_timesteps
 

@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import write_json
 from realcustom_jax.inputs.tokenize import save_tokenizer, tokenize
-from realcustom_jax.weights.components import write_json
 from realcustom_jax.weights.keys import flatten, split_added
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

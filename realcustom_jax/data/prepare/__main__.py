@@ -21,7 +21,6 @@ all captions; see realcustom_jax.data.encode.
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -30,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from realcustom_jax.common.errors import UserError, exit_on_user_error
-from realcustom_jax.common.files import disk_errors
+from realcustom_jax.common.files import disk_errors, write_json
 from realcustom_jax.common.progress import Counter
 from realcustom_jax.data.image_text import is_written, new_folder
 from realcustom_jax.data.prepare.recipe import Recipe
@@ -140,7 +139,7 @@ def _write_report(data_dir: Path, total: Report, sources: list[str], recipe: Rec
     # JSON has no infinity.
     options = {key: None if value == math.inf else value for key, value in dataclasses.asdict(recipe).items()}
     values = {"sources": sources, "recipe": options, **total.to_json(), "seconds": round(seconds, 1)}
-    (data_dir / "report.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(data_dir / "report.json", values)
 
 
 def main(arguments: list[str] | None = None) -> None:
