@@ -18,7 +18,7 @@ from realcustom_jax.diffusion.sampler import Run, advance, begin
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.inputs.checks import check_fits, check_scope, check_used
-from realcustom_jax.inputs.encode import choose_words, encode_requests
+from realcustom_jax.inputs.encode import encode_requests, resolve_auto_words
 from realcustom_jax.inputs.prompts import warn_of_unknown_words
 from realcustom_jax.inputs.requests import SEED, Request, requests_of
 from realcustom_jax.inputs.sizes import latent_size
@@ -87,7 +87,7 @@ def sample(
     warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
     with Progress(shown) as report, memory_errors():
         report.stage("encoding prompts and reference images")
-        requests = choose_words(pipe, requests)
+        requests = resolve_auto_words(pipe, requests)
         conditioning = encode_requests(pipe, requests, chosen, config)
         records = _records(pipe, requests, chosen)
         watch = Watch(config.steps, report, preview, every)
@@ -143,7 +143,7 @@ class Generator:
             own = list(requests[start : start + self.batch])
             # The last batch is padded, so one program makes all. The padding does not change the other
             # images.
-            padded = choose_words(pipe, own + own[-1:] * (self.batch - len(own)))
+            padded = resolve_auto_words(pipe, own + own[-1:] * (self.batch - len(own)))
             conditioning = encode_requests(pipe, padded, options, config)
             latents, history = denoise(pipe, conditioning, request_keys([r.seed for r in padded]), config)
             images.append(images_of(pipe, latents)[: len(own)])

@@ -12,7 +12,7 @@ import numpy as np
 
 import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
-from realcustom_jax.inputs.encode import choose_words
+from realcustom_jax.inputs.encode import resolve_auto_words
 from realcustom_jax.inputs.encoder_pair import OWN_TEMPLATE, own_pair
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt, random_identity, render_reference
@@ -41,7 +41,7 @@ def main() -> None:
         for image, pair, place in zip(images, pairs, places, strict=True):
             try:
                 request = Request(prompt(list(pair), place), (rc.Subject(image, "auto"),))
-                (chosen_request,) = choose_words(pipe, [request])
+                (chosen_request,) = resolve_auto_words(pipe, [request])
                 taken.append(chosen_request.subjects[0].words)
             except rc.UserError:
                 taken.append("")

@@ -21,7 +21,7 @@ from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation.judge import SIZE, Judge
 from realcustom_jax.evaluation.metrics import rank
 from realcustom_jax.evaluation.tables import cell
-from realcustom_jax.evaluation.toybox import IDENTITIES, enlarge, identities, references
+from realcustom_jax.evaluation.toybox import IDENTITIES, identities, references, repeat_pixels
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import Subject
@@ -65,7 +65,7 @@ def main() -> None:
     judge, generator = Judge.load(), Generator(rc.load(args.model), args.batch)
     options = generator.pipe.defaults
     full, masks = generator([pair.request() for pair in pairs], options)
-    masks = np.stack([enlarge(masks[:, k] > 0) for k in range(2)], axis=1)
+    masks = np.stack([repeat_pixels(masks[:, k] > 0) for k in range(2)], axis=1)
     no_mask, _ = generator([pair.request(masked=False) for pair in pairs], options)
     plain, _ = generator([pair.request(subjects=False) for pair in pairs], options)
     scenes = [pair.real_scene() for pair in pairs]

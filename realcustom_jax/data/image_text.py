@@ -215,7 +215,7 @@ def shard_name(split: str, number: int, count: int) -> str:
     return f"{ImageText.name}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
-def write_info(
+def write_metadata(
     folder: Path, shard_lengths: Mapping[str, list[int]], sizes: Mapping[str, Iterable[np.ndarray]]
 ) -> None:
     """Turn a folder of finished shards into a data set: write TFDS's metadata and the image sizes.
@@ -335,7 +335,7 @@ def _check_image(example: Example) -> None:
         raise UserError(f"the image of example '{example.key}' cannot be decoded as PNG, JPEG or WebP")
 
 
-def image_size(image: Image.Image) -> tuple[int, int]:
+def oriented_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image after its EXIF rotation."""
     width, height = image.size
     # The EXIF orientations 5 to 8 swap the sides.

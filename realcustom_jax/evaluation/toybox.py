@@ -164,7 +164,7 @@ class Benchmark:
         options: SamplingOptions = generator.pipe.defaults.changed(setting.options)
         requests = [setting.request(case) for case in self.cases]
         images, masks = generator(requests, options, progress)
-        return images, enlarge(masks[:, 0] > 0) if setting.subject else None
+        return images, repeat_pixels(masks[:, 0] > 0) if setting.subject else None
 
     def measure(
         self, images: np.ndarray, masks: np.ndarray | None = None, plain: np.ndarray | None = None
@@ -245,7 +245,7 @@ class Benchmark:
         }
 
 
-def enlarge(masks: np.ndarray) -> np.ndarray:
+def repeat_pixels(masks: np.ndarray) -> np.ndarray:
     """Enlarge masks (n, h, w) to the size of the images by repeating pixels."""
     return masks.repeat(SIZE // masks.shape[1], axis=1).repeat(SIZE // masks.shape[2], axis=2)
 

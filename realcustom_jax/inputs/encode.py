@@ -49,7 +49,7 @@ def make_conditioning(
     prompts, negative_prompts = prompt_lists(prompts, negative_prompts)
     requests = requests_of(prompts, subjects, negative_prompts, None)
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
-    return encode_requests(pipe, choose_words(pipe, requests), options, config)
+    return encode_requests(pipe, resolve_auto_words(pipe, requests), options, config)
 
 
 def encode_requests(
@@ -59,7 +59,7 @@ def encode_requests(
 
     Args:
       pipe: the model.
-      requests: B requests, the result of `choose_words`.
+      requests: B requests, the result of `resolve_auto_words`.
       options: sampling options; numbers are for all requests, sequences have one number per request.
       config: the static part of `options`.
 
@@ -107,7 +107,7 @@ def _slot_features(
     return features, tuple(jnp.broadcast_to(x[0], y.shape) for x, y in zip(black, features, strict=True))
 
 
-def choose_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Request]:
+def resolve_auto_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Request]:
     """Replace the words "auto" of subjects by the words of the prompt that their images show.
 
     Raises:

@@ -104,7 +104,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, gain: Arr
 # Size of a chunk: its float32 logits take at most this many bytes.
 _CHUNK_BYTES = 64 * 2**20
 # Fewer queries than this run in one piece.
-FEWEST_QUERIES = 1024
+MIN_CHUNKED_QUERIES = 1024
 # Smaller chunks would leave the matrix unit idle.
 _MIN_CHUNK_QUERIES = 64
 
@@ -123,7 +123,7 @@ def over_queries(function: Callable[[Array], Array], q: Array, logits: int) -> A
     axis, count = q.ndim - 3, q.shape[-3]
     # 4 bytes per float32 logit; −(−a // b) rounds up
     chunks = min(-(-4 * count * logits // _CHUNK_BYTES), -(-count // _MIN_CHUNK_QUERIES))
-    if count < FEWEST_QUERIES or chunks <= 1:
+    if count < MIN_CHUNKED_QUERIES or chunks <= 1:
         return function(q)
     rows = -(-count // chunks)
     padding = [(0, 0)] * q.ndim
@@ -147,7 +147,7 @@ def average_attention(q: Array, k: Array) -> Array:
 
 def pixel_attention(q: Array, k: Array, v: Array, flash: FlashAttention | None) -> Array:
     """softmax(QKᵀ/√d) V over pixels, all (B, N, H, D): with the kernel if it supports q, else `attention`."""
-    return flash(q, k, v) if flash is not None and flash.takes(q) else attention(q, k, v)
+    return flash(q, k, v) if flash is not None and flash.supports(q) else attention(q, k, v)
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 # With fewer pixels the probabilities take little memory, and the kernel does not pay off.
-FEWEST_PIXELS = 1024
+MIN_PIXELS = 1024
 # Tile sides must be multiples of the TPU's 128 lanes, and must divide the number of pixels.
 _LANES = 128
 _LARGEST_TILE = 512
@@ -40,9 +40,9 @@ class FlashAttention:
     mesh: Mesh | None = None
     interpret: bool = False
 
-    def takes(self, q: Array) -> bool:
+    def supports(self, q: Array) -> bool:
         """Whether the kernel supports these queries (B, N, H, D) and is faster than `attention`."""
-        if q.shape[1] < FEWEST_PIXELS:
+        if q.shape[1] < MIN_PIXELS:
             return False
         if self.kernel == "cudnn":
             channels = q.shape[-1]

@@ -14,7 +14,7 @@ POLICIES = {
 }
 
 
-def call(module: nn.Module, policy: str, *args: Any) -> Any:
+def remat_call(module: nn.Module, policy: str, *args: Any) -> Any:
     """`module(*args)` under a policy of `POLICIES`. Values and gradients do not depend on the policy."""
     if policy == "none":
         return module(*args)
@@ -22,7 +22,7 @@ def call(module: nn.Module, policy: str, *args: Any) -> Any:
     return nn.remat(_call, policy=POLICIES[policy])(module, *args)
 
 
-def policed(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
+def remat_scan_body(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
     """`step`, the body of a scan, under a policy of `POLICIES`."""
     # XLA cannot merge operations across loop iterations, so the barriers of `prevent_cse` are not needed.
     return step if policy == "none" else jax.checkpoint(step, policy=POLICIES[policy], prevent_cse=False)

@@ -11,7 +11,7 @@ from jax import Array
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import GroupNorm, LayerNorm, gelu
-from realcustom_jax.models.remat import call, policed
+from realcustom_jax.models.remat import remat_call, remat_scan_body
 
 
 class _GEGLU(nn.Module):
@@ -164,7 +164,7 @@ class Transformer2D(nn.Module):
         """The blocks one after another; each is compiled by itself."""
         maps, self_attentions = [], []
         for block, context in zip(self.transformer_blocks, contexts, strict=True):
-            y, word_maps, self_attention = call(block, self.remat, y, context, control, words)
+            y, word_maps, self_attention = remat_call(block, self.remat, y, context, control, words)
             maps.append(word_maps)
             self_attentions.append(self_attention if attentions else None)
         return y, maps, self_attentions
@@ -191,5 +191,5 @@ class Transformer2D(nn.Module):
         ]
         # depth × (…) → (depth, …) in every leaf
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *block_inputs)
-        y, (maps, self_attentions) = jax.lax.scan(policed(step, self.remat), y, stacked)
+        y, (maps, self_attentions) = jax.lax.scan(remat_scan_body(step, self.remat), y, stacked)
         return y, () if maps is None else maps, () if self_attentions is None else self_attentions

@@ -28,7 +28,7 @@ from realcustom_jax.models.layers import (
     sinusoidal_embedding,
 )
 from realcustom_jax.models.projector import make_projector
-from realcustom_jax.models.remat import call
+from realcustom_jax.models.remat import remat_call
 from realcustom_jax.models.resize import resize_mask
 from realcustom_jax.models.scoring import AdaptiveScoring, TokenSelection, keep_top_tokens
 from realcustom_jax.models.transformer import Transformer2D
@@ -150,7 +150,7 @@ class _Stage(nn.Module):
         for i, resnet in enumerate(self.resnets):
             # (B, h, w, C), (B, h, w, C_skip) → (B, h, w, C + C_skip)
             x = jnp.concatenate([x, skips.pop()], axis=-1) if self.kind == "up" else x
-            x = call(resnet, self.remat, x, emb)
+            x = remat_call(resnet, self.remat, x, emb)
             if i < len(self.attentions):  # the second residual block of the middle has no transformer
                 x, new_maps, new_attentions = self.attentions[i](
                     x, next(contexts), control, words, attentions

@@ -12,14 +12,14 @@ import pytest
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.prepare import sources
 from realcustom_jax.data.prepare.raw import Raw
-from realcustom_jax.data.prepare.sources import Names, expand_braces, find_parts, read_part
+from realcustom_jax.data.prepare.sources import Names, expand_braces, list_parts, read_part
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
 encode, picture, sample, write_tar = common.encode, common.picture, common.sample, common.write_tar
 
 
 def read(*given: str | Path, **names) -> list[Raw]:
-    return [raw for part in find_parts([str(x) for x in given]) for raw in read_part(part, Names(**names))]
+    return [raw for part in list_parts([str(x) for x in given]) for raw in read_part(part, Names(**names))]
 
 
 def assert_are_the_samples(raws: list[Raw], count: int) -> None:
@@ -91,7 +91,7 @@ def test_a_folder_of_images_with_text_files(tmp_path, monkeypatch):
         for suffix, content in sample(i).items():
             (folder / f"{i}.{suffix}").write_bytes(content)
     (tmp_path / ".hidden.jpg").write_bytes(b"")
-    assert len(list(find_parts([str(tmp_path)]))) == 3
+    assert len(list(list_parts([str(tmp_path)]))) == 3
     assert_are_the_samples(read(tmp_path), 5)
     assert [raw.key for raw in read(tmp_path)][2:4] == ["2.jpg", "deeper/still/3.jpg"]
     (tmp_path / "1.txt").unlink()
@@ -106,7 +106,7 @@ def test_a_folder_of_images_with_a_jsonl(tmp_path, monkeypatch):
         lines.append(json.dumps({"file_name": f"{i}.jpg", "text": f"caption of {i}", "number": i}))
     path = tmp_path / "metadata.jsonl"
     path.write_text("\n".join(lines))
-    assert len(list(find_parts([str(tmp_path)]))) == 3
+    assert len(list(list_parts([str(tmp_path)]))) == 3
     assert_are_the_samples(read(tmp_path), 5)
     assert read(path) == read(tmp_path)
     assert [raw.key for raw in read(path)][3:] == ["metadata/4", "metadata/5"]

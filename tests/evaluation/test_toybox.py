@@ -19,13 +19,13 @@ from realcustom_jax.evaluation.toybox import (
     IDENTITIES,
     SETTINGS,
     Benchmark,
-    enlarge,
     identities,
     identity,
     make_cases,
     real_scene,
     reference,
     references,
+    repeat_pixels,
 )
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import own_pair
@@ -71,7 +71,7 @@ def test_the_real_scene_shows_what_the_reference_does(held_out):
 def test_masks_are_enlarged_pixel_by_pixel():
     mask = np.zeros((1, 16, 32), bool)
     mask[0, 3, 5] = True
-    large = enlarge(mask)
+    large = repeat_pixels(mask)
     assert large.shape == (1, 64, 64) and large.sum() == 8
     assert large[0, 12:16, 10:12].all()
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from realcustom_jax.common.kernel_cost import kernel_cost
 from realcustom_jax.models.attention import SelfAttention, attend, attention_probabilities, pixel_attention
 from realcustom_jax.models.family import Models
-from realcustom_jax.models.flash import FEWEST_PIXELS, FlashAttention, _spec, flash_attention
+from realcustom_jax.models.flash import MIN_PIXELS, FlashAttention, _spec, flash_attention
 from realcustom_jax.models.vae import VAE
 
 
@@ -66,7 +66,7 @@ def test_only_what_an_axis_divides_is_divided(axes, batch, heads, spec):
     np.testing.assert_allclose(jax.jit(flash)(q, k, v), plain(q, k, v), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pixels", [64, FEWEST_PIXELS])
+@pytest.mark.parametrize("pixels", [64, MIN_PIXELS])
 def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
     """The same output and the same probabilities either way, and the kernel only where there are many."""
     seen, call = [], FlashAttention.__call__
@@ -79,7 +79,7 @@ def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
         jax.jit(SelfAttention(2, flash=flash).apply)(params, x)
         for flash in (None, FlashAttention(mesh=mesh(data=1), interpret=True))
     ]
-    assert seen == ([(1, pixels, 2, 8)] if pixels >= FEWEST_PIXELS else [])
+    assert seen == ([(1, pixels, 2, 8)] if pixels >= MIN_PIXELS else [])
     for ours, theirs in zip(*outputs, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -147,7 +147,7 @@ def test_each_kind_of_device_has_its_kernel(platform, capability, kernel):
 )  # fmt: skip
 def test_cudnn_takes_what_it_can(pixels, channels, dtype, taken):
     q = jax.ShapeDtypeStruct((1, pixels, 2, channels), dtype)
-    assert FlashAttention("cudnn").takes(q) is taken
+    assert FlashAttention("cudnn").supports(q) is taken
 
 
 UNBOUND = FlashAttention(interpret=True)

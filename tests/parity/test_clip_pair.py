@@ -14,7 +14,7 @@ import transformers  # noqa: E402
 
 import realcustom_jax as rc  # noqa: E402
 from realcustom_jax.common.errors import UserError  # noqa: E402
-from realcustom_jax.inputs.encode import choose_words  # noqa: E402
+from realcustom_jax.inputs.encode import resolve_auto_words  # noqa: E402
 from realcustom_jax.inputs.encoder_pair import load_pair  # noqa: E402
 from realcustom_jax.inputs.requests import Request  # noqa: E402
 from realcustom_jax.inputs.tokenize import save_tokenizer, tokenize  # noqa: E402
@@ -73,7 +73,7 @@ def test_a_model_without_a_pair_takes_it(micro_pipe, folder):
     best = ("dog", "cat", "beach")[int(pair.logits([image], ["dog", "cat", "beach"]).argmax())]
     lenient = SimpleNamespace(logits=lambda *args: 1e-3 * pair.logits(*args), vocabulary=pair.vocabulary)
     request = Request(prompt, (rc.Subject(image, "auto"),))
-    [chosen] = choose_words(micro_pipe.replace(matcher=lenient), [request])
+    [chosen] = resolve_auto_words(micro_pipe.replace(matcher=lenient), [request])
     assert chosen.subjects[0].words == best
 
 

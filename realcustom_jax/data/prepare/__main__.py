@@ -35,8 +35,8 @@ from realcustom_jax.data.image_text import is_written, new_folder
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.data.prepare.report import Report
 from realcustom_jax.data.prepare.run_parts import run_beam, run_here
-from realcustom_jax.data.prepare.shards import begin, finish, write_part
-from realcustom_jax.data.prepare.sources import Names, Part, check_sources, find_parts
+from realcustom_jax.data.prepare.shards import finish, open_job_folder, write_part
+from realcustom_jax.data.prepare.sources import Names, Part, check_sources, list_parts
 
 # A run stops early if too many examples are broken, but not before it has read this many.
 _ENOUGH = 1000
@@ -55,7 +55,7 @@ def prepare(
     """Read sources, filter their examples, and write an image_text data set with the sizes of its images.
 
     Args:
-      sources: see `sources.find_parts`.
+      sources: see `sources.list_parts`.
       data_dir: folder for the data set and report.json.
       recipe: the filters, and the format of the images.
       workers: processes; 0 uses this one.
@@ -72,10 +72,10 @@ def prepare(
     """
     final = new_folder(data_dir)
     check_sources(sources, recipe.names)
-    parts = find_parts(sources)
+    parts = list_parts(sources)
     with disk_errors(data_dir):
         work = final.with_name(f"{final.name}.incomplete")
-        done = begin(work, recipe)
+        done = open_job_folder(work, recipe)
         if done:
             print(f"resuming in {work}: {done} parts are done", flush=True)
         started = time.time()

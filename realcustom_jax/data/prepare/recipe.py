@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from realcustom_jax.data.image_text import FORMATS, Example, image_size
+from realcustom_jax.data.image_text import FORMATS, Example, oriented_size
 from realcustom_jax.data.prepare.raw import Raw
 from realcustom_jax.data.prepare.sources import Names
 from realcustom_jax.inputs.transforms import load_image
@@ -71,7 +71,7 @@ def make(raw: Raw, recipe: Recipe) -> Made | str:
         return reason
     try:
         with Image.open(io.BytesIO(raw.image)) as image:
-            width, height = image_size(image)
+            width, height = oriented_size(image)
             reason = _judge_size(width, height, recipe)
             if reason:
                 return reason

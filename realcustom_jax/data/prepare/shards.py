@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from realcustom_jax.common.files import replacing
-from realcustom_jax.data.image_text import make_serializer, shard_name, write_info
+from realcustom_jax.data.image_text import make_serializer, shard_name, write_metadata
 from realcustom_jax.data.prepare.recipe import Made, Recipe, make
 from realcustom_jax.data.prepare.report import SPLITS, Report
 from realcustom_jax.data.prepare.sources import Part, read_part
@@ -132,7 +132,7 @@ def _done(work: Path, number: int, made_from: dict[str, Any]) -> Report | None:
     return report if whole and part == made_from else None
 
 
-def begin(folder: Path, recipe: Recipe) -> int:
+def open_job_folder(folder: Path, recipe: Recipe) -> int:
     """Create the folder for parts, or resume in it if it was made with the same recipe.
 
     Returns:
@@ -170,7 +170,7 @@ def finish(folder: Path, reports: list[Report], final: Path) -> None:
     for split, parts in numbers.items():
         for place, i in enumerate(parts):
             (folder / _records(i, split)).replace(folder / shard_name(split, place, len(parts)))
-    write_info(folder, lengths, {split: _sizes(folder, split, parts) for split, parts in numbers.items()})
+    write_metadata(folder, lengths, {split: _sizes(folder, split, parts) for split, parts in numbers.items()})
     for path in [*folder.glob("part-*"), folder / _JOB]:
         path.unlink()
     folder.rename(final)  # atomic: the data set appears complete or not at all

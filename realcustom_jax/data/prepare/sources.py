@@ -53,7 +53,7 @@ class Names:
     caption: str | None = None
 
 
-def find_parts(sources: list[str]) -> Iterator[Part]:
+def list_parts(sources: list[str]) -> Iterator[Part]:
     """Find the parts of all sources. Their order depends only on file names.
 
     Args:
@@ -80,12 +80,12 @@ def check_sources(sources: list[str], names: Names) -> None:
     """Check the start of every source, before hours are spent on the first one.
 
     Raises:
-      UserError: see `find_parts`; or an image column is given and a source has no columns.
+      UserError: see `list_parts`; or an image column is given and a source has no columns.
     """
     for source in sources:
         if not source.strip():
             raise UserError("a source is empty: --source needs a folder, a file or a pattern")
-        kind = next(find_parts([source])).kind
+        kind = next(list_parts([source])).kind
         if names.image and kind in ("tar", "images"):
             what = "a source of shards" if kind == "tar" else "a folder of images"
             raise UserError(f"--image-key is for .jsonl and parquet, but '{source}' is {what}")
