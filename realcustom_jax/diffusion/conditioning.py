@@ -41,6 +41,8 @@ class Conditioning:
       pooled, negative_pooled: (B, C) pooled text; SDXL only.
       time_ids: (B, 6) image sizes and crop; SDXL only.
       photos: (B, R, P) 1 for a photo, 0 for padding; None if the features have no axis P.
+      token_weights: (B, R, N), or (B, R, P·N), factor on each visual token's share of the visual attention;
+        None for 1.
     """
 
     text: Array
@@ -57,6 +59,7 @@ class Conditioning:
     negative_pooled: Array | None = None
     time_ids: Array | None = None
     photos: Array | None = None
+    token_weights: Array | None = None
 
     @property
     def present(self) -> Array:

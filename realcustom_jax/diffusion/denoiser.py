@@ -200,8 +200,11 @@ def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidanc
     shared = (c.present, c.strengths)
     # The negative pass sees one black photo, even if the subject has several photos.
     one = None if c.photos is None else c.photos.at[..., 1:].set(0.0)
-    subject = encode(c.text, features, *shared, c.pooled, c.time_ids, c.photos)
-    negative = encode(c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids, one)
+    weights = c.token_weights
+    subject = encode(c.text, features, *shared, c.pooled, c.time_ids, c.photos, weights)
+    negative = encode(
+        c.negative_text, negative_features, *shared, c.negative_pooled, c.time_ids, one, weights
+    )
     # Stacked here, once: stacking inside the loop would copy all keys and values at each step.
     if guidance == "paper":
         return Contexts(_stack(negative.text_only(), subject.text_only()), subject)

@@ -13,6 +13,7 @@ from realcustom_jax.common.devices import Program, is_tracing, run_rows
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.conditioning import Conditioning, Settings
 from realcustom_jax.inputs.encoder_pair import own_pair
+from realcustom_jax.inputs.face_boxes import token_weights
 from realcustom_jax.inputs.prompts import warn_of_lost_parts
 from realcustom_jax.inputs.requests import Request, prompt_lists, requests_of
 from realcustom_jax.inputs.sizes import latent_size
@@ -84,14 +85,14 @@ def encode_requests(
     flags, strengths, user_masks, replace_guided = slot_arrays(
         subjects, slots, config.mask_height, config.mask_width
     )
-    photos = photo_flags(subjects, slots)
+    photos, weights = photo_flags(subjects, slots), token_weights(subjects, slots, pipe.models)
     features, negative_features = _slot_features(pipe, subjects, slots) if slots else ((), ())
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
     arrays = jax.tree.map(jnp.asarray, (words, flags, strengths, user_masks, replace_guided))
     return Conditioning(
         text, negative_text, features, negative_features, *arrays, settings, pooled, negative_pooled, sizes,
-        None if photos is None else jnp.asarray(photos),
+        *(None if x is None else jnp.asarray(x) for x in (photos, weights)),
     )  # fmt: skip
 
 

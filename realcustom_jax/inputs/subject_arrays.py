@@ -83,7 +83,7 @@ def slot_arrays(
     masks = np.ones((*flags.shape, height, width), np.float32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):
-            flags[i, r], strengths[i, r] = 1.0, subject.strength
+            flags[i, r], strengths[i, r] = 1.0, subject.strength if subject.acts else 0.0
             if subject.mask is not None:
                 masks[i, r] = resize_area(load_mask(subject.mask), height, width)
                 replace_guided[i, r] = subject.mask_mode == "instead"

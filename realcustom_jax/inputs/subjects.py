@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -13,8 +14,13 @@ from realcustom_jax.inputs.target_words import phrases_of, without_number
 from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
 
 AUTO = "auto"
+_STRENGTHS = ("strength", "face_strength", "body_strength")
 MASK_MODES = ("instead", "intersect")
 STRENGTH = Rule("strength of the subject", float, low=0)
+_BOX_SIDE = Rule("", float)
+
+# (left, top, right, bottom) in pixels of a reference image, as PIL's `crop` takes them.
+Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)  # `==` of arrays is elementwise
@@ -37,10 +43,15 @@ class Subject:
       plurals: whether "dog" also matches "dogs", and "dogs" matches "dog".
       match_case: whether "Dog" and "dog" are different words.
       images: several photos of the subject, instead of `image`. Their visual tokens act together.
+      face: box of the face on the reference image: (left, top, right, bottom) in pixels, as `rc.find_face`
+        returns it; with several photos, a list with a box or None for each.
+      face_strength: factor on the visual tokens inside the face box, 0 or more: the weight of the identity.
+      body_strength: factor on the other visual tokens; without a face box, on all. 1 and 1 is the method as
+        published; 0 and 0 removes the subject.
 
     Raises:
-      UserError: for an invalid mode, strength or switch, and without words or image. Words, image and mask
-        are checked when the request is sampled.
+      UserError: for an invalid mode, strength, box or switch, and without words or image. Words, image and
+        mask are checked when the request is sampled.
     """
 
     image: ImageLike | None = None
@@ -51,6 +62,9 @@ class Subject:
     plurals: bool = False
     match_case: bool = False
     images: Sequence[ImageLike] = ()
+    face: Box | Sequence[Box | None] | None = None
+    face_strength: float = 1.0
+    body_strength: float = 1.0
 
     def __post_init__(self):
         if self.words is None:
@@ -70,13 +84,19 @@ class Subject:
                 raise UserError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         # Open files are read now: they may be closed, or moved on, when the request is sampled.
         changes = {
-            "strength": STRENGTH.check("strength", self.strength),
+            **{name: STRENGTH.check(name, getattr(self, name)) for name in _STRENGTHS},
+            "face": check_faces(self.face, len(self.photos)),
             "image": read_once(self.image),
             "images": tuple(map(read_once, self.images)),
             "mask": read_once(self.mask),
         }
         for name, value in changes.items():
             object.__setattr__(self, name, value)
+        if self.face_strength != 1 and not any(self.faces):
+            raise UserError(
+                "face_strength needs a face box: face=(left, top, right, bottom) in pixels of the image; "
+                "without one, body_strength is for the whole subject"
+            )
 
     @property
     def photos(self) -> tuple[ImageLike, ...]:
@@ -84,17 +104,55 @@ class Subject:
         return self.images or (self.image,)
 
     @property
+    def faces(self) -> tuple[Box | None, ...]:
+        """The face box of each photo, or None."""
+        return self.face if len(self.images) and self.face is not None else (self.face,) * len(self.photos)
+
+    @property
+    def acts(self) -> bool:
+        """Whether any of its visual tokens has a weight above 0."""
+        return self.strength > 0 and (self.body_strength > 0 or (self.face_strength > 0 and any(self.faces)))
+
+    @property
     def guided(self) -> bool:
-        """Whether its word map decides where it acts: strength above 0, and no mask that replaces the map."""
-        return self.strength > 0 and (self.mask is None or self.mask_mode != "instead")
+        """Whether its word map decides where it acts: it acts, and no mask replaces the map."""
+        return self.acts and (self.mask is None or self.mask_mode != "instead")
 
     def __repr__(self) -> str:
         photos = f"images={len(self.images)} photos" if self.images else f"image={_shown(self.image)}"
         parts = [photos, f"words={self.words!r}"]
         parts += [] if self.mask is None else [f"mask={_shown(self.mask)}", f"mask_mode={self.mask_mode!r}"]
-        parts += [] if self.strength == 1 else [f"strength={self.strength:g}"]
+        parts += [] if self.face is None else [f"face={self.face!r}"]
+        parts += [f"{name}={getattr(self, name):g}" for name in _STRENGTHS if getattr(self, name) != 1]
         parts += [f"{name}=True" for name in ("plurals", "match_case") if getattr(self, name)]
         return f"Subject({', '.join(parts)})"
+
+
+def check_faces(face: Any, photos: int) -> Any:
+    """`Subject.face` as tuples of floats: one box or None for one photo, else one for each photo.
+
+    Raises:
+      UserError: for another form, a box that is empty, or another number of boxes than photos.
+    """
+    if face is None:
+        return None
+    if not is_list(face) or len(face) == 0:
+        raise UserError(f"face must be a box (left, top, right, bottom) in pixels, not {shown(face)}")
+    if photos == 1 and not (face[0] is None or is_list(face[0])):
+        return _check_box(face)
+    if len(face) != photos:
+        raise UserError(f"face must be a list of {photos} boxes, one for each photo; None for no face")
+    boxes = tuple(None if box is None else _check_box(box) for box in face)
+    return boxes[0] if photos == 1 else boxes
+
+
+def _check_box(box: Any) -> Box:
+    if not is_list(box) or len(box) != 4:
+        raise UserError(f"a face box must be (left, top, right, bottom) in pixels, not {shown(box)}")
+    left, top, right, bottom = (_BOX_SIDE.check("a side of a face box", x) for x in box)
+    if left >= right or top >= bottom:
+        raise UserError(f"the face box {shown(tuple(box))} is empty: left < right and top < bottom")
+    return left, top, right, bottom
 
 
 def _shown(image: ImageLike) -> str:

@@ -46,6 +46,31 @@ def _plain_view(image: np.ndarray, size: int, fit: str) -> np.ndarray:
     return center_crop_resize(_square(image, fit) if fit == "pad" else image, size)
 
 
+def unit_box(
+    box: tuple[float, float, float, float], height: int, width: int, fit: str
+) -> tuple[float, float, float, float]:
+    """A box of an image in the square that the image towers see: pixels → 0…1 from left and top.
+
+    Args:
+      box: (left, top, right, bottom) in pixels of the image.
+      height, width: size of the image.
+      fit: how the image becomes square, see `reference_views`.
+
+    Returns:
+      The box; parts outside 0…1 are cropped away.
+    """
+    side = {"squash": None, "pad": max(height, width), "crop": min(height, width)}[fit]
+    across, down = (side or width, side or height)
+    # `_square` centres the image in the square, or the square in the image, at whole pixels.
+    left, top = (_centre(width, across), _centre(height, down))
+    return (box[0] - left) / across, (box[1] - top) / down, (box[2] - left) / across, (box[3] - top) / down
+
+
+def _centre(length: int, side: int) -> int:
+    """Where a side that is centred on a length begins; negative if the side is longer."""
+    return (length - side) // 2 if side <= length else -((side - length) // 2)
+
+
 def _square(image: np.ndarray, fit: str) -> np.ndarray:
     """The part of an image to resize to a square; the whole image for `fit` "squash"."""
     height, width = image.shape[:2]

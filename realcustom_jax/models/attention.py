@@ -30,6 +30,11 @@ class LayerContext:
     visual_k: Array | None = None
     visual_v: Array | None = None
 
+    def weighted(self, weights: Array) -> "LayerContext":
+        """The same context with each visual token's value multiplied by its weight (B, R, N)."""
+        values = self.visual_v.astype(jnp.float32) * weights[..., None, None]
+        return self.replace(visual_v=values.astype(self.visual_v.dtype))
+
 
 @flax.struct.dataclass
 class VisualControl:

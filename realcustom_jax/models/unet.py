@@ -228,6 +228,7 @@ class UNet(nn.Module):
         pooled: Array | None = None,
         time_ids: Array | None = None,
         photos: Array | None = None,
+        token_weights: Array | None = None,
     ) -> Context:
         """Encode prompt and references; everything in a pass that does not depend on the latents.
 
@@ -241,6 +242,8 @@ class UNet(nn.Module):
           time_ids: (B, 6) original size, crop, target size; SDXL only.
           photos: (B, R, P) 1 for a photo, 0 for padding, with at least one photo per slot; None if the
             features have no axis P.
+          token_weights: (B, R, N), or (B, R, P·N) with an axis P: factor on each visual token's share of the
+            visual attention's output; default all 1.
 
         Raises:
           UserError: for features without RealCustom's parts, or SDXL without `pooled` and `time_ids`.
@@ -262,6 +265,13 @@ class UNet(nn.Module):
         layers = tuple(layer for stage in self._stages for layer in stage.encode(text, visual))
         if visual is None:
             return Context(layers, text, added)
+        if token_weights is not None:
+            # Σ_k (w_k p_k) v_k = Σ_k p_k (w_k v_k): done once, before the loop
+            layers = jax.tree.map(
+                lambda layer: layer.weighted(token_weights),
+                layers,
+                is_leaf=lambda x: isinstance(x, LayerContext),
+            )
         return Context(layers, text, added, visual, flags, strengths, present)
 
     def _embed_added(self, pooled: Array | None, time_ids: Array | None) -> Array | None:

@@ -27,7 +27,9 @@ KEY = "realcustom_jax"
 _CHUNK = b"rcIm"
 
 # Fields of a subject that are stored in the JSON; its images and mask are chunks.
-_PLAIN = ("words", "mask_mode", "strength", "plurals", "match_case")
+_PLAIN = (
+    "words", "mask_mode", "strength", "plurals", "match_case", "face", "face_strength", "body_strength"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _subject_of(values: Mapping[str, Any], attachments: list[bytes]) -> Subject:
     if mask is not None and mask.startswith(np.lib.format.MAGIC_PREFIX):
         mask = np.load(io.BytesIO(mask), allow_pickle=False)  # a pickle could run code
     one = {"image": images[0]} if len(images) == 1 else {"images": images}
-    return Subject(**one, mask=mask, **{name: values[name] for name in _PLAIN})
+    return Subject(**one, mask=mask, **{name: values[name] for name in _PLAIN if name in values})
 
 
 def with_files_read(subject: Subject) -> Subject:
