@@ -54,12 +54,21 @@ EXTRAS_REQUIRE = {
     "tpu": ["jax[tpu]>=0.10"],
     # Plots, and the one measure that is not ours. ImageReward brings PyTorch.
     "eval": ["adjustText>=1.3", "image-reward>=1.5", "matplotlib>=3.8"],
+    # Finds the face on a reference. OpenCV 5 has no cascades.
+    "faces": ["opencv-python-headless>=4.10,<5"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
     # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
     # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests.
-    "test": ["adjustText>=1.3", "matplotlib>=3.8", "pytest>=8.3", "pytest-xdist>=3.6.1", "ruff>=0.14"],
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces".
+    "test": [
+        "adjustText>=1.3",
+        "matplotlib>=3.8",
+        "opencv-python-headless>=4.10,<5",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6.1",
+        "ruff>=0.14",
+    ],
 }
 
 setup(

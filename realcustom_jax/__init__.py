@@ -20,6 +20,7 @@ with epy.lazy_api_imports(globals()):
     from realcustom_jax.diffusion.sampler import sample_latents
     from realcustom_jax.generate import sample
     from realcustom_jax.inputs.encode import make_conditioning
+    from realcustom_jax.inputs.face_detection import find_face
     from realcustom_jax.inputs.subjects import Subject
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
@@ -36,6 +37,7 @@ __all__ = [
     "Subject",
     "UserError",
     "example",
+    "find_face",
     "load",
     "make_conditioning",
     "sample",

@@ -7,8 +7,11 @@ omit it for text only.
   dog#2=photo.png          only the second "dog" of the prompt
   dog=front.png,side.png   two photos of one subject
   photo.png                finds the word that the image shows (SD1.5 and SDXL need a CLIP: --matcher)
---mask and --strength name a subject by its number, from 1:
+--mask, --strength, --face, --face-strength and --body-strength name a subject by its number, from 1:
   --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
+  --subject man=photo.png --face 1=auto --face-strength 1=1.2 --body-strength 1=0.6
+--face takes a box LEFT,TOP,RIGHT,BOTTOM in pixels of the photo, or "auto" to find the face. For several
+photos the boxes are separated by |.
 
 Several seeds make several images. They are written to --out as image_SEED.png. --masks also writes the
 influence scope of each subject at each step. The files contain all settings and reference images:
@@ -27,9 +30,10 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import exists, make_folder
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.checks import still_used
+from realcustom_jax.inputs.face_detection import find_face
 from realcustom_jax.inputs.prompts import text_or_file, texts_of
 from realcustom_jax.inputs.requests import SEED, Request
-from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, Subject
+from realcustom_jax.inputs.subjects import AUTO, MASK_MODES, STRENGTH, STRENGTHS, Box, Subject
 from realcustom_jax.inputs.target_words import find_phrase, phrases_of
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.inputs.user_masks import load_mask
@@ -137,10 +141,38 @@ def _subjects(args: argparse.Namespace, recorded: Sequence[Subject]) -> list[Sub
         subjects[n - 1] = dataclasses.replace(
             subjects[n - 1], mask=load_mask(path), mask_mode=args.mask_mode or MASK_MODES[0]
         )
-    for n, text in _by_number("--strength", args.strength, len(subjects)).items():
-        strength = _number(f"--strength {n}", text)
-        subjects[n - 1] = dataclasses.replace(subjects[n - 1], strength=strength)
+    for n, text in _by_number("--face", args.face, len(subjects)).items():
+        subjects[n - 1] = dataclasses.replace(subjects[n - 1], face=_face(n, text, subjects[n - 1]))
+    for name in STRENGTHS:
+        flag = f"--{name.replace('_', '-')}"
+        for n, text in _by_number(flag, getattr(args, name), len(subjects)).items():
+            strength = _number(f"{flag} {n}", text)
+            if name == "face_strength" and not any(subjects[n - 1].faces):
+                raise UserError(f"{flag} {n} needs the face of subject {n}: --face {n}=auto or a box")
+            subjects[n - 1] = dataclasses.replace(subjects[n - 1], **{name: strength})
     return subjects
+
+
+def _face(number: int, text: str, subject: Subject) -> list[Box | None]:
+    """The value of --face: a box, "auto" or "none" for each photo, separated by |; one "auto" is for all."""
+    texts = text.split("|")
+    texts = texts * len(subject.photos) if texts == [AUTO] else texts
+    if len(texts) != len(subject.photos):
+        raise UserError(f"--face {number}={text} has {len(texts)} boxes for {len(subject.photos)} photos")
+    boxes = []
+    for one, photo in zip(texts, subject.photos, strict=True):
+        if one == AUTO:
+            boxes.append(find_face(photo))
+            if boxes[-1] is None:
+                raise UserError(
+                    f"no face is found on the photo of subject {number}: give a box, or leave --face out and "
+                    "use --body-strength for all of it"
+                )
+        elif one == "none":
+            boxes.append(None)
+        else:
+            boxes.append([_number(f"--face {number}", side) for side in one.split(",")])
+    return boxes
 
 
 def _photos_and_words(text: str) -> tuple[tuple[bytes, ...], str | tuple[str, ...]]:
@@ -205,6 +237,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, value, text in (
         ("--mask", "IMAGE", "where subject N may act (white)"),
         ("--strength", "NUMBER", "strength of subject N (1)"),
+        ("--face", "BOX", "the face of subject N: LEFT,TOP,RIGHT,BOTTOM in pixels, or auto"),
+        ("--face-strength", "NUMBER", "weight of the face of subject N, its identity (1)"),
+        ("--body-strength", "NUMBER", "weight of the rest of subject N (1)"),
     ):
         parser.add_argument(name, action="append", default=[], metavar=f"N={value}", help=text)
     parser.add_argument(

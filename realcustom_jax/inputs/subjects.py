@@ -14,7 +14,7 @@ from realcustom_jax.inputs.target_words import phrases_of, without_number
 from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
 
 AUTO = "auto"
-_STRENGTHS = ("strength", "face_strength", "body_strength")
+STRENGTHS = ("strength", "face_strength", "body_strength")
 MASK_MODES = ("instead", "intersect")
 STRENGTH = Rule("strength of the subject", float, low=0)
 _BOX_SIDE = Rule("", float)
@@ -84,7 +84,7 @@ class Subject:
                 raise UserError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         # Open files are read now: they may be closed, or moved on, when the request is sampled.
         changes = {
-            **{name: STRENGTH.check(name, getattr(self, name)) for name in _STRENGTHS},
+            **{name: STRENGTH.check(name, getattr(self, name)) for name in STRENGTHS},
             "face": check_faces(self.face, len(self.photos)),
             "image": read_once(self.image),
             "images": tuple(map(read_once, self.images)),
@@ -106,7 +106,8 @@ class Subject:
     @property
     def faces(self) -> tuple[Box | None, ...]:
         """The face box of each photo, or None."""
-        return self.face if len(self.images) and self.face is not None else (self.face,) * len(self.photos)
+        several = len(self.photos) > 1 and self.face is not None
+        return self.face if several else (self.face,) * len(self.photos)
 
     @property
     def acts(self) -> bool:
@@ -123,7 +124,7 @@ class Subject:
         parts = [photos, f"words={self.words!r}"]
         parts += [] if self.mask is None else [f"mask={_shown(self.mask)}", f"mask_mode={self.mask_mode!r}"]
         parts += [] if self.face is None else [f"face={self.face!r}"]
-        parts += [f"{name}={getattr(self, name):g}" for name in _STRENGTHS if getattr(self, name) != 1]
+        parts += [f"{name}={getattr(self, name):g}" for name in STRENGTHS if getattr(self, name) != 1]
         parts += [f"{name}=True" for name in ("plurals", "match_case") if getattr(self, name)]
         return f"Subject({', '.join(parts)})"
 

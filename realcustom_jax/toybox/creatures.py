@@ -39,6 +39,7 @@ def cat(pen: Pen, look: Look) -> None:
         for dy in (-0.02, 0.045):
             pen.stroke([(0.5 + s * 0.12, y + 0.09), (0.5 + s * (head + 0.05), y + 0.09 + dy)], 0.018)
     pen.shape([(0.46, y + 0.06), (0.54, y + 0.06), (0.5, y + 0.10)], NOSE, shade=False)
+    pen.mark_head(0.5, y, head, 0.205)
     hat = look.pick("none", "none", "bow", "party", "crown")
     # A bow sits at the neck, hats on the head.
     pen.hat(0.5, y + 0.24 if hat == "bow" else y - 0.18, 0.24, hat)
@@ -72,6 +73,7 @@ def dog(pen: Pen, look: Look) -> None:
     pen.oval(hx + 0.27, hy + 0.025, 0.045, 0.04, INK, ink=False, shade=False)
     if look.chance(0.5):
         pen.oval(hx + 0.17, hy + 0.165, 0.04, 0.06, (240, 90, 110))
+    pen.mark_head(hx + 0.05, hy, 0.22, 0.17)
     pen.eye(hx + 0.055, hy - 0.04, 0.052)
     pen.oval(hx - 0.12, hy + ear * 0.42, 0.075, ear * 0.72, "second", turn=12)
     collar = look.pick((220, 60, 60), (60, 110, 220), (250, 205, 60))
@@ -114,6 +116,7 @@ def bird(pen: Pen, look: Look) -> None:
     wing = look.between(0.14, 0.22)
     points = [(x - fat * 0.95, y + 0.10), (x - 0.05, y - wing), (x + 0.14, y - 0.04), (x + 0.02, y + wing)]
     pen.shape(rounded(points), "second")
+    pen.mark_head(head[0] + 0.05, head[1], 0.2, 0.165)
     pen.eye(head[0] + 0.05, head[1] - 0.02, 0.055)
 
 
@@ -144,6 +147,7 @@ def fish(pen: Pen, look: Look) -> None:
     )
     pen.oval(x, y, long, tall, power=look.between(1.8, 2.3))
     pen.shape(rounded([(x - 0.02, y + 0.02), (x - 0.20, y + 0.0), (x - 0.16, y + 0.15)], 2), "second")
+    pen.mark_head(x + long * 0.6, y, long * 0.4, tall * 0.8)
     pen.eye(x + long * 0.55, y - tall * 0.22, 0.065)
     pen.smile(x + long * 0.72, y + tall * 0.28, 0.10)
     pen.hat(x + long * 0.35, y - tall * 0.86, 0.2, look.pick("none", "none", "none", "crown", "top"))
@@ -178,6 +182,7 @@ def butterfly(pen: Pen, look: Look) -> None:
         pen.dot(0.5 + s * 0.13, 0.10, 0.028)
     pen.oval(0.5, 0.54, 0.048, 0.22, (92, 70, 84))
     pen.oval(0.5, 0.31, 0.068, 0.068, (92, 70, 84))
+    pen.mark_head(0.5, 0.31, 0.068, 0.068)
     for s in (-1, 1):
         pen.dot(0.5 + s * 0.03, 0.30, 0.022, (255, 255, 255))
 
@@ -195,6 +200,7 @@ def turtle(pen: Pen, look: Look) -> None:
     for dx in (-0.62, 0.62):
         pen.oval(x + dx * wide, floor - 0.06, 0.085, legs * 0.5 + 0.055, skin, power=3)
     pen.oval(hx, hy, 0.125, 0.11, skin)
+    pen.mark_head(hx, hy, 0.125, 0.11)
     pen.eye(hx + 0.035, hy - 0.025, 0.048)
     pen.smile(hx + 0.065, hy + 0.04, 0.08)
     # The shell last: it covers the joints of neck and legs.

@@ -50,6 +50,7 @@ def oval(cx: float, cy: float, rx: float, ry: float, *, power: float = 2.0, turn
 class Pen:
     """Draws one figure on a transparent square sheet.
 
+    `head` is a mask of the same size: 255 where the figure's head is, or its face if it is only a face.
     Coordinates: x to the right, y down; a figure is in about [0, 1]². A fill is "pattern", "main", "second"
     or an RGB triple. Later shapes cover earlier ones, so figures are drawn from back to front.
     """
@@ -58,6 +59,7 @@ class Pen:
         self.look = look
         self.sheet = Image.new("RGBA", (side, side), (0, 0, 0, 0))
         self.draw = ImageDraw.Draw(self.sheet)
+        self.head = Image.new("L", (side, side), 0)
         self.scale = side / (1 + 2 * MARGIN)
         self.pattern = pattern_tile(look, side)
         self.ink_width = max(2, round(0.022 * self.scale))
@@ -132,6 +134,10 @@ class Pen:
         self.dot(cx + 0.12 * r, cy + 0.1 * r, 0.66 * r)
         self.dot(cx - 0.15 * r, cy - 0.25 * r, 0.26 * r, (255, 255, 255))
 
+    def mark_head(self, cx: float, cy: float, rx: float, ry: float) -> None:
+        """Mark an ellipse as the figure's head, for the face box of its reference. Draws nothing."""
+        ImageDraw.Draw(self.head).polygon([tuple(p) for p in self._pixels(oval(cx, cy, rx, ry))], fill=255)
+
     def smile(self, cx: float, cy: float, w: float) -> None:
         """Draw a small curved mouth of width `w`."""
         t = np.linspace(0.15, np.pi - 0.15, 9)
@@ -139,6 +145,7 @@ class Pen:
 
     def face(self, cx: float, cy: float, w: float) -> None:
         """Draw two eyes, a smile and pink cheeks; `w` is the distance between the eyes."""
+        self.mark_head(cx, cy + w * 0.1, w * 1.05, w * 0.6)
         for side in (-1, 1):
             self.dot(cx + side * w * 0.85, cy + w * 0.38, w * 0.2, (250, 140, 150))
             self.eye(cx + side * w / 2, cy, w * 0.27)

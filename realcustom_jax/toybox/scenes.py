@@ -44,6 +44,7 @@ class Scene:
     """A drawn scene of R subjects.
 
     image: uint8 (S, S, 3).  masks: bool (R, S, S), disjoint, in the order of `identities`.
+    faces: for each subject the box of its head, (left, top, right, bottom) in pixels; None if it has none.
     """
 
     image: np.ndarray
@@ -51,30 +52,36 @@ class Scene:
     caption: str
     background: str
     identities: tuple[Identity, ...]
+    faces: tuple[tuple[int, int, int, int] | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A figure at its final size: RGBA sprite, top left corner in pixels, whether it is on the ground."""
+    """A figure at its final size: RGBA sprite, head mask, top left corner, whether it is on the ground."""
 
     sprite: Image.Image
+    head: Image.Image
     left: int
     top: int
     grounded: bool
 
 
-def draw_figure(identity: Identity, side: int, *, flip: bool = False, tilt: float = 0.0) -> Image.Image:
-    """Draw a figure on a transparent sheet of `side` pixels, cropped to its bounding box."""
+def draw_figure(
+    identity: Identity, side: int, *, flip: bool = False, tilt: float = 0.0
+) -> tuple[Image.Image, Image.Image]:
+    """Draw a figure on a transparent sheet of `side` pixels: the sheet and its head mask, both cropped."""
     look = Look(identity)
     pen = Pen(look, side)
     FIGURES[identity.word](pen, look)
-    sheet = pen.sheet
+
     # Pose is not identity: flips and tilts come from the scene's generator.
-    if flip:
-        sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if tilt:
-        sheet = sheet.rotate(tilt)
-    return sheet.crop(sheet.getbbox())
+    def posed(sheet: Image.Image) -> Image.Image:
+        sheet = sheet.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else sheet
+        return sheet.rotate(tilt) if tilt else sheet
+
+    sheet = posed(pen.sheet)
+    box = sheet.getbbox()
+    return sheet.crop(box), posed(pen.head).crop(box)
 
 
 def _scale(figure: Image.Image, area: float, size: int) -> float:
@@ -102,11 +109,12 @@ def _place(
     for identity in identities:
         floats = identity.word in FLOATING
         tilt = float(rng.uniform(-12, 12)) if floats else float(rng.uniform(-3, 3))
-        figure = draw_figure(identity, SUPERSAMPLING * size, flip=bool(rng.integers(2)), tilt=tilt)
-        figures.append((figure, _scale(figure, rng.uniform(*areas), size)))
+        figure, head = draw_figure(identity, SUPERSAMPLING * size, flip=bool(rng.integers(2)), tilt=tilt)
+        figures.append((figure, head, _scale(figure, rng.uniform(*areas), size)))
     # If the figures are too wide to fit side by side, all shrink by the same factor.
-    shrink = min(1.0, 0.95 * size / sum(figure.width * scale for figure, scale in figures))
-    sprites = [_resized(figure, scale * shrink) for figure, scale in figures]
+    shrink = min(1.0, 0.95 * size / sum(figure.width * scale for figure, _, scale in figures))
+    sprites = [_resized(figure, scale * shrink) for figure, _, scale in figures]
+    heads = [_resized(head, scale * shrink) for _, head, scale in figures]
     # The free width is divided into gaps before, between and after the figures.
     free = size - sum(s.width for s in sprites)
     gaps = np.full(count + 1, 1 / (count + 1)) if centred else rng.dirichlet(np.full(count + 1, 2.0))
@@ -121,7 +129,7 @@ def _place(
             foot = 0.5 + sprite.height / size / 2
         top = int(np.clip(round(foot * size) - sprite.height, 1, size - 1 - sprite.height))
         left += int(gap)
-        placed[int(k)] = Placed(sprite, left, top, grounded)
+        placed[int(k)] = Placed(sprite, heads[k], left, top, grounded)
         left += sprite.width
     return [placed[k] for k in range(count)]  # in the order of the identities
 
@@ -164,7 +172,16 @@ def _render(
         window = mask[p.top : p.top + p.sprite.height, p.left : p.left + p.sprite.width]
         window[...] = np.asarray(p.sprite.getchannel("A")) >= 128
     caption = prompt([i.word for i in identities], background)
-    return Scene(np.array(image), masks, caption, background, tuple(identities))
+    faces = tuple(map(_face_box, placed))
+    return Scene(np.array(image), masks, caption, background, tuple(identities), faces)
+
+
+def _face_box(placed: Placed) -> tuple[int, int, int, int] | None:
+    """Box of a figure's head in the image; None without a head."""
+    box = placed.head.point(lambda value: 255 * (value >= 128)).getbbox()
+    return box and (
+        placed.left + box[0], placed.top + box[1], placed.left + box[2], placed.top + box[3]
+    )  # fmt: skip
 
 
 def render_scene(background: str, identities: Sequence[Identity], seed: int, size: int = 64) -> Scene:

@@ -39,6 +39,7 @@ def robot(pen: Pen, look: Look) -> None:
     pen.oval(0.5, top, head, 0.165, "main", power=round_head)
     # The screen is dark for every robot, so that the glowing eyes are always visible.
     pen.oval(0.5, top, head * 0.78, 0.11, (52, 58, 86), power=3.5, shade=False)
+    pen.mark_head(0.5, top, head, 0.165)
     for s in (-1, 1):
         pen.dot(0.5 + s * head * 0.36, top - 0.01, 0.045, (150, 250, 240))
         pen.dot(0.5 + s * head * 0.36, top - 0.01, 0.018)

@@ -40,7 +40,7 @@ def empty_place(scene, seed):
 
 def silhouette(identity, side=64):
     """The figure's own shape without pose, bool (side, side)."""
-    alpha = draw_figure(identity, SUPERSAMPLING * side).getchannel("A").resize((side, side))
+    alpha = draw_figure(identity, SUPERSAMPLING * side)[0].getchannel("A").resize((side, side))
     return np.asarray(alpha) >= 128
 
 
@@ -225,3 +225,24 @@ def test_an_example_of_an_unknown_word_lists_the_known_ones(word):
 def test_an_example_needs_no_jax():
     code = "import sys, realcustom_jax as rc; rc.example('bird'); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_face_box_lies_on_its_subject_and_follows_the_flip(word):
+    identity = Identity(word, 9)
+    scene = render_reference(identity, size=96)
+    _, head = draw_figure(identity, 200)
+    _, flipped = draw_figure(identity, 200, flip=True)
+    np.testing.assert_array_equal(np.asarray(head)[:, ::-1], flipped)
+    if not np.asarray(head).any():
+        assert scene.faces == (None,)
+        return
+    left, top, right, bottom = scene.faces[0]
+    inside = scene.masks[0, top:bottom, left:right]
+    assert inside.mean() > 0.6  # an ellipse covers π/4 of its box
+    assert inside.sum() < 0.6 * scene.masks[0].sum()
+
+
+def test_creatures_have_faces():
+    for word in ("cat", "dog", "bird", "fish", "robot", "butterfly", "turtle"):
+        assert render_reference(Identity(word, 9)).faces[0], word

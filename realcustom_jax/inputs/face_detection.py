@@ -1,0 +1,107 @@
+"""Finds the face on a reference image with OpenCV's cascades, whose weights are part of its package.
+
+The cascades are those for frontal human faces, cats' faces and human profiles. `studies/face_detection.py`
+compares them with others.
+"""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.subjects import Box
+from realcustom_jax.inputs.transforms import ImageLike, load_image
+
+# The cascades find faces of at least 24 pixels, and their cost grows with the size of the image.
+_LONG_SIDE = 640
+# A reference shows its subject large: smaller faces, as shares of the shorter side, are in the background.
+_SMALLEST = 1 / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cascade:
+    """A file of cv2.data and its settings.
+
+    Attributes:
+      file: name of the file, without "haarcascade_" and ".xml".
+      step: factor between two sizes of the search.
+      neighbours: detections at nearly the same place that make a face.
+      equalize: whether the grey levels are spread over the whole range first.
+      flip: whether the mirrored image is searched too, for profiles that look to the other side.
+    """
+
+    file: str
+    step: float
+    neighbours: int
+    equalize: bool = False
+    flip: bool = False
+
+
+# Tried in this order; the first that finds something decides.
+CASCADES = (
+    _Cascade("frontalface_alt", 1.1, 4, equalize=True),
+    _Cascade("frontalcatface_extended", 1.05, 3),
+    _Cascade("profileface", 1.1, 4, flip=True),
+)
+
+
+def find_face(image: ImageLike) -> Box | None:
+    """Find the largest face on a reference image, human or cat.
+
+    Args:
+      image: as in `Subject`.
+
+    Returns:
+      (left, top, right, bottom) in pixels, for `Subject.face`; None if no face is found.
+
+    Raises:
+      UserError: without OpenCV (`pip install "realcustom_jax[faces]"`), or for an image that cannot be read.
+    """
+    cv2 = _opencv()
+    photo = Image.fromarray(load_image(image)).convert("L")
+    scale = _LONG_SIDE / max(photo.size)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    grey = photo.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    for cascade in CASCADES:
+        boxes = _detect(cv2, cascade, grey)
+        if boxes:
+            left, top, width, height = max(boxes, key=lambda box: box[2] * box[3])
+            corners = np.array([left, top, left + width, top + height]) / scale
+            limits = np.array([photo.width, photo.height] * 2)
+            return tuple(map(float, np.round(np.clip(corners, 0, limits))))
+    return None
+
+
+def _detect(cv2: Any, cascade: _Cascade, grey: Image.Image) -> list[tuple[int, int, int, int]]:
+    """(left, top, width, height) of each detection."""
+    detector = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{cascade.file}.xml")
+    if cascade.equalize:
+        grey = ImageOps.equalize(grey)
+    smallest = round(min(grey.size) * _SMALLEST)
+
+    def search(image: Image.Image) -> list[tuple[int, int, int, int]]:
+        found = detector.detectMultiScale(
+            np.asarray(image), cascade.step, cascade.neighbours, minSize=(smallest, smallest)
+        )
+        return [tuple(map(int, box)) for box in found]
+
+    boxes = search(grey)
+    if cascade.flip:
+        boxes += [(grey.width - x - w, y, w, h) for x, y, w, h in search(ImageOps.mirror(grey))]
+    return boxes
+
+
+def _opencv() -> Any:
+    """The module cv2."""
+    try:
+        cv2 = importlib.import_module("cv2")
+    except ImportError:
+        raise UserError(
+            'finding a face needs OpenCV: pip install "realcustom_jax[faces]"; or give the face box'
+        ) from None
+    if not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 has no cascades
+        raise UserError('finding a face needs OpenCV 4, not 5: pip install "realcustom_jax[faces]"')
+    return cv2
