@@ -1,0 +1,50 @@
+"""Reading zip files that may come from anyone."""
+
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from realcustom_jax.common.errors import UserError, one_line
+from realcustom_jax.common.rules import shown
+
+# A character or a story of a few dozen images is far below.
+MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
+
+
+def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
+    """The files of a zip, {name: content}; folders are left out.
+
+    Raises:
+      UserError: if it is not a zip, is damaged or encrypted, holds a name outside its folder, a link, more
+        than `MAX_FILES` files, or more than `max_bytes` bytes unpacked.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} is neither a folder nor a file")
+        with zipfile.ZipFile(path) as file:
+            entries = [entry for entry in file.infolist() if not entry.is_dir()]
+            if len(entries) > MAX_FILES:
+                raise UserError(f"{path} holds {len(entries)} files; at most {MAX_FILES} are read")
+            files, left = {}, max_bytes
+            for entry in entries:
+                _check_entry(path, entry)
+                # The size in the header may be false, so no more than that is unpacked.
+                with file.open(entry) as stream:
+                    content = stream.read(left + 1)
+                left -= len(content)
+                if left < 0:
+                    raise UserError(f"{path} unpacks to more than {max_bytes >> 20} MiB")
+                files[entry.filename] = content
+            return files
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a zip: {one_line(error)}") from None
+
+
+def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+    name = PurePosixPath(entry.filename.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        raise UserError(f"{path} holds the name {shown(entry.filename)}, which lies outside its folder")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise UserError(f"{path} holds the link {shown(entry.filename)}")

@@ -1,0 +1,187 @@
+"""Writes the words of characters into prompts that use their names: "Mika's hat" → "a cat's hat".
+
+The first mention of a character gets an indefinite article, later ones "the"; a determiner that is there
+stays. A second character of the same word is "another cat", then "the other cat".
+"""
+
+import dataclasses
+import functools
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.inputs.characters import Character
+
+_DETERMINERS = (
+    "a|an|the|this|that|these|those|my|your|his|her|its|our|their|some|any|no|each|every|another|one"
+)
+# Words between a determiner and a name, "the brave little Mika". Without a determiner, the article comes
+# before them: "brave Mika" → "a brave cat".
+_ADJECTIVES = """
+angry baby beautiful big black blue brave bright brown busy calm clever cold crazy curious cute dancing
+dark dear delighted dirty dreaming excited fat flying friendly funny furious fuzzy gentle giant gigantic
+golden good gray great green grey grumpy happy hungry jolly joyful jumping kind large laughing lazy
+little lonely lost loud lovely lucky magic mighty nervous nice old orange pink playful poor proud purple
+quick quiet red running sad scared shy silly silver sleeping sleepy small smart smiling snowy soft strong
+surprised sweet swimming tall thin tiny tired ugly unhappy warm wet white wild wise worried yellow young
+"""
+# The end of the text before a name: a determiner or a possessive, and adjectives; each may be absent.
+_LEAD = re.compile(
+    rf"((?<![\w-])(?:{_DETERMINERS})\s+|\w*['’]s\s+)?((?<![\w-])(?:(?:{'|'.join(_ADJECTIVES.split())})\s+)*)$",
+    re.IGNORECASE,
+)
+# Articles of the second, third, … character of one word: at its first mention, and later.
+_ORDINALS = ("third", "fourth", "fifth", "sixth", "seventh", "eighth")
+# Nouns without a singular, which take no indefinite article.
+_PAIRS = frozenset({"glasses", "headphones", "jeans", "scissors", "shorts", "sunglasses", "trousers"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A prompt in which words stand for the names of characters.
+
+    Attributes:
+      prompt: the prompt for the model.
+      words: {name of each mentioned character: its target words in the prompt, such as ("cat#2",)}, in the
+        order of their first mention.
+    """
+
+    prompt: str
+    words: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mention:
+    """A name in a prompt, at [start, stop)."""
+
+    start: int
+    stop: int
+    character: Character
+
+
+def write_words(
+    prompt: str, characters: Sequence[Character], wishes: Mapping[str, str] | None = None
+) -> Written:
+    """Replace the names in a prompt by words.
+
+    A name matches as a whole word, in any case. If a prompt holds a name as it is written, then only this
+    and capitals match, so "Rose in a rose garden" has one Rose.
+
+    Args:
+      prompt: a prompt with names.
+      characters: the characters of the story, with different names.
+      wishes: {name: text after the first mention}, such as {"Mika": "wearing a red scarf"}.
+
+    Raises:
+      UserError: for a wish of a character that the prompt does not name, or names first as a possessive.
+    """
+    prompt = unicodedata.normalize("NFC", prompt)
+    mentions = _find_mentions(prompt, characters)
+    ranks = _ranks(mentions)
+    wishes = {name: " ".join(text.split()) for name, text in (wishes or {}).items() if text.strip()}
+    for name, wish in wishes.items():
+        if name not in ranks:
+            raise UserError(f"the wish {wish!r} is for {name}, whom the prompt '{prompt}' does not name")
+    text, end = "", 0
+    places: dict[str, list[int]] = {}  # {name: where its words begin in the new text}
+    for mention in mentions:
+        name, word = mention.character.name, mention.character.word
+        text += _with_article(prompt[end : mention.start], word, ranks[name], first=name not in places)
+        wish = wishes.get(name) if name not in places else None
+        places.setdefault(name, []).append(len(text))
+        text, end = text + word, mention.stop
+        if wish:
+            if prompt[end : end + 1] in ("'", "’"):
+                raise UserError(
+                    f"the prompt '{prompt}' first names {name} as a possessive, where the wish {wish!r} has "
+                    f"no place: name {name} before that"
+                )
+            text += f" {wish}"
+    text += prompt[end:]
+    words = {mention.character.name: mention.character.word for mention in mentions}
+    return Written(text, {name: _numbered(text, words[name], own) for name, own in places.items()})
+
+
+def _find_mentions(prompt: str, characters: Sequence[Character]) -> list[_Mention]:
+    """The names in a prompt, in order, without overlaps."""
+    found: list[_Mention] = []
+    # Longer names first: "Mika Junior" is not Mika.
+    for character in sorted(characters, key=lambda one: -len(one.name)):
+        for start, stop in _spans(prompt, character.name):
+            if all(stop <= other.start or start >= other.stop for other in found):
+                found.append(_Mention(start, stop, character))
+    return sorted(found, key=lambda mention: mention.start)
+
+
+def _spans(prompt: str, name: str) -> list[tuple[int, int]]:
+    """Where a name is in a prompt."""
+
+    def spans(name: str, flags: int = 0) -> list[tuple[int, int]]:
+        spaced = r"\s+".join(map(re.escape, name.split()))
+        # A hyphen joins words: "Mika-like" is another word.
+        return [match.span() for match in re.finditer(rf"(?<![\w-]){spaced}(?![\w-])", prompt, flags)]
+
+    exact = spans(name)
+    return sorted({*exact, *spans(name.upper())}) if exact else spans(name, re.IGNORECASE)
+
+
+def _ranks(mentions: Sequence[_Mention]) -> dict[str, int]:
+    """{name: 1 for the first character of its word in the prompt, 2 for the second, …}."""
+    ranks: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for mention in mentions:
+        name, word = mention.character.name, mention.character.word.lower()
+        if name not in ranks:
+            counts[word] = ranks[name] = counts.get(word, 0) + 1
+    return ranks
+
+
+def _with_article(before: str, word: str, rank: int, first: bool) -> str:
+    """The text before a mention, with the article of its word.
+
+    Args:
+      before: the text between the last mention and this one.
+      word: word of the character.
+      rank: see `_ranks`.
+      first: whether this is the character's first mention.
+    """
+    lead = _LEAD.search(before)
+    determiner, adjectives = lead.group(1) or "", lead.group(2)
+    if determiner and determiner.strip().lower() not in ("a", "an"):
+        return before
+    ordinal = _ORDINALS[min(rank, 8) - 3] if rank > 2 else ""
+    if not first:
+        article = "the " + (f"{ordinal} " if ordinal else "other " if rank == 2 else "")
+    elif rank == 2 and not determiner:
+        article = "another "
+    else:
+        article = _indefinite(f"{ordinal} {adjectives} {word}")
+    return f"{before[: lead.start()]}{article}{adjectives}"
+
+
+@functools.cache
+def _engine() -> Any:
+    import inflect  # takes a second to import, so only where it is used
+
+    return inflect.engine()
+
+
+def _indefinite(noun: str) -> str:
+    """ "a ", "an ", or "" before a plural; with an ordinal, "a third "."""
+    *others, last = noun.split()
+    if last.lower() in _PAIRS or (_engine().singular_noun(last) and not last.endswith("ss")):
+        return ""
+    article = _engine().a(" ".join([*others, last])).split()[0]
+    return f"{article} {others[0]} " if others and others[0] in _ORDINALS else f"{article} "
+
+
+def _numbered(text: str, word: str, places: Sequence[int]) -> tuple[str, ...]:
+    """The target words at some places: the word alone, or numbered if it is also elsewhere in the text."""
+    spaced = r"\s+".join(map(re.escape, word.split()))
+    # Counted as `target_words.find_phrase` counts.
+    starts = [m.start() for m in re.finditer(rf"(?<!\w){spaced}(?!\w)", text, re.IGNORECASE)]
+    if starts == list(places):
+        return (word,)
+    return tuple(f"{word}#{starts.index(place) + 1}" for place in places)
