@@ -81,7 +81,7 @@ class Subject:
     @property
     def photos(self) -> tuple[ImageLike, ...]:
         """All reference images, one or more."""
-        return self.images or (self.image,)
+        return tuple(self.images) if self.image is None else (self.image,)
 
     @property
     def guided(self) -> bool:
@@ -97,7 +97,7 @@ class Subject:
         return f"Subject({', '.join(parts)})"
 
 
-def _shown(image: ImageLike) -> str:
+def _shown(image: ImageLike | None) -> str:
     """A short description of an image, for `repr`."""
     if isinstance(image, (str, os.PathLike)):
         return repr(os.fspath(image))
