@@ -87,9 +87,10 @@ test: $(TESTED) ## run the tests but the slow ones
 test-slow: $(TESTED) $(if $(OLDER),$(TRANSFORMERS5)/.installed) ## run those that `test` leaves out: networks of real size, whole published loops, transformers 5, runs of two processes and on stored latents
 	$(RUN_TESTS) -m slow $(PYTEST_FLAGS)
 
-lint: $(STAMP) ## check style
+lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(STAMP) ## fix formatting
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
-"""Packaging. Settings of ruff and pytest are in pyproject.toml. Exact versions of tested installs are in
-requirements.lock (Python 3.11), requirements-py312.lock (3.12 and later) and, for the extra "parity" on 3.11,
-requirements-parity.lock."""
+"""Packaging. Settings of ruff, pyright and pytest are in pyproject.toml. Exact versions of tested installs
+are in requirements.lock (Python 3.11), requirements-py312.lock (3.12 and later) and requirements-parity.lock
+(the extra "parity", on 3.11)."""
 
 from pathlib import Path
 
@@ -60,11 +60,13 @@ EXTRAS_REQUIRE = {
     # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
     # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces".
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces". pyright with
+    # Node from a package, so that nothing else is downloaded when it runs.
     "test": [
         "adjustText>=1.3",
         "matplotlib>=3.8",
         "opencv-python-headless>=4.10,<5",
+        "pyright[nodejs]>=1.1.408",
         "pytest>=8.3",
         "pytest-xdist>=3.6.1",
         "ruff>=0.14",

@@ -81,7 +81,7 @@ class SamplerConfig(ProgramOptions):
 
     Attributes:
       height, width: size of the latents.
-      mask_height, mask_width: size of the mask grid; default: size of the latents / `mask_downscale`.
+      mask_height, mask_width: size of the mask grid; 0: size of the latents / `mask_downscale`.
 
     Raises:
       UserError: for options that contradict each other.
@@ -89,8 +89,8 @@ class SamplerConfig(ProgramOptions):
 
     height: int
     width: int
-    mask_height: int | None = None
-    mask_width: int | None = None
+    mask_height: int = 0
+    mask_width: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +100,7 @@ class SamplerConfig(ProgramOptions):
                     f"mask_downscale {self.mask_downscale} does not divide latents of "
                     f"{self.height}x{self.width}"
                 )
-            if getattr(self, name) is None:
+            if not getattr(self, name):
                 object.__setattr__(self, name, size // self.mask_downscale)
         # Outside the masks the prediction is ε_T, which only paper guidance computes at each step.
         if self.guidance_scope == "mask" and self.guidance != "paper":
@@ -222,7 +222,7 @@ def describe(name: str) -> str:
     rule = SamplingOptions.rules()[name]
     defaults = [getattr(base, name) for base in (SamplingOptions(), SDXL)]
     # a dict removes equal defaults
-    shown = dict.fromkeys(rule.none if default is None else str(default) for default in defaults)
+    shown = dict.fromkeys(str(rule.none if default is None else default) for default in defaults)
     return rule.describe(", SDXL ".join(shown))
 
 

@@ -75,10 +75,13 @@ def compile_program(program: Program, topology: Topology, effort: float | None) 
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         costs = [[None] * 3]
+    flops, moved, seconds = (_sum(each) for each in zip(*costs, strict=True))
     return Figures(
         peak,
         memory.temp_size_in_bytes,
-        *(_sum(each) for each in zip(*costs, strict=True)),
+        flops,
+        moved,
+        seconds,
         by_part(text),
         time.perf_counter() - started,
         peak <= topology.chip.usable,
@@ -105,7 +108,8 @@ def _times(value: float | None, times: int) -> float | None:
 
 def _sum(values: tuple[float | None, ...]) -> float | None:
     """The sum; None if a value is unknown."""
-    return None if None in values else sum(values)
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _positive(value: Any) -> float | None:

@@ -180,7 +180,8 @@ def _sampler_parts(
     # shapes of the arguments of `sample_step`
     latents = struct(config.height, config.width, unet.config.in_channels)
     slots = conditioning.flags.shape[1]
-    state = SamplerState(*[latents] * 3, struct(slots, config.mask_height, config.mask_width))
+    masks = struct(slots, config.mask_height, config.mask_width)
+    state = SamplerState(latents, latents, latents, masks)
     # The row of the solver table is the same for all requests, so it is replicated.
     everywhere = NamedSharding(keys.sharding.mesh, PartitionSpec())
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
@@ -210,6 +211,7 @@ def conditioning_shapes(models: Models, options: SamplingOptions, subjects: int,
     text = struct(models.text_tokens, models.unet_config.cross_attention_dim)
     features: tuple[Any, ...] = ()
     if subjects:
+        assert models.realcustom is not None
         tower, name = models.image_configs[0], models.realcustom.projector
         whole = struct(subjects, tower.tokens, models.vision_dim)
         features = (whole,) * FEATURES[name]

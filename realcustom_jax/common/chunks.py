@@ -8,7 +8,7 @@ import numpy as np
 SIZE = 32
 
 
-def in_chunks(function: Callable[..., Sequence[Any]], *rows: Sequence[Any]) -> list[np.ndarray]:
+def in_chunks(function: Callable[..., Sequence[Any]], *rows: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
     """Outputs of a function for all rows, computed `SIZE` rows at a time.
 
     Args:

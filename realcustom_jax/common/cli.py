@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -53,12 +53,12 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
       command: name of the command, after "python -m realcustom_jax.".
-      story: help text; its line breaks are kept.
+      story: help text; its line breaks are kept. A docstring is None with python -OO.
       usage: usage line; None for argparse's own.
     """
 
     # Abbreviations are off: a new flag could change what an abbreviation means.
-    def __init__(self, command: str, story: str, usage: str | None = None):
+    def __init__(self, command: str, story: str | None, usage: str | None = None):
         super().__init__(
             prog=f"python -m realcustom_jax.{command}",
             description=story,
@@ -79,7 +79,7 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{ours or message}, see --help")
 
 
-def parse_flags(help_text: str) -> None:
+def parse_flags(help_text: str | None) -> None:
     """Parse absl and ml_collections flags from the command line.
 
     Args:
@@ -90,7 +90,7 @@ def parse_flags(help_text: str) -> None:
       SystemExit: after printing the help, with status 0.
     """
     if {"--help", "-h", "--helpshort", "--helpfull"} & set(sys.argv[1:]):
-        print(help_text.strip())
+        print((help_text or "").strip())  # none with python -OO
         print(flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir") or "__main__"))
         raise SystemExit(0)
     given = _config_file()
@@ -158,14 +158,15 @@ def _unknown_flag(name: str, config: ConfigDict | None) -> str:
         return f"unknown option --{name}, see --help"
     *sections, _ = name.split(".")[1:]
     # Descend to the last section that exists.
-    node = config
+    node: Any = config
     for i, section in enumerate(sections):
         if node is None or section not in node:
             sections = sections[:i]
             break
         node = node[section]
     where = ".".join(["config", *sections])
-    known = f"; {where} has: {', '.join(sorted(node.keys()))}" if hasattr(node, "keys") else ""
+    keys = sorted(node.keys()) if node is not None and hasattr(node, "keys") else None
+    known = "" if keys is None else f"; {where} has: {', '.join(keys)}"
     return f"the config has no key '{name.removeprefix('config.')}'{known}"
 
 
@@ -179,7 +180,7 @@ def _check_overrides(config: ConfigDict | None) -> None:
         match = re.match(r"--?(?:no)?(config\.[^=]+)", argument)  # --noconfig.x sets a bool to False
         if not match:
             continue
-        node = config
+        node: Any = config
         for key in match[1].split(".")[1:]:
             if not hasattr(node, "keys") or key not in node:
                 raise UserError(_unknown_flag(match[1], config)) from None

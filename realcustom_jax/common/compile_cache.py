@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,5 +18,6 @@ def cache_dir() -> Path:
 def use_compilation_cache() -> None:
     """Cache compiled programs on disk, unless the user configured a cache (JAX_COMPILATION_CACHE_DIR)."""
     # An SDXL sampler compiles for minutes, and each start of a command would compile it again.
-    if jax.config.jax_compilation_cache_dir is None:
+    config: Any = jax.config  # its types do not know its options
+    if config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Rule:
         expected = "one number or a list with one per request" if self.many else "a number"
         if is_list(value) and not self.many:
             raise UserError(f"{name} must be {expected}, not {shown(value)}")
-        numbers = list(value) if is_list(value) else [value]
+        numbers: list[Any] = list(value) if is_list(value) else [value]
         for number in numbers:
             array = np.asarray(number)
             if array.ndim or array.dtype.kind not in "iuf":  # excludes text, None and bool
@@ -103,7 +103,8 @@ class Rule:
                 if not np.isfinite(array.astype(np.float32)):
                     raise UserError(f"{name} must be finite in float32, not {number}")
             self._within(name, number)
-        return tuple(map(float, numbers)) if is_list(value) else float(value)
+        floats = tuple(map(float, numbers))
+        return floats if is_list(value) else floats[0]
 
     def _within(self, name: str, value: Any) -> Any:
         """Check the range of a number."""
@@ -127,7 +128,7 @@ def _whole(name: str, value: Any) -> int:
     raise UserError(f"{name} must be a whole number, not {shown(value)}")
 
 
-def is_list(value: Any) -> bool:
+def is_list(value: Any) -> TypeGuard[Collection[Any]]:
     """Whether a value is a sequence of values: a list, tuple, range or array, but not text."""
     if isinstance(value, Sequence):
         return not isinstance(value, (str, bytes))

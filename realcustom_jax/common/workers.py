@@ -1,6 +1,7 @@
 """Ends worker processes when their parent process ends, even if it is killed."""
 
 import multiprocessing
+import multiprocessing.process
 import os
 import threading
 

@@ -193,9 +193,8 @@ def _encoders(
 
     @jax.jit
     def encode(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        mean, log_variance = pipe.models.vae.apply(
-            {"params": params["vae"]}, to_signed(images), method=VAE.moments
-        )
+        moments: Any = pipe.models.vae.apply({"params": params["vae"]}, to_signed(images), method=VAE.moments)
+        mean, log_variance = moments
         return _half({"mean": mean, "log_variance": log_variance})
 
     @jax.jit

@@ -120,7 +120,7 @@ def read_info(folder: Path) -> EncodedInfo | None:
         return None
     try:
         values = json.loads(path.read_text())
-        shapes = tuple(tuple(map(operator.index, x)) for x in values["shapes"])
+        shapes = tuple((operator.index(height), operator.index(width)) for height, width in values["shapes"])
         rest = {name: values[name] for name in ("text", *_DTYPES) if name in values}
         return EncodedInfo(values["vae"], shapes, operator.index(values["examples"]), **rest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

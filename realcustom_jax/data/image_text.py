@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
+from etils import epath
 from PIL import ExifTags, Image
 from tensorflow_datasets.core import example_serializer, naming, shuffle
+from tensorflow_datasets.core.splits import SplitDict
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from realcustom_jax.common.errors import UserError
@@ -206,7 +208,8 @@ def new_folder(data_dir: str | os.PathLike) -> Path:
 def make_serializer() -> Callable[[Example], bytes]:
     """Make a function from an example to its record, for code that writes shards itself."""
     features = _features()
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    specs: Any = features.get_serialized_info()
+    serializer = example_serializer.ExampleSerializer(specs)
     return lambda example: serializer.serialize_example(features.encode_example(_fields(example)))
 
 
@@ -231,7 +234,7 @@ def write_metadata(
     for split, lengths in shard_lengths.items():
         names = [shard_name(split, i, len(lengths)) for i in range(len(lengths))]
         size = sum((folder / name).stat().st_size for name in names)
-        template = naming.ShardedFileTemplate(folder, dataset_name=ImageText.name, split=split,
+        template = naming.ShardedFileTemplate(epath.Path(folder), dataset_name=ImageText.name, split=split,
                                               filetype_suffix="array_record")  # fmt: skip
         splits.append(tfds.core.SplitInfo(split, lengths, size, template))
         # Filled piece by piece, so that the sizes of a large data set need not fit into memory.
@@ -242,7 +245,7 @@ def write_metadata(
             file[start : start + len(piece)] = piece
             start += len(piece)
         file.flush()
-    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.set_splits(SplitDict(splits))
     info.write_to_directory(folder)
 
 
@@ -277,7 +280,8 @@ def open_split(data_dir: str | os.PathLike, split: str) -> Split:
         # We decode images ourselves: TFDS ignores EXIF rotation, and its errors do not name the example.
         decoders = {"image": tfds.decode.SkipDecoding()}
         try:
-            records = builder.as_data_source(split, decoders=decoders)
+            open_records: Any = builder.as_data_source  # TFDS's decorators hide its arguments
+            records = open_records(split, decoders=decoders)
             records[len(records) - 1]  # the last record shows a shard that is cut short
         except Exception as error:
             raise _damaged(_folder(data_dir), f"{type(error).__name__}: {error}") from None
@@ -298,7 +302,8 @@ def _open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
     try:
         with _quiet_tfds():
             builder = tfds.builder_from_directory(os.fspath(folder))
-            fields = builder.info.features.keys()
+            features: Any = builder.info.features
+            fields = features.keys()
     except Exception as error:  # for damaged files TFDS raises many kinds of errors
         raise _damaged(folder, f"{type(error).__name__}: {error}") from None
     if fields != _features().keys():
@@ -318,9 +323,8 @@ def _raise_if_duplicate(error: BaseException, builder: ImageText) -> None:
     while cause is not None and not isinstance(cause, shuffle.DuplicatedKeysError):
         cause = cause.__context__
     if cause is not None:
-        record = builder.info.features.deserialize_example_np(
-            cause.item1, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+        features: Any = builder.info.features
+        record = features.deserialize_example_np(cause.item1, decoders={"image": tfds.decode.SkipDecoding()})
         raise UserError(f"the key '{record['key'].decode()}' appears twice in one split") from None
 
 

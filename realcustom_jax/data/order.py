@@ -23,9 +23,11 @@ class Order(Protocol):
 
     def batches(self) -> int:
         """Number of complete batches; a huge number if there is no limit of epochs."""
+        ...
 
     def __call__(self, index: int) -> tuple[int, Shape | None]:
         """Number of the example at position `index`, and the (height, width) of its batch if it is fixed."""
+        ...
 
 
 class PlainOrder:

@@ -127,10 +127,15 @@ class Denoiser:
         e, _ = self._apply(
             x, t, context, masks=masks if self.has_subjects else None, token_selection=selection
         )
-        return tuple(jnp.split(e, 2)) if negative else (None, e)
+        if not negative:
+            return None, e
+        e_negative, e_subject = jnp.split(e, 2)  # (2B, …) → 2 × (B, …)
+        return e_negative, e_subject
 
     def _apply(self, x: Array, t: Array, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
-        return self.unet.apply({"params": self.params}, x, jnp.broadcast_to(t, (len(x),)), *args, **kwargs)
+        t = jnp.broadcast_to(t, (len(x),))
+        outputs: Any = self.unet.apply({"params": self.params}, x, t, *args, **kwargs)
+        return outputs
 
     def token_selection(self, alpha: Array) -> TokenSelection | None:
         """Settings of the token scoring at √ᾱ_t = alpha (); None keeps all tokens unscaled."""
@@ -155,6 +160,7 @@ class Denoiser:
         chosen = [aux.word_maps[layer] for layer in layers]
         maps = aggregate(chosen, config.mask_height, config.mask_width, config.mask_normalisation)
         if (level := self._refinement_level) is not None:
+            assert aux.self_attention is not None
             latents = (config.height, config.width)
             maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
         # A subject with a user mask that replaces the guided mask must not take pixels by its word map.
@@ -194,7 +200,7 @@ def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidanc
       guidance: "paper" or "direct".
     """
     c = conditioning
-    encode = functools.partial(unet.apply, {"params": params}, method=UNet.encode_context)
+    encode: Any = functools.partial(unet.apply, {"params": params}, method=UNet.encode_context)
     has_subjects = c.flags.shape[1] > 0
     features, negative_features = (c.features, c.negative_features) if has_subjects else (None, None)
     shared = (c.present, c.strengths)

@@ -126,7 +126,7 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
 
 
 def sample_step(
-    denoiser: Denoiser, phase: Phase, state: SamplerState, index: Array, row: SolverTable
+    denoiser: Denoiser, phase: Phase, state: SamplerState, index: Array, row: SolverTable[Array]
 ) -> SamplerState:
     """One step of the sampler: a prediction, then one linear combination.
 
@@ -149,7 +149,9 @@ def sample_step(
     return SamplerState(x, z0, saved, masks)
 
 
-def predict(denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTable) -> tuple[Array, Array]:
+def predict(
+    denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTable[Array]
+) -> tuple[Array, Array]:
     """Guided prediction (B, h, w, C) of a step, and the masks M̂ (B, R, h', w') that it used."""
     config, weights = denoiser.config, denoiser.conditioning.settings
     x, t, masks = state.x, row.t, state.masks
@@ -165,6 +167,7 @@ def predict(denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTa
             masks = denoiser.new_masks(aux)
     # Text only: ε_TI would equal ε_T, so the generation branch is not run.
     if paper and not denoiser.has_subjects:
+        assert e_empty is not None
         return paper_guidance(e_empty, e_text, e_text, weights.text_weight, weights.image_weight), masks
 
     # Generation branch. The negative pass has the role of ε_∅ in RealCustom++'s guidance.
@@ -174,8 +177,10 @@ def predict(denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTa
         e_subject = jnp.where(denoiser.subject_region(masks), e_subject, e_text)
 
     if paper:  # eq. 13
+        assert e_empty is not None
         return paper_guidance(e_empty, e_text, e_subject, weights.text_weight, weights.image_weight), masks
     if negative:  # RealCustom++
+        assert e_negative is not None
         return direct_guidance(e_negative, e_subject, weights.text_weight, weights.rescale), masks
     return e_subject, masks  # both formulas with all weights at 1
 

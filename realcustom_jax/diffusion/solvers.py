@@ -9,16 +9,20 @@ Notation: α = √ᾱ_t, σ = √(1−ᾱ_t), λ = log(α/σ); primes for the ne
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 
+_Column = TypeVar("_Column")
 
-class SolverTable(NamedTuple):
+
+class SolverTable(NamedTuple, Generic[_Column]):
     """Table with one row per step; each column is (steps,) float32.
+
+    Columns are numpy arrays from `make_table`, and JAX arrays inside a program. A single row has scalars.
 
     Attributes:
       t: timesteps, for the network.
@@ -27,15 +31,15 @@ class SolverTable(NamedTuple):
       save: 1 if the x before this step becomes x_saved, else 0.
     """
 
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    a: np.ndarray
-    b: np.ndarray
-    c: np.ndarray
-    d: np.ndarray
-    e: np.ndarray
-    save: np.ndarray
+    t: _Column
+    alpha: _Column
+    sigma: _Column
+    a: _Column
+    b: _Column
+    c: _Column
+    d: _Column
+    e: _Column
+    save: _Column
 
 
 SPACINGS = ("trailing", "leading", "linspace")
@@ -73,7 +77,7 @@ def timesteps(spacing: str, steps: int, total: int, offset: int = 0) -> np.ndarr
 
 def make_table(
     solver: str, steps: int, schedule: ScheduleConfig, spacing: str, eta: float = 0.0
-) -> SolverTable:
+) -> SolverTable[np.ndarray]:
     """Table of a solver.
 
     Args:

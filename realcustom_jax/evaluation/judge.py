@@ -233,9 +233,9 @@ def check_images(images: np.ndarray) -> None:
 def _look(params: Any, images: Array) -> tuple[Array, ...]:
     """Indices of word and background (B,), regions (B, 64, 64) and directions (B, 96)."""
     signed = to_signed(images)
-    view = JudgeNet().apply({"params": params}, signed, method="see")
+    view: Any = JudgeNet().apply({"params": params}, signed, method="see")
     inside = jax.nn.sigmoid(view.region)  # soft, as in training
-    look = JudgeNet().apply({"params": params}, signed, inside, method="look")
+    look: Any = JudgeNet().apply({"params": params}, signed, inside, method="look")
     seen = (jnp.argmax(x, axis=-1) for x in (look.words, view.backgrounds))
     return (*seen, view.region > 0, look.directions)
 
@@ -243,4 +243,5 @@ def _look(params: Any, images: Array) -> tuple[Array, ...]:
 @jax.jit
 def _identify(params: Any, images: Array, masks: Array) -> Array:
     """Directions (B, 96) of the subjects inside masks."""
-    return JudgeNet().apply({"params": params}, to_signed(images), masks, method="look").directions
+    look: Any = JudgeNet().apply({"params": params}, to_signed(images), masks, method="look")
+    return look.directions

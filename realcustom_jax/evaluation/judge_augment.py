@@ -3,6 +3,8 @@
 The judge is trained on drawn images but judges generated ones.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -50,8 +52,9 @@ def blur(images: Array, sigma: Array) -> Array:
         padding = [(3, 3) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(images, padding, mode="edge")
         size = images.shape[axis]
-        images = sum(
+        blurred: Any = sum(  # for the type checker, a sum may also be 0
             weights[:, i, None, None, None] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
             for i in range(7)
         )
+        images = blurred
     return images

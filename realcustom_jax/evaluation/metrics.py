@@ -65,7 +65,7 @@ def rank(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.ndar
 
 
 def interval(
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     level: float = 0.95,
     resamples: int = 10_000,
     groups: Sequence[str] | None = None,
@@ -91,7 +91,8 @@ def interval(
         _, place = np.unique(np.asarray(groups), return_inverse=True)
         sums, counts = np.bincount(place, values), np.bincount(place)
     if len(sums) < 2:  # scipy rejects a single sample
-        return (float(values.mean()),) * 2
+        only = float(values.mean())
+        return only, only
 
     def mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
         return sums.sum(axis) / counts.sum(axis)

@@ -10,7 +10,7 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_text
 from realcustom_jax.evaluation import plots
-from realcustom_jax.evaluation.ablations import GROUPS, SCOPES, Row, Runs
+from realcustom_jax.evaluation.ablations import GROUPS, SCOPES, Runs
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
 from realcustom_jax.evaluation.metrics import interval
 from realcustom_jax.evaluation.tables import TITLES, cell, table
@@ -144,10 +144,11 @@ def differences_table(rows: Mapping[str, Results]) -> str:
 
 def _minus(later: Results, earlier: Results) -> Results:
     # The same requests and seeds, so the interval of the differences is narrower than that of either row.
-    return {
-        name: None if later[name] is None or earlier[name] is None else later[name] - earlier[name]
-        for name in MEASURES
-    }
+    return {name: _difference(later[name], earlier[name]) for name in MEASURES}
+
+
+def _difference(later: np.ndarray | None, earlier: np.ndarray | None) -> np.ndarray | None:
+    return None if later is None or earlier is None else later - earlier
 
 
 def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:
@@ -155,7 +156,7 @@ def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:
 
     "≈" means that the interval of the paired differences contains 0.
     """
-    rows = {name: row for group in GROUPS.values() for name, row in group.items() if row.paper}
+    papers = {name: row.paper for group in GROUPS.values() for name, row in group.items() if row.paper}
     ours = {name: results for group in groups.values() for name, results in group.items()}
     heads = ["setting"]
     for clip, truth in _PAIRS:
@@ -168,17 +169,23 @@ def order_table(groups: Mapping[str, Mapping[str, Results]]) -> str:
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
     ]
-    for name, row in rows.items():
-        lines.append(f"| {' | '.join([name, *_cells(row, ours[name], ours[FULL], name == FULL)])} |")
+    for name, paper in papers.items():
+        cells = _cells(paper, papers[FULL], ours[name], ours[FULL], name == FULL)
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Row, results: Results, full: Results, is_full: bool) -> list[str]:
+def _cells(
+    paper: tuple[float, float],
+    full_paper: tuple[float, float],
+    results: Results,
+    full: Results,
+    is_full: bool,
+) -> list[str]:
     """Cells of one row: for both pairs of measures the paper's value and ours."""
     cells = []
-    for k, measures in enumerate(_PAIRS):
-        reference = GROUPS["The method"][FULL].paper[k]
-        cells.append(f"{row.paper[k]:.4f}" + ("" if is_full else f" {_sign(row.paper[k] - reference)}"))
+    for value, reference, measures in zip(paper, full_paper, _PAIRS, strict=True):
+        cells.append(f"{value:.4f}" + ("" if is_full else f" {_sign(value - reference)}"))
         for measure in measures:
             sign = "" if is_full else f" {_measured_sign(results[measure], full[measure])}"
             cells.append(cell(results[measure], with_interval=False) + sign)

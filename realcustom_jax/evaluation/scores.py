@@ -67,7 +67,8 @@ class Scorer:
         alone: tuple[list, list] | None = None
         if self.masks:
             photo_names = [f"{cases[0].subject}/{path.stem}" for path in cases[0].photos]
-            alone = self._alone(images, [case.name for case in cases]), self._alone(photos, photo_names)
+            case_names = [case.name for case in cases]
+            alone = self._alone(self.masks, images, case_names), self._alone(self.masks, photos, photo_names)
         for name, tower in self._towers().items():
             if tower is None:
                 continue
@@ -75,7 +76,7 @@ class Scorer:
             values[name] = metrics.image_similarity(seen, tower.directions(photos))
             if alone:
                 values[name + SEGMENTED] = metrics.image_similarity(*map(tower.directions, alone))
-            if name == "clip_i":  # CLIP-T needs the same image vectors
+            if name == "clip_i" and self.clip is not None:  # CLIP-T needs the same image vectors
                 values["clip_t"] = metrics.clip_t(seen, self.clip.text.directions(prompts))
         if self.reward is not None:
             values["image_reward"] = image_reward(self.reward, prompts, images)
@@ -85,13 +86,13 @@ class Scorer:
         """{measure: its image tower}."""
         return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}
 
-    def _alone(self, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """The images with everything outside of their masks in white."""
-        return [segment(image, self._mask(name, image)) for image, name in zip(images, names, strict=True)]
+    def _alone(self, masks: Path, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """The images with everything outside of their masks, files in a folder, in white."""
+        paths = [masks / f"{name}.png" for name in names]
+        return [segment(image, self._mask(path, image)) for image, path in zip(images, paths, strict=True)]
 
-    def _mask(self, name: str, image: np.ndarray) -> np.ndarray:
+    def _mask(self, path: Path, image: np.ndarray) -> np.ndarray:
         """Read the mask of an image, bool (H, W)."""
-        path = self.masks / f"{name}.png"
         mask = load_mask(path) > 0.5
         if mask.shape != image.shape[:2]:
             raise UserError(f"the mask {path} has {mask.shape} pixels, but its image has {image.shape[:2]}")

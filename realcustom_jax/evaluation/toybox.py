@@ -252,4 +252,5 @@ def repeat_pixels(masks: np.ndarray) -> np.ndarray:
 
 def means(results: Results, names: Sequence[str] = MEASURES) -> dict[str, float | None]:
     """Mean of each measure; None without values."""
-    return {name: None if results[name] is None else float(np.mean(results[name])) for name in names}
+    chosen = {name: results[name] for name in names}
+    return {name: None if values is None else float(np.mean(values)) for name, values in chosen.items()}

@@ -114,10 +114,10 @@ def draw_batch(pairs: Pairs, rng: np.random.Generator) -> Batch:
     return batch
 
 
-def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+def judge_loss(params: Any, batch: Mapping[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:
     """Sum of the losses of the four tasks, and the metrics."""
     k_scene, k_reference, k_mask = jax.random.split(key, 3)
-    apply = functools.partial(JudgeNet().apply, {"params": params})
+    apply: Any = functools.partial(JudgeNet().apply, {"params": params})
     scenes, references = (batch[name].astype(jnp.float32) / 127.5 - 1.0 for name in ("scenes", "references"))
     scenes, references = soften(scenes, k_scene), soften(references, k_reference, strength=0.3)
     exact = batch["scene_masks"].astype(jnp.float32)
@@ -156,7 +156,9 @@ def judge_loss(params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, 
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _step(optimizer: Any, params: Any, state: Any, batch: Batch, key: Array) -> tuple[Any, Any, dict]:
+def _step(
+    optimizer: Any, params: Any, state: Any, batch: Mapping[str, Array], key: Array
+) -> tuple[Any, Any, dict]:
     (_, metrics), gradients = jax.value_and_grad(judge_loss, has_aux=True)(params, batch, key)
     with jax.numpy_dtype_promotion("standard"):  # optax computes floats from integer counts
         updates, state = optimizer.update(gradients, state, params)

@@ -82,16 +82,15 @@ def encode_requests(
 
     words = target_tokens(pipe.tokenizers, prompts, subjects, slots)
     warn_of_lost_parts(pipe.tokenizers, [*prompts, *negatives])
-    flags, strengths, user_masks, replace_guided = slot_arrays(
-        subjects, slots, config.mask_height, config.mask_width
-    )
+    slot_values = slot_arrays(subjects, slots, config.mask_height, config.mask_width)
     photos, weights = photo_flags(subjects, slots), token_weights(subjects, slots, pipe.models)
     features, negative_features = _slot_features(pipe, subjects, slots) if slots else ((), ())
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: jnp.asarray(options.scalar(name, batch)) for name in names})
-    arrays = jax.tree.map(jnp.asarray, (words, flags, strengths, user_masks, replace_guided))
+    words, flags, strengths, user_masks, replace_guided = map(jnp.asarray, (words, *slot_values))
     return Conditioning(
-        text, negative_text, features, negative_features, *arrays, settings, pooled, negative_pooled, sizes,
+        text, negative_text, features, negative_features, words, flags, strengths, user_masks, replace_guided,
+        settings, pooled, negative_pooled, sizes,
         *(None if x is None else jnp.asarray(x) for x in (photos, weights)),
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ class ImageTower:
     params: Any
     prepare: Callable[[np.ndarray], np.ndarray]
 
-    def directions(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def directions(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Unit vectors (n, C) of the pooled class token; images are uint8 (H, W, 3) of any size."""
         encode = functools.partial(_pooled, self.module, self.params)
         (vectors,) = in_chunks(lambda rows: [encode(np.stack([self.prepare(x) for x in rows]))], images)

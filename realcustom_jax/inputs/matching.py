@@ -47,6 +47,11 @@ class Matcher(Protocol):
         Returns:
           float (images, phrases).
         """
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """The nouns that it knows: things that an image may show and the prompt does not name."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +138,7 @@ def choose_words(
         # A phrase is free if it shares no word with a taken one: "red dog" is not free beside "dog".
         free = [k for k, phrase in enumerate(phrases) if not any(set(phrase.split()) & t for t in taken)]
         logit, i, k = _best_pair(logits, thresholds, open_images, free)
-        rival = nouns[best_noun[i]]
+        rival = nouns[int(best_noun[i])]
         if logit < thresholds[i]:
             raise UserError(
                 f"none of the words of the prompt '{prompt}' matches the reference image well: the best is "

@@ -85,7 +85,7 @@ def warn_of_unknown_words(tokenizers: Sequence[PreTrainedTokenizerBase], prompts
 def lost_part(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """The end of a prompt beyond the tokenizer's limit; "" if the whole prompt fits."""
     limit = tokenizer.model_max_length
-    encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
+    encoded: Any = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
     # The last kept place is the end token's, so the text from that token on is lost.
     return prompt[offsets[limit - 1][0] :] if len(offsets) > limit else ""

@@ -127,6 +127,7 @@ def different_references(subjects: Nested, slots: int, models: Models) -> tuple[
             for p, image in enumerate(subject.photos):
                 key = _image_key(image)
                 if key not in indices:
+                    assert models.realcustom is not None
                     fit = models.realcustom.reference_fit
                     images.append(reference_views(load_image(image), size, models.high_res, fit))
                     indices[key] = len(images)

@@ -101,7 +101,7 @@ class Subject:
     @property
     def photos(self) -> tuple[ImageLike, ...]:
         """All reference images, one or more."""
-        return self.images or (self.image,)
+        return tuple(self.images) if self.image is None else (self.image,)
 
     @property
     def faces(self) -> tuple[Box | None, ...]:
@@ -156,7 +156,7 @@ def _check_box(box: Any) -> Box:
     return left, top, right, bottom
 
 
-def _shown(image: ImageLike) -> str:
+def _shown(image: ImageLike | None) -> str:
     """A short description of an image, for `repr`."""
     if isinstance(image, (str, os.PathLike)):
         return repr(os.fspath(image))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +14,7 @@ from realcustom_jax.inputs.plurals import noun_forms
 def target_token_mask(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    words: str | Sequence[str],
+    words: str | Sequence[str] | None,
     *,
     plurals: bool = False,
     match_case: bool = False,
@@ -41,7 +41,7 @@ def target_token_mask(
     """
     # By character offsets and not by token ids: the tokens of a word depend on its neighbours.
     length = tokenizer.model_max_length
-    encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
+    encoded: Any = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
     mask = np.zeros(length, np.float32)
     for phrase in phrases_of(prompt, words):
@@ -61,7 +61,7 @@ def target_token_mask(
 def words_mask(
     tokenizers: Sequence[PreTrainedTokenizerBase],
     prompt: str,
-    words: str | Sequence[str],
+    words: str | Sequence[str] | None,
     *,
     plurals: bool = False,
     match_case: bool = False,
@@ -82,7 +82,7 @@ def words_mask(
     return np.max(masks, axis=0)
 
 
-def phrases_of(prompt: str, words: str | Sequence[str]) -> tuple[str, ...]:
+def phrases_of(prompt: str, words: str | Sequence[str] | None) -> tuple[str, ...]:
     """The target words as a tuple of phrases.
 
     Raises:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -52,7 +53,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
         tokenizer.save_pretrained(folder)
         # vocab.json and merges.txt: transformers 5 leaves them out, and 4's CLIPTokenizer, which diffusers
         # loads, reads nothing else.
-        tokenizer.backend_tokenizer.model.save(os.fspath(folder))
+        backend: Any = tokenizer.backend_tokenizer
+        backend.model.save(os.fspath(folder))
     except Exception as error:  # tokenizers raises a bare Exception for a full disk
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the tokenizer cannot be written to '{folder}': {reason}") from None

@@ -38,16 +38,16 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
       UserError: if the file is missing or not a regular file, if the content is not a complete image, or if
         it has no pixels or too many. The message names the image.
     """
-    image = read_once(image)
-    name = name or _describe(image)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image, name)
+    given = read_once(image)
+    name = name or _describe(given)
+    if isinstance(given, np.ndarray):
+        given = _from_array(given, name)
     try:
-        if isinstance(image, Image.Image):
-            _check_size(name, image.height, image.width)
-            loaded = _to_rgb(image, name, background)  # decodes only now if it comes from `Image.open`
+        if isinstance(given, Image.Image):
+            _check_size(name, given.height, given.width)
+            loaded = _to_rgb(given, name, background)  # decodes only now if it comes from `Image.open`
         else:
-            source = io.BytesIO(image) if isinstance(image, bytes) else _regular_file(Path(image), name)
+            source = io.BytesIO(given) if isinstance(given, bytes) else _regular_file(Path(given), name)
             with Image.open(source) as opened:
                 _check_size(name, opened.height, opened.width)
                 loaded = _to_rgb(opened, name, background)

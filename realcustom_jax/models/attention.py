@@ -249,6 +249,7 @@ class CrossAttention(nn.Module):
 
     def _attend_subjects(self, q: Array, context: LayerContext, control: VisualControl) -> Array:
         """Σ_r M̂_r ⊙ softmax(Q K_{i,r}ᵀ/√d) V_{i,r} of eq. 12: q (B, h·w, H, D) → the same shape."""
+        assert context.visual_k is not None and context.visual_v is not None
         # (B, R, N) → (B, R, 1, 1, N), to broadcast to logits and probabilities (B, R, H, h·w, N)
         gain = None if control.scale is None else control.scale[:, :, None, None, :]
         bias = None if control.bias is None else control.bias[:, :, None, None, :]

@@ -23,7 +23,7 @@ def encode_text(
     Returns:
       f_t (B, n_t, C_t), and the pooled text (B, C) or None.
     """
-    outputs = [
+    outputs: list[Any] = [
         module.apply({"params": params[name]}, tokens)
         for (name, module), tokens in zip(models.text_encoders.items(), ids, strict=True)
     ]
@@ -52,6 +52,7 @@ def encode_reference(models: Models, params: Mapping[str, Any], views: Array) ->
       One array (B, N, C) per feature layer of the whole image; C are the channels of all towers,
       concatenated. For RealCustom++ also the local features (B, 4N, C), see `interleave_local`.
     """
+    assert models.realcustom is not None
     layers = models.realcustom.feature_layers  # one tuple of layers per tower
     signed = to_signed(views)
 

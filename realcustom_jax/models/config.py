@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.config_fields import check_fields
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 _WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _WITHOUT_ATTENTION = ("DownBlock2D", "UpBlock2D")
 # Projectors that also take features of the image at twice the input size of the towers (RealCustom++).

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +200,9 @@ def unet_shapes(unet: UNet, text_tokens: int, visual_tokens: int, vision_dim: in
         token_selection = TokenSelection(_struct(1), _struct(1), _struct(1))
     if c.addition_embed_type == "text_time":
         time_ids = _struct(1, 6)
-        pooled = _struct(1, c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim)
+        # If one is null, `misfits` reports the error of the difference.
+        pooled_and_sizes = cast(int, c.projection_class_embeddings_input_dim)
+        pooled = _struct(1, pooled_and_sizes - 6 * cast(int, c.addition_time_embed_dim))
 
     return param_shapes(
         unet,
@@ -230,5 +232,6 @@ def _encode_and_run(
     return unet(latents, t, context, token_selection=token_selection)
 
 
-def _struct(*shape: int) -> jax.ShapeDtypeStruct:
+def _struct(*shape: int) -> Any:
+    """A shape, in the place of an array of a function that is only traced."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str | None = None) -> Any:
@@ -56,9 +56,9 @@ def init_params(shapes: Any, seed: int, zeros: str | None = None) -> Any:
       zeros: a regex, or None. Parameters whose path ("a/b/kernel") contains a match are 0. Zero output layers
         of added parts leave the base model unchanged at the start.
     """
-    flat = flax.traverse_util.flatten_dict(shapes, sep="/")
+    flat: dict[str, Any] = flatten_dict(shapes, sep="/")
     values = {path: _initial(path, leaf.shape, seed, zeros) for path, leaf in flat.items()}
-    return flax.traverse_util.unflatten_dict(values, sep="/")
+    return unflatten_dict(values, sep="/")
 
 
 def _initial(path: str, shape: tuple[int, ...], seed: int, zeros: str | None) -> np.ndarray:

@@ -183,7 +183,8 @@ class Transformer2D(nn.Module):
 
         def step(y: Array, inputs: Any) -> tuple[Array, Any]:
             params, context = inputs
-            y, word_maps, self_attention = block.apply({"params": params}, y, context, control, words)
+            outputs: Any = block.apply({"params": params}, y, context, control, words)
+            y, word_maps, self_attention = outputs
             return y, (word_maps, self_attention if attentions else None)
 
         block_inputs = [

@@ -6,8 +6,10 @@ pass. Training and sampling use the same two calls. Parameter names follow diffu
 published name of the projector) and `scoring`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -63,7 +65,7 @@ class Context:
             self.layers,
             is_leaf=lambda x: isinstance(x, LayerContext),
         )
-        return self.replace(layers=layers, visual=None, flags=None, strengths=None, present=None)
+        return dataclasses.replace(self, layers=layers, visual=None, flags=None, strengths=None, present=None)
 
 
 @flax.struct.dataclass
@@ -281,6 +283,7 @@ class UNet(nn.Module):
             return None
         if pooled is None or time_ids is None:
             raise UserError("this UNet also needs the pooled text and the image sizes (time_ids)")
+        assert c.addition_time_embed_dim is not None
         sizes = sinusoidal_embedding(
             time_ids, c.addition_time_embed_dim, c.flip_sin_to_cos, float(c.freq_shift)
         )
@@ -323,14 +326,14 @@ class UNet(nn.Module):
         skips, maps, self_attentions = [x], [], []
         contexts = iter(context.layers)  # each transformer takes the next
         for stage in self._stages:
-            control = controls and controls[stage.level]
+            control = controls[stage.level] if controls else None
             return_attention = stage.level == self_attention_level
             x, new_maps, new_attentions = stage(x, skips, emb, contexts, control, words, return_attention)
             maps += new_maps
             self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
         # A sum and not a stack: the maps of a level are large, and a stack would hold all of them at once.
-        mean = sum(self_attentions) / len(self_attentions) if self_attentions else None
+        mean: Any = sum(self_attentions) / len(self_attentions) if self_attentions else None
         return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 
     def _embed_time(self, t: Array, context: Context) -> Array:
@@ -349,6 +352,7 @@ class UNet(nn.Module):
         """
         if context.visual is None:
             return None, None
+        assert context.flags is not None and context.strengths is not None
         b, h, w = latents.shape[:3]
         r = context.flags.shape[1]
         if masks is None:
@@ -359,7 +363,7 @@ class UNet(nn.Module):
         scores = scale = bias = None
         if context.present is not None:
             bias = jnp.where(context.present, 0.0, -jnp.inf)
-        if token_selection is not None and self.realcustom.scoring:
+        if token_selection is not None and self.realcustom is not None and self.realcustom.scoring:
             scores, scale, bias = self._score(latents, context, resize_mask(scope, h, w), token_selection)
         # After the scoring: the strength scales what a subject adds, and must not change the scores.
         strength = scope * context.strengths[..., None, None]
@@ -381,6 +385,7 @@ class UNet(nn.Module):
         Returns:
           S (B, R, N), the factor 1 + S (B, R, N) of eq. 9, and the bias (B, R, N) of `keep_top_tokens`.
         """
+        assert context.visual is not None
         b, r, n = context.visual.shape[:3]
 
         # Subjects become batch entries, because the scoring takes one subject each.

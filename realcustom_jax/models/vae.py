@@ -50,7 +50,8 @@ class _SingleHeadAttention(nn.Module):
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
         # one head: (B, h·w, C) → (B, h·w, 1, C)
-        y = merge_heads(pixel_attention(*(split_heads(x, 1) for x in (q, k, v)), self.flash))
+        q, k, v = (split_heads(x, 1) for x in (q, k, v))
+        y = merge_heads(pixel_attention(q, k, v, self.flash))
         return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 

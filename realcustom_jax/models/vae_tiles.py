@@ -51,10 +51,11 @@ def decode_in_tiles(
         part = jax.lax.dynamic_slice(latents, (0, top, left, 0), (batch, *sides, latents.shape[-1]))
         image, weight = decode(part) * window, jnp.asarray(window)[None]
         place = (0, top * downscale, left * downscale, 0)
-        return tuple(
+        image, weight = (
             jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, place, new.shape) + new, place)
             for total, new in zip(sums, (image, weight), strict=True)
         )
+        return image, weight
 
     shape = (height * downscale, width * downscale)
     zeros = (jnp.zeros((batch, *shape, 3), jnp.float32), jnp.zeros((1, *shape, 1), jnp.float32))

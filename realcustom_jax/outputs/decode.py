@@ -62,7 +62,8 @@ def _decoded(models: Models, params: Any, latents: Array) -> Array:
     """Images (B, H, W, 3) float32, roughly in [-1, 1]."""
 
     def apply(latents: Array) -> Array:
-        return models.vae.apply({"params": params}, latents, method=VAE.decode)
+        images: Any = models.vae.apply({"params": params}, latents, method=VAE.decode)
+        return images
 
     return decode_in_tiles(apply, latents, models.vae_config.downscale)
 

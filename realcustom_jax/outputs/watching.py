@@ -15,7 +15,8 @@ from realcustom_jax.common.rules import Rule
 # (step, images): number of finished steps, from 1, and the images predicted then, uint8 (B, H, W, 3).
 Preview = Callable[[int, np.ndarray], Any]
 
-EVERY = Rule("steps between previews", int, low=1, none="5")
+_EVERY = 5
+EVERY = Rule("steps between previews", int, low=1, none=str(_EVERY))
 # Seconds between two reports. Longer would look like a hang; shorter would slow down small models, because
 # the host waits for the device at each report.
 _REPORT_INTERVAL = 0.5
@@ -28,7 +29,8 @@ class Watch:
     """
 
     def __init__(self, steps: int, progress: Progress, preview: Preview | None, every: int | None):
-        self._steps, self._progress, self._preview, self._every = steps, progress, preview, every
+        self._steps, self._progress, self._preview = steps, progress, preview
+        self._every = steps if every is None else every  # without a preview it does not matter
         self._begun = 0.0  # time of the first finished step
 
     def __call__(self, done: int, latents: Callable[[], Array], images: Callable[[], np.ndarray]) -> int:
@@ -45,13 +47,13 @@ class Watch:
             # With progress, step 1 runs alone: it includes compiling, and must not count for the pace.
             self._progress.stage("compiling the sampler")
             return self._next_preview(0) if not self._progress.shown else 1
-        preview = self._preview is not None and (done % self._every == 0 or done == self._steps)
-        if self._progress.shown or preview:
+        preview = self._preview if done % self._every == 0 or done == self._steps else None
+        if self._progress.shown or preview is not None:
             # JAX runs asynchronously: the steps are finished only when their result is ready.
             jax.block_until_ready(latents())
             self._report(done)
-        if preview:
-            self._preview(done, images())
+        if preview is not None:
+            preview(done, images())
         return min(self._next_preview(done), self._next_report(done))
 
     def _report(self, done: int) -> None:
@@ -87,4 +89,4 @@ def check_preview(preview: Any, every: Any) -> int | None:
         return None
     if not callable(preview):
         raise UserError(f"preview must be a function of a step and images, not {type(preview).__name__}")
-    return EVERY.check("every", every) or int(EVERY.none)
+    return EVERY.check("every", every) or _EVERY

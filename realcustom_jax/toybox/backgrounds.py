@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from realcustom_jax.toybox.palette import RGB
+from realcustom_jax.toybox.palette import RGB, to_rgb
 
 # {background: its phrase in captions}. The order is that of `BACKGROUNDS` and of the judge's outputs.
 PHRASES: dict[str, str] = {
@@ -39,9 +39,7 @@ class Stage:
 
     def tint(self, colour: RGB, amount: int = 9) -> RGB:
         """A colour with a random change, so that no two skies have exactly the same blue."""
-        return tuple(
-            int(v) for v in np.clip(np.add(colour, self.rng.integers(-amount, amount + 1, 3)), 0, 255)
-        )
+        return to_rgb(np.clip(np.add(colour, self.rng.integers(-amount, amount + 1, 3)), 0, 255))
 
     def gradient(self, top: float, bottom: float, *colours: RGB) -> None:
         """Fill the rows from `top` to `bottom` with a vertical gradient through the colours."""
@@ -298,7 +296,7 @@ def room(s: Stage) -> None:
     wall = s.tint(
         [(246, 216, 180), (188, 216, 206), (224, 196, 216), (236, 224, 150)][int(s.rng.integers(4))]
     )
-    s.gradient(0, 0.72, wall, tuple(int(v * 0.93) for v in wall))
+    s.gradient(0, 0.72, wall, to_rgb(v * 0.93 for v in wall))
     x = s.rng.choice([0.24, 0.76])
     s.box(x - 0.19, 0.08, x + 0.19, 0.48, (255, 255, 255))
     for dx in (-1, 1):
@@ -339,7 +337,7 @@ def plain(s: Stage) -> None:
     """A soft studio: one pale colour, a little lighter above than on the ground."""
     tones = ((250, 250, 250), (252, 240, 228), (230, 242, 250), (236, 246, 232), (246, 234, 246))
     tone = s.tint(tones[int(s.rng.integers(len(tones)))], 4)
-    dim = tuple(int(v * 0.93) for v in tone)
+    dim = to_rgb(v * 0.93 for v in tone)
     s.gradient(0, 1, tone, tone, tone, dim, tone)
 
 

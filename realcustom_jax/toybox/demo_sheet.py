@@ -197,7 +197,7 @@ def _coloured(prompt: str, words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 @cache
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 

@@ -1,6 +1,6 @@
 """Identities: the colours, the pattern and the random proportions of one subject, all from a seed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -105,6 +105,12 @@ def random_identity(rng: np.random.Generator, word: str, *, held_out: bool) -> I
     return Identity(word, 10 * int(rng.integers(10**8)) + last_digit)
 
 
+def to_rgb(values: Iterable[float]) -> RGB:
+    """Three numbers from 0 to 255 as a colour; fractions are cut off."""
+    red, green, blue = map(int, values)
+    return red, green, blue
+
+
 @dataclass
 class Look:
     """The random choices of one identity: its colours and pattern, and the generator of its proportions."""
@@ -126,7 +132,7 @@ class Look:
         main, second = (
             np.clip(np.add(COLOURS[n], j), 0, 255) for n, j in zip(self.colours, jitter, strict=True)
         )
-        return tuple(map(int, main)), tuple(map(int, second))
+        return to_rgb(main), to_rgb(second)
 
     def between(self, low: float, high: float) -> float:
         """A random number in [low, high]."""

@@ -68,7 +68,7 @@ class Pen:
         """Unit coordinates in pixels."""
         return (np.asarray(points, float) + MARGIN) * self.scale
 
-    def _colour(self, fill: str | RGB) -> RGB:
+    def _colour(self, fill: str | RGB) -> str | RGB:
         """The colour of a fill."""
         main, second = self.look.rgb
         return {"main": main, "second": second}.get(fill, fill) if isinstance(fill, str) else fill
@@ -99,11 +99,33 @@ class Pen:
             line = [tuple(p) for p in px]
             self.draw.line([*line, *line[:2]], fill=INK, width=self.ink_width, joint="curve")
 
-    def oval(self, cx, cy, rx, ry, fill="pattern", *, power=2.0, turn=0.0, ink=True, shade=True) -> None:
+    def oval(
+        self,
+        cx: float,
+        cy: float,
+        rx: float,
+        ry: float,
+        fill: str | RGB = "pattern",
+        *,
+        power: float = 2.0,
+        turn: float = 0.0,
+        ink: bool = True,
+        shade: bool = True,
+    ) -> None:
         """Draw a filled superellipse, see `oval`."""
         self.shape(oval(cx, cy, rx, ry, power=power, turn=turn), fill, ink=ink, shade=shade)
 
-    def box(self, x0, y0, x1, y1, fill="pattern", *, ink=True, shade=True) -> None:
+    def box(
+        self,
+        x0: float,
+        y0: float,
+        x1: float,
+        y1: float,
+        fill: str | RGB = "pattern",
+        *,
+        ink: bool = True,
+        shade: bool = True,
+    ) -> None:
         """Draw a filled rectangle."""
         self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill, ink=ink, shade=shade)
 

@@ -85,13 +85,15 @@ def make_training_loader(
         return _instance_loader(config, pipe, data)
     customize = config.stage == "customize"
     diffusion = config.stage in ("base", "customize")
-    shapes, source = None, data
+    source: Source = data
+    shapes, empty_text = (), None
     if options.buckets or options.encoded:
         shapes = training_shapes(pipe.models, options.buckets, options.bucket_step, options.bucket_max_aspect)
     if options.encoded:
         # Fingerprints of the encoders: latents of another VAE would train without any error, to a bad result.
         text = text_fingerprint(pipe, encoders) if options.encoded_text else ""
-        source = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
+        encoded = open_encoded(data, vae_fingerprint(encoders), shapes, with_image=customize, text=text)
+        source, empty_text = encoded, encoded.empty_text
     # Loader processes get a pickled copy of the transform, so it holds plain values and no modules or arrays.
     transform = MakeExample(
         pipe.tokenizers,
@@ -106,8 +108,8 @@ def make_training_loader(
         drop_image=options.drop_image if customize else 0.0,
         drop_both=options.drop_both if diffusion else 0.0,
         text_only=options.text_only if customize else 0.0,
-        empty_text=source.empty_text if options.encoded else None,
-        fit=pipe.models.realcustom.reference_fit if customize else None,
+        empty_text=empty_text,
+        fit=pipe.models.realcustom.reference_fit if customize and pipe.models.realcustom else None,
     )
     # Image sizes are stored beside the data set, so buckets need no image to be decoded.
     buckets = make_buckets(data.sizes(), shapes) if options.buckets else None

@@ -133,6 +133,7 @@ class Checkpoints:
                 reason = damage(error)
             if self._set_aside_if(step, reason):
                 continue
+            assert restored is not None
             data = restored["data"] if isinstance(restored["data"], dict) else {}
             if not isinstance(data.get("loader"), dict):
                 self._set_aside(step, "its data/ does not say where in the data it is")

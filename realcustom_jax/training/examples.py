@@ -119,6 +119,7 @@ class MakeExample:
         strength = self.curriculum.strength(example["index"] // self.batch_size)
         if not self.of_subject:
             return augment_reference(image, rng, strength), np.ones(image.shape[:2], bool)
+        assert self.reference_size is not None
         side = self.reference_size * (2 if self.high_res else 1)  # local views are cut from twice the size
         subject, mask = _cut_out(example, image, side, rng)[1:]
         return None if subject is None else vary_cut_out(subject, rng, strength), mask
@@ -146,7 +147,7 @@ class MakeViews:
     size: int
     first: bool
 
-    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         number, subject, _ = _cut_out(example, example["image"], self.size, rng, self.first)
         if subject is None:
             raise UserError(f"the example '{example['key']}' marks subjects that are too small to cut out")

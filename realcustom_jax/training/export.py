@@ -77,6 +77,7 @@ def write_model(
     pipe = open_start(config, data)
     pipe = pipe.replace(params=unflatten({**flatten(pipe.params), **trained}))
     if config.stage == "vae":
+        assert loader is not None
         pipe = _measure_latents(pipe, loader)
     pipeline.save(pipe, folder, dtype)
 
@@ -172,7 +173,8 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
     # If everything that RealCustom adds has trained, the start model is not needed and may be gone.
     if base or ADDED not in config.trainable or not given:
         models = starting_models(config)
-        given = models.realcustom
+        realcustom = models.realcustom
+        assert realcustom is not None
         wanted = flatten(models.component_shapes("unet")).keys()
         missing = sorted(path for path in wanted - added.keys() if re.search(ADDED, path))
         if missing:
@@ -182,8 +184,8 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
             )
         base = base if wanted <= unet.keys() else {}
     else:
-        given = from_mapping(RealCustomConfig, given)
-    return given, base, added
+        realcustom = from_mapping(RealCustomConfig, given)
+    return realcustom, base, added
 
 
 def _sampling(init_from: str) -> dict[str, Any]:
@@ -207,11 +209,10 @@ def _left_out(saved: Saved, unwritten: int) -> str:
 
 def _write_whole(saved: Saved, folder: Path, dtype: str) -> None:
     """Write a whole model folder from a checkpoint."""
-    config, data, loader = saved.config, None, None
+    config, loader = saved.config, None
     vae = config.stage == "vae"  # its export measures latents, so it needs batches
-    if vae or not config.init_from:
-        data = open_data(config.data, cache_dir())
-    if vae:
+    data = open_data(config.data, cache_dir()) if vae or not config.init_from else None
+    if vae and data is not None:
         # Eight batches are not worth starting loader processes.
         config = config.replace(data=dataclasses.replace(config.data, workers=0))
         loader = make_training_loader(config, open_start(config, data), data, {})

@@ -179,7 +179,7 @@ class Logger:
 
     def close(self) -> None:
         self._bar.close()
-        if self._active:
+        if self._file:
             self._file.close()
             self._board.close()
 
@@ -226,7 +226,7 @@ class Profile:
 
     def after(self, step: int, result: Any) -> None:
         """Stop after the last step of the window; `result` is anything that this step returned."""
-        if self._running and step >= self._window[1]:
+        if self._running and self._window and step >= self._window[1]:
             # The step was only dispatched: without waiting, the trace would end before it.
             jax.block_until_ready(result)
             self.close()

@@ -99,7 +99,8 @@ def _vae_loss(models: Models, kl_weight: float, edge_weight: float) -> Loss:
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         images = to_signed(batch["image"])
-        reconstruction, mean, log_variance = models.vae.apply({"params": params["vae"]}, images, key)
+        made: Any = models.vae.apply({"params": params["vae"]}, images, key)
+        reconstruction, mean, log_variance = made
         error = reconstruction - images
         l1 = jnp.abs(error).mean()
         # L1 alone lets the decoder blur edges: the error of the image gradients penalises that.
@@ -118,13 +119,11 @@ def _clip_loss(models: Models, temperature: float) -> Loss:
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Metrics]:
         del key
         ids = batch["ids"][:, 0]
-        text = models.text_encoders["text_encoder"].apply({"params": params["text_encoder"]}, ids).pooled
+        text: Any = models.text_encoders["text_encoder"].apply({"params": params["text_encoder"]}, ids)
         images = to_signed(batch["image"])
-        image = (
-            models.image_encoders["image_encoder"].apply({"params": params["image_encoder"]}, images).pooled
-        )
+        image: Any = models.image_encoders["image_encoder"].apply({"params": params["image_encoder"]}, images)
         # A batch may repeat a caption, so equal captions count as a match: (B, 1, L) == (1, B, L).
-        return _contrastive(text, image, (ids[:, None] == ids[None]).all(axis=-1), temperature)
+        return _contrastive(text.pooled, image.pooled, (ids[:, None] == ids[None]).all(axis=-1), temperature)
 
     return loss
 
@@ -168,8 +167,8 @@ def _instance_loss(models: Models, temperature: float, grey_share: float) -> Los
         photos = jnp.where(jax.random.bernoulli(k_grey, grey_share), grey, photos)
         count = photos.shape[0]
         # (B, 2, S, S, 3) → (2B, S, S, 3) → pooled (2B, C) → two arrays (B, C)
-        pooled = tower.apply({"params": params[name]}, photos.reshape(2 * count, *photos.shape[2:])).pooled
-        first, second = jnp.moveaxis(pooled.reshape(count, 2, -1), 1, 0)
+        seen: Any = tower.apply({"params": params[name]}, photos.reshape(2 * count, *photos.shape[2:]))
+        first, second = jnp.moveaxis(seen.pooled.reshape(count, 2, -1), 1, 0)
         subject = batch["subject"]
         return _contrastive(first, second, subject[:, None] == subject[None], temperature)
 
@@ -217,7 +216,7 @@ def _diffusion_loss(
             context = unet.encode_context(text, features, flags, pooled=pooled, time_ids=sizes)
             return unet(z, t, context, token_selection=token_selection)[0]
 
-        prediction = models.unet.apply({"params": params["unet"]}, method=predict)
+        prediction: Any = models.unet.apply({"params": params["unet"]}, method=predict)
         target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
         error = jnp.square(prediction - target).mean(axis=-1)
         mse = error.mean()
@@ -278,10 +277,12 @@ def _latents(models: Models, params: Params, batch: Batch, key: Array) -> Array:
     """Latents drawn from the VAE's posterior, which is computed from images or read from stored moments."""
     if "mean" not in batch:
         variables, images = {"params": params["vae"]}, to_signed(batch["image"])
-        return models.vae.apply(variables, images, key, method=VAE.encode)
+        drawn: Any = models.vae.apply(variables, images, key, method=VAE.encode)
+        return drawn
     # data.encode stores the moments in float16.
     mean, log_variance = (batch[name].astype(jnp.float32) for name in ("mean", "log_variance"))
-    return models.vae.apply({}, mean, log_variance, key, method=VAE.sample)
+    drawn: Any = models.vae.apply({}, mean, log_variance, key, method=VAE.sample)
+    return drawn
 
 
 def _text(models: Models, params: Params, batch: Batch) -> tuple[Array, Array | None]:

@@ -32,9 +32,7 @@ class MeshConfig:
     tensor: int = option(1, "devices that split heads and channels", int, low=-1, high=LAST_STEP)
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Make a mesh of `devices` (default: all). One of the sizes may be -1: all devices that remain.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.common.errors import UserError, one_line
@@ -131,9 +132,10 @@ def _choose(workdir: Path, step: int | None, damaged: Mapping[int, str]) -> Path
 
 
 def _read(
-    folder: Path, averaged: bool, wanted: Callable[[str], bool]
+    folder: epath.PathLike, averaged: bool, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config of a checkpoint as it was saved, and the other fields of `Saved`."""
+    folder = epath.Path(folder)
     config, data = (
         ocp.JsonCheckpointHandler().restore(folder / name, args=ocp.args.JsonRestore())
         for name in ("config", "data")
@@ -144,7 +146,7 @@ def _read(
     tree = "ema" if averaged else "params"
     leaves = flatten_dict(handler.metadata(folder / "state").tree[tree], sep="/")
     chosen = unflatten_dict({path: leaf for path, leaf in leaves.items() if wanted(path)}, sep="/")
-    params: dict[str, np.ndarray] = {}
+    params: dict[str, Any] = {}
     if chosen:
         as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in flatten_dict(chosen, sep="/")}
         args = ocp.args.PyTreeRestore(

@@ -85,6 +85,7 @@ def open_start(config: TrainConfig, data: Split | None) -> Pipeline:
     """
     if config.init_from:
         return _from_folder(config)
+    assert data is not None
     # A tokenizer can be loaded from a folder only.
     with tempfile.TemporaryDirectory() as folder:
         captions = (data[i]["caption"] for i in range(min(len(data), _TOKENIZER_CAPTIONS)))

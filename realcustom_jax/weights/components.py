@@ -72,7 +72,7 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
     # Waiting for each transfer keeps host copies short-lived: only a few parameters exist twice at a time.
     def place(path: str, value: np.ndarray) -> jax.Array:
         value = value.astype(dtype(path) if _chooses(dtype) else dtype, copy=False)
-        target = sharding(path, value.shape) if callable(sharding) else sharding
+        target: Any = sharding(path, value.shape) if callable(sharding) else sharding
         if target is None:
             return jax.block_until_ready(jax.device_put(value))
         return jax.block_until_ready(

@@ -165,7 +165,8 @@ def read_vision(
     if kind.startswith("dinov2"):
         family["registers"] = values.get("num_register_tokens", 0)
         family["intermediate_size"] = _product(values, "hidden_size", "mlp_ratio", source)
-    given = {name: preprocessor[name] for name in ("image_mean", "image_std") if name in (preprocessor or {})}
+    preprocessor = preprocessor or {}
+    given = {name: preprocessor[name] for name in ("image_mean", "image_std") if name in preprocessor}
     return from_mapping(ViTConfig, {**family, **given, **values}, source)
 
 

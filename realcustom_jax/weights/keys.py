@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import flax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
@@ -67,12 +67,12 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def flatten(params: Any) -> dict[str, Any]:
     """Flatten a nested dict to {"a/b/kernel": leaf}."""
-    return flax.traverse_util.flatten_dict(params, sep="/")
+    return flatten_dict(params, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> Any:
     """The inverse of `flatten`."""
-    return flax.traverse_util.unflatten_dict(dict(flat), sep="/")
+    return unflatten_dict(dict(flat), sep="/")
 
 
 @contextlib.contextmanager

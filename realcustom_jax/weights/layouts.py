@@ -180,6 +180,7 @@ def _renamed(names: Mapping[str, str], name: str) -> str:
     """Translate a name within a layer. The module's name is looked up; `weight` or `bias` stays."""
     # Layer scales have no `weight` at the end.
     match = re.fullmatch(r"(.+?)(\.(?:weight|bias))?", name)
+    assert match is not None
     return names[match[1]] + (match[2] or "")
 
 

@@ -6,7 +6,7 @@ Configs are derived from the shapes of the tensors. Values that no shape shows a
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -20,7 +20,10 @@ from realcustom_jax.weights.layouts import Layout
 from realcustom_jax.weights.original_layout import OPEN_CLIP, ORIGINAL_TEXT, ORIGINAL_UNET, ORIGINAL_VAE
 from realcustom_jax.weights.tensors import Tensors
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 # {component: (prefix in the file, layout)}
 _UNET_VAE = {

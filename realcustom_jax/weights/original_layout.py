@@ -156,7 +156,9 @@ def _open_clip(shapes: Shapes) -> list[Entry]:
 
 def _open_clip_layer(shapes: Shapes, path: str, key: str) -> list[Entry]:
     """Entries of one tensor of a layer: one, or none for k and v, which are fused with q."""
-    number, name, leaf = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(\w+)", key).groups()
+    match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(\w+)", key)
+    assert match is not None
+    number, name, leaf = match.groups()
     block = f"transformer.resblocks.{number}"
     if match := re.fullmatch(r"self_attn\.([qkv])_proj", name):
         if match[1] != "q":

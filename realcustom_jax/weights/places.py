@@ -53,7 +53,7 @@ def read_place(path: Path, stamp: Stamp, key: str, place: Place) -> np.ndarray:
     # Not memory-mapped: pages of a mapped file count as this process's memory, and a file that shrinks
     # meanwhile would kill the process.
     value = np.empty(place.shape, place.dtype)
-    left = memoryview(value.reshape(-1).view(np.uint8))  # the bytes that are not read yet
+    left = value.reshape(-1).view(np.uint8).data  # the bytes that are not read yet
     try:
         with open(path, "rb") as file:
             # The open file, not its path: the path could name another file a moment later.

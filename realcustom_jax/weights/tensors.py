@@ -267,7 +267,7 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mappin
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
             # `file.write` and not numpy's `tofile`, whose error does not say that the disk is full.
-            file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8))
+            file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8).data)
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:

@@ -59,12 +59,15 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
     try:
         with tarfile.open(path, "r|*") as archive:  # "|": read as a stream, without seeking
             for member in archive:
-                archive.members.clear()  # tarfile would keep a list of all members in memory
+                # tarfile would keep a list of all members in memory; its types do not know that list.
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 # macOS adds files such as ._name.jpg, which are not images.
                 if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 name = member.name.removeprefix("./")
-                content = archive.extractfile(member).read()
+                file = archive.extractfile(member)
+                assert file is not None  # it is None only for what is no file
+                content = file.read()
                 if len(content) < member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 yield name, content

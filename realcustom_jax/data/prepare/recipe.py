@@ -130,12 +130,13 @@ def _encode(
     """The bytes to store, and the size of their image."""
     # The given bytes whenever possible: encoding again loses quality.
     short = min(size)
-    shrink = recipe.resize is not None and short > recipe.resize
-    if not shrink and image.format in FORMATS:
+    shorter = recipe.resize if recipe.resize is not None and short > recipe.resize else None
+    if shorter is None and image.format in FORMATS:
         return data, size
     picture = Image.fromarray(load_image(image, "the image"))  # upright, RGB
-    if shrink:
-        size = tuple(max(1, round(side * recipe.resize / short)) for side in size)
+    if shorter is not None:
+        width, height = (max(1, round(side * shorter / short)) for side in size)
+        size = width, height
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     options = {} if recipe.format == "png" else {"quality": recipe.quality}

@@ -119,7 +119,7 @@ class Report:
             counts = {reason: self.dropped[reason] for reason in reasons if reason in self.dropped}
             total = sum(counts.values())
             lines.append(f"{title:9}{total:>12,}  {total / self.read if self.read else 0:.1%}")
-            for reason in sorted(counts, key=counts.get, reverse=True):
+            for reason in sorted(counts, key=lambda reason: counts[reason], reverse=True):
                 instances = ", ".join(self.instances[reason])
                 lines.append(f"{counts[reason]:>21,}  {reasons[reason]}: {instances}"[:_WIDTH])
         return "\n".join(lines)

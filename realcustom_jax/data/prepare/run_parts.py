@@ -7,7 +7,7 @@ import collections
 import contextlib
 import itertools
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,7 +22,7 @@ from realcustom_jax.data.prepare.sources import Part
 
 def run_here(
     parts: Iterable[Part], recipe: Recipe, folder: Path, workers: int
-) -> Iterator[tuple[Part, Report]]:
+) -> Generator[tuple[Part, Report], None, None]:
     """Write the parts and yield their reports in order. Closing the iterator cancels the remaining parts.
 
     Args:
@@ -67,7 +67,7 @@ def _explained(part: Part) -> Iterator[None]:
 
 def run_beam(
     parts: Iterable[Part], recipe: Recipe, folder: Path, options: Sequence[str]
-) -> Iterator[tuple[Part, Report]]:
+) -> Generator[tuple[Part, Report], None, None]:
     """`run_here` as an Apache Beam pipeline. All parts are written before the first report is yielded.
 
     Args:
@@ -80,8 +80,11 @@ def run_beam(
       UserError: Beam is not installed or does not know an option; or what `write_part` raises.
     """
     try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+        # An extra, which is not installed where the types are checked.
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+            PipelineOptions,
+        )
     except ModuleNotFoundError as error:
         raise UserError(f"--beam needs Apache Beam (no {error.name}): pip install apache-beam") from None
     numbered = list(enumerate(parts))
