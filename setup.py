@@ -60,8 +60,8 @@ EXTRAS_REQUIRE = {
     # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
     # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces". pyright with
-    # Node from a package, so that nothing else is downloaded when it runs.
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces". pyright
+    # comes with Node from a package, so that nothing else is downloaded when it runs.
     "test": [
         "adjustText>=1.3",
         "matplotlib>=3.8",

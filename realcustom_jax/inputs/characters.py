@@ -88,7 +88,7 @@ class Character:
     @property
     def photos(self) -> tuple[ImageLike, ...]:
         """All reference images, one or more."""
-        return self.images or (self.image,)
+        return tuple(self.images) if self.image is None else (self.image,)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the character as a zip if the path ends in ".zip", else as a folder.

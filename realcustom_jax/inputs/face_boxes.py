@@ -32,10 +32,12 @@ def token_weights(subjects: Sequence[Sequence[Subject]], slots: int, models: Mod
     """
     if all(subject.face_strength == subject.body_strength == 1 for own in subjects for subject in own):
         return None
-    fit, tower = models.realcustom.reference_fit, models.image_configs[0]
+    realcustom, tower = models.realcustom, models.image_configs[0]
+    assert realcustom is not None  # models without it take no subjects
+    fit = str(realcustom.reference_fit)
     grid = tower.image_size // tower.patch_size
     # The tokens of the "shallow" projector are two grids of patches, one after the other.
-    copies = 2 if models.realcustom.projector == "shallow" else 1
+    copies = 2 if realcustom.projector == "shallow" else 1
     most = max((len(subject.photos) for own in subjects for subject in own), default=1)
     weights = np.ones((len(subjects), slots, most, copies * grid * grid), np.float32)
     for i, own in enumerate(subjects):
@@ -43,7 +45,8 @@ def token_weights(subjects: Sequence[Sequence[Subject]], slots: int, models: Mod
             for p, (photo, box) in enumerate(zip(subject.photos, subject.faces, strict=True)):
                 face = np.zeros((grid, grid), np.float32)
                 if box is not None:
-                    face = face_patches(box, *load_image(photo).shape[:2], fit, grid)
+                    height, width = load_image(photo).shape[:2]
+                    face = face_patches(box, height, width, fit, grid)
                 # A patch that is partly in the box has a weight between the two.
                 patches = face * subject.face_strength + (1 - face) * subject.body_strength
                 weights[i, r, p] = np.tile(patches.reshape(-1), copies)

@@ -69,9 +69,13 @@ def find_face(image: ImageLike) -> Box | None:
         boxes = _detect(cv2, cascade, grey)
         if boxes:
             left, top, width, height = max(boxes, key=lambda box: box[2] * box[3])
-            corners = np.array([left, top, left + width, top + height]) / scale
-            limits = np.array([photo.width, photo.height] * 2)
-            return tuple(map(float, np.round(np.clip(corners, 0, limits))))
+            right, bottom = (left + width) / scale, (top + height) / scale
+            return (
+                float(round(left / scale)),
+                float(round(top / scale)),
+                float(min(round(right), photo.width)),
+                float(min(round(bottom), photo.height)),
+            )
     return None
 
 
@@ -86,7 +90,7 @@ def _detect(cv2: Any, cascade: _Cascade, grey: Image.Image) -> list[tuple[int, i
         found = detector.detectMultiScale(
             np.asarray(image), cascade.step, cascade.neighbours, minSize=(smallest, smallest)
         )
-        return [tuple(map(int, box)) for box in found]
+        return [(int(x), int(y), int(width), int(height)) for x, y, width, height in found]
 
     boxes = search(grey)
     if cascade.flip:

@@ -148,6 +148,7 @@ def _with_article(before: str, word: str, rank: int, first: bool) -> str:
       first: whether this is the character's first mention.
     """
     lead = _LEAD.search(before)
+    assert lead is not None  # both groups may be absent
     determiner, adjectives = lead.group(1) or "", lead.group(2)
     if determiner and determiner.strip().lower() not in ("a", "an"):
         return before

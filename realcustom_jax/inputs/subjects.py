@@ -106,8 +106,8 @@ class Subject:
     @property
     def faces(self) -> tuple[Box | None, ...]:
         """The face box of each photo, or None."""
-        several = len(self.photos) > 1 and self.face is not None
-        return self.face if several else (self.face,) * len(self.photos)
+        face: Any = self.face  # `check_faces` has made it a box, or a tuple of boxes for several photos
+        return face if len(self.photos) > 1 and face is not None else (face,) * len(self.photos)
 
     @property
     def acts(self) -> bool:
@@ -130,7 +130,7 @@ class Subject:
 
 
 def check_faces(face: Any, photos: int) -> Any:
-    """`Subject.face` as tuples of floats: one box or None for one photo, else one for each photo.
+    """`Subject.face` in one form: a box or None, or for several photos a tuple with one for each.
 
     Raises:
       UserError: for another form, a box that is empty, or another number of boxes than photos.
@@ -139,6 +139,7 @@ def check_faces(face: Any, photos: int) -> Any:
         return None
     if not is_list(face) or len(face) == 0:
         raise UserError(f"face must be a box (left, top, right, bottom) in pixels, not {shown(face)}")
+    face = list(face)
     if photos == 1 and not (face[0] is None or is_list(face[0])):
         return _check_box(face)
     if len(face) != photos:

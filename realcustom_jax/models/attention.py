@@ -4,6 +4,7 @@ Keys and values depend only on the prompt and the reference images. `encode` com
 `LayerContext`. A denoising step then only projects its queries.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -32,8 +33,9 @@ class LayerContext:
 
     def weighted(self, weights: Array) -> "LayerContext":
         """The same context with each visual token's value multiplied by its weight (B, R, N)."""
+        assert self.visual_v is not None  # a text-only context has no visual tokens
         values = self.visual_v.astype(jnp.float32) * weights[..., None, None]
-        return self.replace(visual_v=values.astype(self.visual_v.dtype))
+        return dataclasses.replace(self, visual_v=values.astype(self.visual_v.dtype))
 
 
 @flax.struct.dataclass

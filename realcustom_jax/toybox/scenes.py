@@ -178,7 +178,7 @@ def _render(
 
 def _face_box(placed: Placed) -> tuple[int, int, int, int] | None:
     """Box of a figure's head in the image; None without a head."""
-    box = placed.head.point(lambda value: 255 * (value >= 128)).getbbox()
+    box = Image.fromarray(np.asarray(placed.head) >= 128).getbbox()
     return box and (
         placed.left + box[0], placed.top + box[1], placed.left + box[2], placed.top + box[3]
     )  # fmt: skip
