@@ -35,9 +35,3 @@ def test_batches_over_devices_are_sample(micro_pipe):
     assert np.abs(images.astype(int) - expected.images).max() <= 1
     np.testing.assert_allclose(masks, expected.masks[:, -1], atol=1e-3)
     assert (images[0] != images[3]).mean() > 0.5  # the same request from other noise
-
-
-def test_loading_puts_parameters_on_all_devices(micro_pipe, tmp_path):
-    rc.save(micro_pipe, tmp_path)
-    kernel = rc.load(tmp_path).params["unet"]["conv_in"]["kernel"]
-    assert len(kernel.sharding.device_set) == 8 and kernel.sharding.is_fully_replicated

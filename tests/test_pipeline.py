@@ -1,4 +1,4 @@
-"""Where the programs of a request run: batches over devices, offloading, decoding in tiles.
+"""Where the programs of a request run: batches over devices, offloading.
 
 Batches of another size add float32 in another order, which may round a pixel to its neighbour.
 """
@@ -13,8 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import realcustom_jax as rc
 from realcustom_jax.common import devices as devices_module
-from realcustom_jax.inputs import encode
-from realcustom_jax.models.vae_tiles import decode_in_tiles
 from realcustom_jax.outputs import decode
 from realcustom_jax.pipeline import Offloaded
 
@@ -74,32 +72,6 @@ def test_only_as_many_devices_work_as_have_rows(saved, monkeypatch):
         assert len(images) == count and used.pop() == devices
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3, 3]), (5, [3, 3]), (4, [2, 2]), (3, [3]), (1, [1])])
-def test_slices_of_a_batch_share_one_program(micro_pipe, monkeypatch, count, sizes):
-    """Of 3 images at most, the last filled up; each image is that of its latents decoded alone."""
-    traced = []
-
-    def spy(models, params, latents):  # called where a program is traced
-        traced.append(len(latents))
-        return original(models, params, latents)
-
-    original, decode_alone = decode.decode_rows, jax.jit(decode.decode, static_argnums=0)
-    latents = jax.random.normal(jax.random.key(count), (count, 8, 8, 4))
-    alone = [
-        np.asarray(decode_alone(micro_pipe.models, micro_pipe.params["vae"], one[None]))[0] for one in latents
-    ]
-    monkeypatch.setattr(decode, "decode_rows", spy)
-    monkeypatch.setattr(decode, "_DECODED_AT_ONCE", 3 * 16 * 16 + 1)
-    ran = []
-    run = decode.run_rows
-    monkeypatch.setattr(decode, "run_rows", lambda *x: (ran.append(len(x[-1])), run(*x))[1])
-    images = decode.images_of(micro_pipe, latents)
-    assert ran == sizes and traced == sizes[:1]
-    assert images.shape == (count, 16, 16, 3) and np.abs(images.astype(int) - alone).max() <= 1
-    with pytest.raises(rc.UserError, match=f"the result of request {count - 1} is not finite"):
-        decode.images_of(micro_pipe, latents.at[-1].set(jnp.nan))
-
-
 def test_an_offloaded_pipeline_gives_the_same_and_keeps_nothing(saved, expected):
     pipe = rc.load(saved, mesh=mesh(1), offload=True)
     before = len(jax.live_arrays())
@@ -146,65 +118,6 @@ def test_a_preview_of_an_offloaded_pipeline_puts_the_unet_away(flat_pipe, tmp_pa
     assert np.abs(seen[0][1].astype(int) - previews[0][1]).max() <= 1
 
 
-def test_black_is_encoded_once_a_pipeline(micro_pipe, monkeypatch):
-    pipe, calls = micro_pipe.replace(), []
-    encode_references = encode.reference_features
-    monkeypatch.setattr(encode, "reference_features", lambda *x: (calls.append(1), encode_references(*x))[1])
-    first, second = encode.black_features(pipe), encode.black_features(pipe)
-    assert first is second and len(calls) == 1
-    encode.black_features(pipe.replace())
-    assert len(calls) == 2, "other parameters may lie in another pipeline"
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (40, 16), (37, 50)])
-def test_tiles_are_the_whole_where_the_decoder_looks_only_near(shape):
-    """A decoder that looks one latent around: tiles give the same but at their borders, which are blended."""
-    latents = jax.random.normal(jax.random.key(0), (2, *shape, 3))
-
-    def decode(z):
-        blurred = jax.lax.conv_general_dilated(
-            z, jnp.ones((3, 3, 1, 3)) / 9, (1, 1), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=3,
-        )  # fmt: skip
-        return jnp.repeat(jnp.repeat(blurred, 2, axis=1), 2, axis=2)
-
-    whole, tiled = decode(latents), decode_in_tiles(decode, latents, 2, tile=16, overlap=4)
-    assert tiled.shape == whole.shape
-    difference = np.abs(np.asarray(tiled - whole))
-    assert (difference > 1e-5).mean() < (0.25 if shape != (16, 16) else 1e-9)
-    assert difference.max() < 0.25
-
-
-def test_tiles_lie_where_their_latents_are():
-    """A pointwise decoder of a ramp: every tile must be put at its own place, and none be missing."""
-    ramp = jnp.arange(131.0)[:, None] + 1000 * jnp.arange(257.0)
-    latents = jnp.broadcast_to(ramp[None, ..., None], (1, 131, 257, 3))
-
-    def decode(z):
-        return jnp.repeat(jnp.repeat(z, 8, axis=1), 8, axis=2)
-
-    # Of float32 sums of at most four weights, and values up to 256,130.
-    np.testing.assert_allclose(decode_in_tiles(decode, latents, 8), decode(latents), rtol=1e-5)
-
-
-@pytest.mark.parametrize("parameters", ["closed over", "arguments"])
-@pytest.mark.parametrize("devices", [1, 4])
-def test_requests_are_encoded_inside_a_callers_jit(saved, parameters, devices):
-    """And what it traced stays out of the pipeline's cache, which later calls read."""
-    pipe = rc.load(saved, mesh=mesh(devices))
-
-    def encode(params):
-        own = pipe if parameters == "closed over" else pipe.replace(params=params)
-        made = rc.make_conditioning(own, PROMPTS[:1], SUBJECTS[:1], [""], pipe.defaults)
-        return made.text, made.features
-
-    params = jax.device_put(dict(pipe.params), jax.devices()[0])
-    traced = jax.jit(encode)(params)
-    assert "black" not in pipe.cache
-    expected = encode(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), traced, expected)
-
-
 @pytest.mark.parametrize("where", ["device", "host"])
 def test_parameters_elsewhere_than_on_the_mesh_are_used_where_they_are(saved, expected, where):
     """On one of several devices, as a sharding for all asks for, or as numpy arrays."""
@@ -214,3 +127,9 @@ def test_parameters_elsewhere_than_on_the_mesh_are_used_where_they_are(saved, ex
     if where == "host":
         pipe = pipe.replace(params=jax.device_get(dict(pipe.params)))
     assert_same(rc.sample(pipe, PROMPTS, SUBJECTS, [1, 2, 3], **FEW), expected)
+
+
+def test_loading_puts_parameters_on_all_devices(micro_pipe, tmp_path):
+    rc.save(micro_pipe, tmp_path)
+    kernel = rc.load(tmp_path).params["unet"]["conv_in"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8 and kernel.sharding.is_fully_replicated
