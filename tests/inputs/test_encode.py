@@ -24,20 +24,20 @@ def mesh(count: int) -> Mesh:
     return Mesh(np.asarray(jax.devices()[:count]), ("data",))
 
 
-def test_black_is_encoded_once_a_pipeline(micro_pipe, monkeypatch):
+def test_black_image_is_encoded_once_per_pipeline(micro_pipe, monkeypatch):
     pipe, calls = micro_pipe.replace(), []
     encode_references = encode.reference_features
     monkeypatch.setattr(encode, "reference_features", lambda *x: (calls.append(1), encode_references(*x))[1])
     first, second = encode.black_features(pipe), encode.black_features(pipe)
     assert first is second and len(calls) == 1
     encode.black_features(pipe.replace())
-    assert len(calls) == 2, "other parameters may lie in another pipeline"
+    assert len(calls) == 2, "another pipeline may have other parameters"
 
 
 @pytest.mark.parametrize("parameters", ["closed over", "arguments"])
 @pytest.mark.parametrize("devices", [1, 4])
-def test_requests_are_encoded_inside_a_callers_jit(saved, parameters, devices):
-    """And what it traced stays out of the pipeline's cache, which later calls read."""
+def test_requests_are_encoded_inside_callers_jit(saved, parameters, devices):
+    """Traced values must not enter the pipeline's cache, which later calls read."""
     pipe = rc.load(saved, mesh=mesh(devices))
 
     def encode(params):
