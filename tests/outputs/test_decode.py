@@ -10,11 +10,11 @@ from realcustom_jax.outputs import decode
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3, 3]), (5, [3, 3]), (4, [2, 2]), (3, [3]), (1, [1])])
-def test_slices_of_a_batch_share_one_program(micro_pipe, monkeypatch, count, sizes):
-    """Of 3 images at most, the last filled up; each image is that of its latents decoded alone."""
+def test_decoded_slices_share_one_program(micro_pipe, monkeypatch, count, sizes):
+    """Slices of at most 3 images, the last one padded; each image equals that of its latents alone."""
     traced = []
 
-    def spy(models, params, latents):  # called where a program is traced
+    def spy(models, params, latents):  # called when a program is traced
         traced.append(len(latents))
         return original(models, params, latents)
 
