@@ -9,8 +9,8 @@ from realcustom_jax.models.vae_tiles import decode_in_tiles
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (40, 16), (37, 50)])
-def test_tiles_are_the_whole_where_the_decoder_looks_only_near(shape):
-    """A decoder that looks one latent around: tiles give the same but at their borders, which are blended."""
+def test_tiled_decoding_equals_whole_for_local_decoder(shape):
+    """A decoder with a radius of one latent: tiles are equal except at their borders, which are blended."""
     latents = jax.random.normal(jax.random.key(0), (2, *shape, 3))
 
     def decode(z):
@@ -27,13 +27,13 @@ def test_tiles_are_the_whole_where_the_decoder_looks_only_near(shape):
     assert difference.max() < 0.25
 
 
-def test_tiles_lie_where_their_latents_are():
-    """A pointwise decoder of a ramp: every tile must be put at its own place, and none be missing."""
+def test_tiles_are_placed_at_their_latents():
+    """A pointwise decoder of a ramp shows a tile that is missing or in the wrong place."""
     ramp = jnp.arange(131.0)[:, None] + 1000 * jnp.arange(257.0)
     latents = jnp.broadcast_to(ramp[None, ..., None], (1, 131, 257, 3))
 
     def decode(z):
         return jnp.repeat(jnp.repeat(z, 8, axis=1), 8, axis=2)
 
-    # Of float32 sums of at most four weights, and values up to 256,130.
+    # float32 sums with at most four weights, of values up to 256,130.
     np.testing.assert_allclose(decode_in_tiles(decode, latents, 8), decode(latents), rtol=1e-5)
