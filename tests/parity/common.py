@@ -1,4 +1,4 @@
-"""What the comparisons with diffusers and transformers share; run with `runpy`, as tests are no package."""
+"""Helpers of the comparisons with diffusers and transformers; loaded by `runpy`, as tests are no package."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_k
 # Relative L2 of float32 networks of some dozen layers, both sides float32: sums in another order leave about
 # 1e-6. A wrong activation, epsilon, order of channels or padding shows as 1e-3 and more.
 TOLERANCE = 1e-4
-# Norms tell their epsilon only where variances are about as small: what feeds them is made this weak.
+# A norm's epsilon matters only for variances of about its size, so inputs of norms are scaled by this.
 WEAK = 1e-3
 
 torch.set_num_threads(1)  # the models are tiny, and other test workers want the cores

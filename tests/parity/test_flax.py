@@ -53,7 +53,7 @@ def draw(shapes, seed: int):
     )
 
 
-def test_unet_is_diffusers_flax():
+def test_unet_equals_diffusers_flax():
     config = from_mapping(UNetConfig, UNET)
     unet, rng = UNet(config), np.random.default_rng(15)
     latents = rng.standard_normal((2, 6, 10, 4)).astype(np.float32)
@@ -72,7 +72,7 @@ def test_unet_is_diffusers_flax():
     common.assert_close(ours, np.moveaxis(np.asarray(expected), 1, -1), GELU_TOLERANCE)
 
 
-def test_text_encoder_is_transformers_flax():
+def test_text_encoder_equals_transformers_flax():
     settings = transformers.CLIPTextConfig(
         vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=9, eos_token_id=40,
