@@ -187,9 +187,7 @@ MISMATCHES = [
 @pytest.mark.parametrize(
     ("key", "value"), MISMATCHES, ids=[f"{key}={str(value)[:30]}" for key, value in MISMATCHES]
 )
-def test_config_not_fitting_data_or_model_gives_one_line_error(
-    world, tmp_path, monkeypatch, micro_configs, key, value
-):
+def test_config_not_fitting_data_or_model_raises(world, tmp_path, monkeypatch, micro_configs, key, value):
     """Nothing is compiled: a run that gets as far as creating its train step fails the test."""
 
     monkeypatch.setattr(Plan, "create", fail_on_compile)

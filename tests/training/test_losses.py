@@ -132,7 +132,7 @@ def test_base_stage_trains_without_subjects():
     assert context[1] is None and context[2] is None and token_selection is None
 
 
-def test_customize_passes_reference_and_weights_of_equations_8_and_10():
+def test_customize_passes_reference_and_token_selection():
     """One subject, absent where the flag is 0; one γ_num in [0.3, 1) for the batch; weights 1 − √ᾱ_t and
     √ᾱ_t (float32: 1e-6)."""
     _, _, _, t, _, (_, (visual,), flags), token_selection, features = diffusion(
