@@ -24,8 +24,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 # XLA exits on an unknown flag, and JAX 0.12 has removed this one.
 _OLDER = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
-# Before JAX is imported. All flags but the first shorten compiling, which takes most of the time here, and
-# change no result beyond rounding.
+# Set before JAX is imported. All flags but the first only shorten compiling, which takes most of the tests'
+# time, and change results by rounding at most.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -53,7 +53,7 @@ from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt  # noqa: E402
 from realcustom_jax.toybox.tokenizer import train_tokenizer  # noqa: E402
 from realcustom_jax.weights.keys import flatten, unflatten  # noqa: E402
 
-# An operation on two dtypes must say which one it means.
+# Implicit promotion of dtypes is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

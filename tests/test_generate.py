@@ -434,7 +434,7 @@ def test_mistakes_are_found_before_loading_a_model(monkeypatch, tmp_path, capsys
 
 
 def test_public_names_and_sample_docstring_are_complete():
-    """Importing the command leaves the function; completion shows the public names; help has every option."""
+    """Importing the command keeps `rc.sample`; `dir` has the public names; the docstring has every option."""
     importlib.import_module("realcustom_jax.sample")
     del sys.modules["realcustom_jax.sample"]  # other tests run it as a command
     assert callable(rc.sample) and not isinstance(rc.sample, types.ModuleType)

@@ -56,7 +56,7 @@ def test_frozen_parameters_are_bfloat16_without_optimizer_state(sdxl):
 
 
 def test_toybox_step_and_sampler_lower_for_eight_chips():
-    """One image a chip; the step has a gradient all-reduce to do, the sampler its loop."""
+    """The step with one image per chip, the sampler with two; a looped sampler reports its steps as parts."""
     program = programs.train_program(read_config(config_of("tiny", "customize")), jax.devices(), per_chip=1)
     assert program.images == 8
     # Muon's momentum of kernels, Adam's two moments of the rest.

@@ -109,7 +109,7 @@ class Loop:
         """The scopes of the one request, subject by subject."""
         c, config = self.c, self.config
         maps = aggregate(aux.word_maps, config.mask_height, config.mask_width, config.mask_normalisation)
-        if config.mask_refine == "self_attention":  # the micro UNet has it at all levels; the grid is theirs
+        if config.mask_refine == "self_attention":  # the micro UNet has it on the mask grid
             spread = np.einsum("ij,rj->ri", aux.self_attention[0], np.reshape(maps[0], (maps.shape[1], -1)))
             spread = spread - spread.min(-1, keepdims=True)
             maps = jnp.asarray(spread / (spread.max(-1, keepdims=True) + 1e-6)).reshape(maps.shape)
@@ -320,7 +320,7 @@ def refined_pass(pipe):
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
 def test_zero_strength_equals_absent_subject(flat_pipe, guidance):
-    """Strength 0 or flag 0 in either slot is the request without it: masks to the bit, latents to 1e-6.
+    """Strength 0 or flag 0 in a slot equals the request without it: masks bit-identical, latents to 1e-6.
 
     Only values change between the two calls, so nothing is compiled again.
     """

@@ -1,4 +1,4 @@
-"""The launch scripts: dry runs, error messages, and a run of two processes."""
+"""The launch scripts: dry runs, error messages, and local processes."""
 
 import os
 import platform

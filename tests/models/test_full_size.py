@@ -67,7 +67,7 @@ def test_sdxl_parameter_counts_match_published():
 
 
 def test_sd15_names_and_shapes_match_checkpoint(sd15):
-    """Written down from SD1.5's state dict: one of each kind of layer, in PyTorch's layout."""
+    """Copied from SD1.5's state dict: one of each kind of layer, in PyTorch's layout."""
     state = {
         torch_key(path): torch_shape(path, leaf.shape)
         for component in ("unet", "text_encoder")

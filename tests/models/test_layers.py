@@ -56,7 +56,7 @@ def test_group_norm_equals_numpy(groups):
 
 @pytest.mark.parametrize("mean", [100.0, -100.0])
 def test_group_norm_is_accurate_for_large_mean(mean):
-    """Mean 100 and deviation 1: float32 keeps 5 digits after the mean is gone, E[x²] − E[x]² would keep 2.
+    """Mean 100 and deviation 1: float32 keeps 5 digits without the mean, where E[x²] − E[x]² would keep 2.
 
     The input is tokens (B, N, C), which are normalised over all tokens too.
     """

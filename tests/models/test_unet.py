@@ -18,7 +18,7 @@ from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
 PROJECTOR = "encoder_hidden_states_vision_projection"
-# Relative L2, by file. The passes are the same float32 sums in another order: 1e-6. The weights of cut-down
+# Relative L2, by file. The passes are the same float32 sums in another order: 1e-6. The weights of reduced
 # files are rounded to 13 bits, which changes a pass by 9e-5.
 TOLERANCE = {golden_files.WHOLE: 1e-5, golden_files.HERE: 1e-4}
 

@@ -37,7 +37,7 @@ def run_ours(solver, schedule, spacing, steps, x):
 
 
 def run_theirs(scheduler, steps, x, first_alpha):
-    """Euler's x is x/α there: `scale_model_input` gives ours back."""
+    """In diffusers, Euler's x is x/α; `scale_model_input` converts it to ours."""
     scheduler.set_timesteps(steps)
     euler = isinstance(scheduler, diffusers.EulerDiscreteScheduler)
     x = torch.from_numpy(x / first_alpha if euler else x)
@@ -58,11 +58,11 @@ def test_noise_schedule_equals_diffusers(beta_schedule):
 
 # Spacings and step counts at which both have the same timesteps. Elsewhere they differ, and ours follow the
 # papers and the published inference:
-# - DDIM steps to t − ⌊1000/steps⌋ there, ours to the next timestep of the list; the same where 1000 is a
-#   multiple of the steps, and never with "linspace";
-# - Euler's "linspace" has fractional timesteps there, with interpolated noise, unless steps − 1 divides 999;
-# - DPM-Solver++'s "leading" and "linspace" space steps + 1 timesteps there and drop the last;
-# - "trailing" rounds before it subtracts 1 there, so halves go the other way (16 steps).
+# - Their DDIM steps to t − ⌊1000/steps⌋, ours to the next timestep of the list; these are equal where 1000 is
+#   a multiple of the steps, and never with "linspace";
+# - their "linspace" of Euler has fractional timesteps, with interpolated noise, unless steps − 1 divides 999;
+# - their "leading" and "linspace" of DPM-Solver++ make steps + 1 timesteps and drop the last;
+# - their "trailing" rounds before it subtracts 1, so halves round the other way (16 steps).
 CASES = [
     ("ddim", "trailing", 10),
     ("ddim", "leading", 50),

@@ -70,7 +70,7 @@ OTHER_MODELS = {
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "sampling" not in name])
 def test_wrong_config_values_give_one_line_error(saved, tmp_path, name):
-    """Accepted only: keys that are not read, and values with the same meaning."""
+    """Only keys that are not read, and values with the same meaning, are accepted."""
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
     wanted = pipeline.open_model(folder)
     found = Counter()

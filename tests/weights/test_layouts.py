@@ -87,7 +87,7 @@ def test_timm_fuses_qkv_as_rows_of_one_matrix():
 
 
 def test_layout_names_match_libraries():
-    """Written down from state dicts of timm, of transformers' DINOv2 and of Flax models."""
+    """Copied from state dicts of timm, of transformers' DINOv2 and of Flax models."""
     shapes = flatten(tower_shapes(DINO))
     dino = {entry.key: entry.shape for entry in DINOV2.entries(shapes)}
     assert dino["embeddings.cls_token"] == (1, 1, 8)
