@@ -1,15 +1,15 @@
-"""What all tests share: 8 simulated CPU devices, a compilation cache, and a model too small to be slow.
+"""Shared by all tests: 8 simulated CPU devices, a compilation cache, and a small, fast model.
 
-The fixtures, all of one session and read-only:
+The fixtures are session-scoped and read-only:
 
-- `micro_configs`: a dict with one config a component, for `Models.from_configs`. Copy it to change it.
+- `micro_configs`: a dict with one config per component, for `Models.from_configs`. Copy it to change it.
 - `micro_models`: `Models` made from it, with text, image and adaptive scoring: latents 8×8×4 (images 16×16),
   UNet levels of 16 and 32 channels with 1 and 2 heads, 77 text tokens of width 16, 16 visual tokens (4×4) of
   width 16.
 - `micro_params`: {component: tree of arrays}. *Nothing* is at its neutral value: no kernel or bias is 0,
   no scale is 1, so every part of the model changes its output.
 - `micro_pipe`: a `Pipeline` of these with a v-prediction schedule and a tokenizer of every toybox word.
-- `flat_pipe`: `micro_pipe` with a UNet of one level and no self-attention, for what compiles many samplers.
+- `flat_pipe`: `micro_pipe` with a UNet of one level and no self-attention, to compile many samplers.
 - `micro_denoise`, `flat_denoise`: one jitted pass of their UNets, `micro_denoise(unet_params, latents, t,
   text, features=None, flags=None, masks=None, words=None, token_selection=None, strengths=None)`. They
   return the prediction and its `Aux`; the arguments are those of `UNet.encode_context` and `UNet.__call__`.
@@ -22,10 +22,10 @@ import resource
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-# XLA ends the process at a flag that it does not know, and this one is gone in JAX 0.12.
+# XLA exits on an unknown flag, and JAX 0.12 has removed this one.
 _OLDER = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
-# Before JAX is imported. All flags but the first shorten compiling, which takes most of the time here, and
-# change no result beyond rounding.
+# Set before JAX is imported. All flags but the first only shorten compiling, which takes most of the tests'
+# time, and change results by rounding at most.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -53,7 +53,7 @@ from realcustom_jax.toybox import BACKGROUNDS, WORDS, prompt  # noqa: E402
 from realcustom_jax.toybox.tokenizer import train_tokenizer  # noqa: E402
 from realcustom_jax.weights.keys import flatten, unflatten  # noqa: E402
 
-# An operation on two dtypes must say which one it means.
+# Implicit promotion of dtypes is an error.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -71,7 +71,7 @@ def micro_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def micro_configs(micro_tokenizer) -> dict:
-    """One config a component, in the field names of a model folder."""
+    """One config per component, with the field names of a model folder."""
     return {
         "unet": {
             "sample_size": 8,
@@ -119,7 +119,7 @@ def micro_models(micro_configs) -> Models:
 
 @pytest.fixture(scope="session")
 def micro_params(micro_models) -> dict:
-    return _lively_params(micro_models)
+    return _random_params(micro_models)
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +138,7 @@ def flat_pipe(micro_configs, micro_pipe) -> Pipeline:
         "self_attention": False,
     }
     models = Models.from_configs({**micro_configs, "unet": {**micro_configs["unet"], **flat}})
-    params = {**micro_pipe.params, "unet": _lively_params(models)["unet"]}
+    params = {**micro_pipe.params, "unet": _random_params(models)["unet"]}
     return micro_pipe.replace(models=models, params=params)
 
 
@@ -154,14 +154,15 @@ def flat_denoise(flat_pipe):
 
 @pytest.fixture
 def small_disk():
+    """Files are limited to 1000 bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def _lively_params(models: Models) -> dict:
-    """Parameters of which none is at the value that would switch its layer off."""
+def _random_params(models: Models) -> dict:
+    """Random parameters; none has a value that switches its layer off."""
     rng = np.random.default_rng(0)
     flat = flatten(init_params(models.param_shapes(), seed=0))
     for path, value in flat.items():

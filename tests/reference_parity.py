@@ -1,8 +1,9 @@
-"""Hold this package to values of the published implementation: `python tests/reference_parity.py FILE.npz`.
+"""Compare this package with the published implementation: `python tests/reference_parity.py FILE.npz`.
 
-Prints one line a quantity: name, relative L2 error, tolerance. Exit status 1 when one is above. Tolerances
-are float32 rounding through a whole network: 1e-4 for single passes, maps, masks and projectors, 2e-3 for the
-images of whole sampling loops, whose guidance multiplies differences by 3.5 at every step.
+Prints one line per quantity: name, relative L2 error, tolerance. Exit status 1 if an error is too large.
+
+Tolerances are float32 rounding through a whole network: 1e-4 for single passes, maps, masks and projectors,
+2e-3 for the images of whole sampling loops, whose guidance multiplies differences by 3.5 at every step.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source: packages lie in layers, and each imports only those below it."""
+"""Import rules, checked in the source: packages form layers, and each imports only lower layers."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "realcustom_jax"
 
-# From the bottom to the top; those of one line do not import each other.
+# From bottom to top; names in one line do not import each other.
 LAYERS = (
     {"common"},
     {"models"},
@@ -35,7 +35,7 @@ MODULES = {
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of ours, such as "models.unet", that a file imports when it runs, not for types alone."""
+    """Our modules, such as "models.unet", that a file imports at run time, not only for type checking."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         inner
@@ -62,7 +62,7 @@ def of_package(module: str) -> str:
 
 
 def test_every_module_has_a_layer():
-    """And the root holds the commands and three modules, nothing else."""
+    """The root contains the commands and three modules, nothing else."""
     assert {of_package(module) for module in MODULES} == set(LEVEL)
     assert {path.stem for path in ROOT.glob("*.py")} == COMMANDS | {
         "__init__",
@@ -73,8 +73,8 @@ def test_every_module_has_a_layer():
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_only_what_lies_below_it(module):
-    """`toybox.demo` is a command that lies in a package: it may use the public API."""
+def test_module_imports_only_lower_layers(module):
+    """`toybox.demo` is a command inside a package: it may use the public API."""
     above = {
         other
         for other in imported(MODULES[module])
@@ -83,21 +83,21 @@ def test_a_module_imports_only_what_lies_below_it(module):
     assert not above
 
 
-def test_modules_of_a_package_do_not_import_each_other_in_a_circle():
+def test_modules_have_no_circular_imports():
     below = {module: imported(path) & MODULES.keys() for module, path in MODULES.items()}
     while ends := {module for module, others in below.items() if not others & below.keys()}:
         below = {module: others for module, others in below.items() if module not in ends}
     assert not below, f"in a circle, or above one: {sorted(below)}"
 
 
-def test_inputs_know_neither_data_sets_nor_training():
+def test_inputs_do_not_import_data_or_training():
     names = {of_package(other) for module in MODULES if of_package(module) == "inputs"
              for other in imported(MODULES[module])}  # fmt: skip
     assert names and not names & {"data", "training", "evaluation", "toybox", "generate", "pipeline"}
 
 
 @pytest.mark.parametrize("module", ["training.examples", "data.buckets", "data.prepare.run_parts"])
-def test_loader_workers_import_no_jax(module):
+def test_loader_workers_do_not_import_jax(module):
     """Each worker process would import it again, which takes seconds and hundreds of megabytes."""
     code = f"import sys, realcustom_jax.{module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""`python -m realcustom_jax.convert`: every form reads back to the same bits, and mistakes are named."""
+"""`python -m realcustom_jax.convert`: every form reads back bit-exactly, and user errors."""
 
 import sys
 
@@ -29,8 +29,8 @@ def assert_same(path, micro_pipe) -> None:
     jax.tree.map(np.testing.assert_array_equal, loaded.params, micro_pipe.params)
 
 
-def test_a_folder_is_put_together_from_parts(micro_pipe, folder, tmp_path, monkeypatch):
-    """What RealCustom adds goes into one file, and from there over the base: the folder equals the first."""
+def test_folder_is_assembled_from_parts(micro_pipe, folder, tmp_path, monkeypatch):
+    """RealCustom's weights go to a file and from there over the base; the result equals the first folder."""
     part, out = tmp_path / "added.safetensors", tmp_path / "out"
     run(monkeypatch, "--model", folder, "--to", "realcustom", "--out", part)
     assert all("vision" in key or key.startswith("scoring") for key in open_tensors(part).shapes)
@@ -39,14 +39,14 @@ def test_a_folder_is_put_together_from_parts(micro_pipe, folder, tmp_path, monke
     assert_same(out, micro_pipe)
 
 
-def test_flax_weights_with_our_part_beside_them_are_the_same_model(micro_pipe, folder, tmp_path, monkeypatch):
+def test_flax_weights_with_realcustom_folder_load_as_same_model(micro_pipe, folder, tmp_path, monkeypatch):
     run(monkeypatch, "--model", folder, "--to", "flax", "--out", tmp_path / "flax")
     for name in ("tokenizer", "scheduler", "realcustom"):
         (tmp_path / "flax" / name).symlink_to(folder / name)
     assert_same(tmp_path / "flax", micro_pipe)
 
 
-def test_one_file_holds_the_whole_unet(micro_pipe, folder, tmp_path, monkeypatch):
+def test_unet_file_contains_whole_unet(micro_pipe, folder, tmp_path, monkeypatch):
     path = tmp_path / "unet.safetensors"
     run(monkeypatch, "--model", folder, "--to", "unet", "--out", path, "--dtype", "bfloat16")
     tensors = open_tensors(path)
@@ -70,7 +70,7 @@ def test_one_file_holds_the_whole_unet(micro_pipe, folder, tmp_path, monkeypatch
         (("--out", "new", "--realcustom", "absent.pth"), "'absent.pth' does not exist"),
     ],
 )
-def test_mistakes_are_named(folder, tmp_path, monkeypatch, arguments, message):
+def test_invalid_arguments_raise(folder, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()

@@ -1,4 +1,4 @@
-"""`rc.sample`: what it gives, and one clear sentence for every wrong input."""
+"""`rc.sample` and its command: results, and a one-line error for every wrong input."""
 
 import dataclasses
 import importlib
@@ -31,7 +31,7 @@ SUBJECT = rc.Subject(CAT, "cat")
 FEW = {"steps": 2}
 
 
-def test_one_prompt_and_a_list(micro_pipe):
+def test_single_request_equals_list_of_one(micro_pipe):
     """Shapes and types of the contract; a list of one request is that request."""
     subject = rc.Subject(CAT, "cat")
     single = rc.sample(micro_pipe, "a cat on the beach", subjects=[subject], seed=7, **FEW)
@@ -49,12 +49,12 @@ def test_text_only_has_no_masks(micro_pipe):
 
 
 def assert_same_picture(image: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for the last bit: another batch is another program, and float32 rounding may cross a .5."""
+    """Equal up to one level: another batch size is another program, and float32 rounding may cross a .5."""
     assert image.dtype == expected.dtype == np.uint8
     assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_one_seed_for_all_and_images_of_any_kind(micro_pipe, tmp_path):
+def test_all_image_types_give_the_same_result(micro_pipe, tmp_path):
     """A path, bytes, a PIL image and an array of the same picture are the same pixels, and give one image."""
     path, buffer = tmp_path / "cat.png", io.BytesIO()
     Image.fromarray(CAT).save(path)
@@ -62,15 +62,15 @@ def test_one_seed_for_all_and_images_of_any_kind(micro_pipe, tmp_path):
     kinds = [str(path), path, buffer.getvalue(), Image.open(path), CAT, jnp.asarray(CAT)]
     for kind in kinds:
         np.testing.assert_array_equal(load_image(kind), CAT)
-    kinds += [io.BytesIO(buffer.getvalue()), path.open("rb")]  # which can be read once alone
+    kinds += [io.BytesIO(buffer.getvalue()), path.open("rb")]  # which can be read only once
     subjects = [[rc.Subject(kind, "cat")] for kind in kinds]
     out = rc.sample(micro_pipe, ["a cat"] * 8, subjects=subjects, seed=3, **FEW)
     for image in out.images[1:]:
         assert_same_picture(image, out.images[0])
 
 
-def test_every_image_is_encoded_once(micro_pipe, monkeypatch):
-    """Each different reference once, and black once a pipeline; every slot gets its own."""
+def test_each_distinct_image_is_encoded_once(micro_pipe, monkeypatch):
+    """Each distinct reference once, and the black image once per pipeline; each slot gets its own."""
     dog = Image.fromarray(render_reference(Identity("dog", 19)).image)
     cat_and_dog = [rc.Subject(CAT, "cat"), rc.Subject(dog, "dog")]
     subjects = [cat_and_dog, [], [rc.Subject(dog, "dog")], cat_and_dog[::-1], cat_and_dog]
@@ -100,8 +100,8 @@ def test_every_image_is_encoded_once(micro_pipe, monkeypatch):
     np.testing.assert_array_equal(black, np.broadcast_to(nothing, black.shape))
 
 
-def test_every_seed_has_its_own_noise(micro_pipe):
-    """Also seeds that agree in their lower 32 bits, which `jax.random.key` alone takes for one."""
+def test_different_seeds_give_different_noise(micro_pipe):
+    """Also seeds with equal lower 32 bits, which `jax.random.key` alone treats as equal."""
     seeds = [5, 2**32 + 5, 2**63 + 5, 2**64 - 1, 6]
     data = jax.random.key_data(request_keys(seeds))
     assert len({tuple(row) for row in np.asarray(data).tolist()}) == len(seeds)
@@ -112,7 +112,7 @@ def test_every_seed_has_its_own_noise(micro_pipe):
     assert not np.array_equal(out.images[0], out.images[1])
 
 
-def test_other_sizes(micro_pipe):
+def test_other_image_size_is_sampled(micro_pipe):
     out = rc.sample(micro_pipe, "a cat", subjects=[SUBJECT], height=24, width=16, **FEW)
     assert out.images.shape == (1, 24, 16, 3) and out.masks.shape == (1, 2, 1, 12, 8)
 
@@ -213,7 +213,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_gets_one_sentence(micro_pipe, case):
+def test_wrong_input_gives_one_line_error(micro_pipe, case):
     request, sentence = WRONG[case]
     with pytest.raises(rc.UserError, match=f"(?s){sentence}") as error:
         rc.sample(micro_pipe, **{"prompt": "a cat on the beach", **FEW, **request})
@@ -233,12 +233,12 @@ def test_wrong_input_gets_one_sentence(micro_pipe, case):
         ({"match_case": None}, "match_case must be True or False, not None"),
     ],
 )
-def test_a_subject_that_cannot_be_gets_one_sentence(changes, sentence):
+def test_invalid_subject_raises(changes, sentence):
     with pytest.raises(rc.UserError, match=f"^{sentence}"):
         rc.Subject(CAT, "cat", **changes)
 
 
-def test_wishes_reach_the_conditioning(micro_pipe):
+def test_subject_options_reach_the_conditioning(micro_pipe):
     """Words, masks (averaged down to the mask grid), modes and strengths, slot by slot."""
     mask = np.zeros((32, 16), np.uint8)
     mask[:16, :8] = 255
@@ -261,7 +261,7 @@ def test_wishes_reach_the_conditioning(micro_pipe):
     assert [np.flatnonzero(w).tolist() for w in made.words[0]] == [[5], [2]]
 
 
-def test_a_base_without_realcustom_takes_no_subjects(micro_pipe):
+def test_subjects_without_realcustom_weights_raise(micro_pipe):
     base = micro_pipe.replace(models=dataclasses.replace(micro_pipe.models, realcustom=None))
     with pytest.raises(rc.UserError, match="no realcustom/ weights"):
         rc.sample(base, "a cat", subjects=[SUBJECT], **FEW)
@@ -272,7 +272,7 @@ def run_sample(monkeypatch, *arguments: str) -> None:
     runpy.run_module("realcustom_jax.sample", run_name="__main__")
 
 
-def test_the_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, capsys):
+def test_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, capsys):
     rc.save(micro_pipe, tmp_path / "model")
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     arguments = ["--model", str(tmp_path / "model"), "--prompt", "a cat", "--subject"]
@@ -284,7 +284,7 @@ def test_the_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, 
     assert "image_5.png" in capsys.readouterr().out
 
 
-def test_the_command_reads_subjects(tmp_path, monkeypatch):
+def test_command_parses_subjects(tmp_path, monkeypatch):
     """Phrases, masks, strengths and switches of two subjects, and one without words."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(CAT).save("cat.png")
@@ -303,16 +303,16 @@ def test_the_command_reads_subjects(tmp_path, monkeypatch):
 
 
 def paired(pipe):
-    """The pipeline as if its encoders had been trained as a pair."""
+    """The pipeline with encoders that count as trained together."""
     (tower,) = pipe.models.image_configs
     tower = dataclasses.replace(tower, text_paired=True, logit_scale=0.5)
     return pipe.replace(models=dataclasses.replace(pipe.models, image_configs=(tower,)))
 
 
-def test_auto_takes_the_word_that_fits_best(micro_pipe):
-    """The encoders' own cosine similarity decides; the result says what was taken, and is that request's.
+def test_auto_words_are_the_most_similar_word(micro_pipe):
+    """The highest cosine similarity decides, and the result names the word.
 
-    With random weights every word is as wrong as another, so the scale is small enough to take any.
+    With random weights no word really matches, so a small logit scale makes every word acceptable.
     """
     pipe, prompt = paired(micro_pipe), "a dog and a cat on the beach"
     # The phrases' similarities, straight from the encoders.
@@ -338,13 +338,13 @@ def test_auto_takes_the_word_that_fits_best(micro_pipe):
     assert both.words[0][1] == ("dog",) and {both.words[0][0], both.words[0][2]} == {("cat",), ("beach",)}
 
 
-def test_auto_needs_a_pair_of_encoders(micro_pipe):
+def test_auto_words_without_paired_encoders_raise(micro_pipe):
     with pytest.raises(rc.UserError, match='give the words of each subject instead of "auto"'):
         rc.sample(micro_pipe, "a cat", [rc.Subject(CAT, "auto")], **FEW)
 
 
-def test_the_command_has_a_flag_for_every_option():
-    """With the option's own type; what is not given is left to the model."""
+def test_command_has_a_flag_for_every_option():
+    """With the option's own type; options that are not given are left to the model."""
     command = runpy.run_module("realcustom_jax.sample")
     values = {float: "0.5", int: "2"}
     arguments = ["--prompt", "a cat"]
@@ -356,7 +356,7 @@ def test_the_command_has_a_flag_for_every_option():
     assert command["given_options"](command["_parser"]().parse_args(arguments[:2])) == {}
 
 
-def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
+def test_help_describes_command_and_every_option(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_sample(monkeypatch, "--help")
     text = " ".join(capsys.readouterr().out.split())
@@ -414,7 +414,7 @@ def test_help_tells_the_story_and_every_option(monkeypatch, capsys):
     ],
     ids=" ".join,
 )
-def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments, sentence):
+def test_command_mistake_gives_one_line_and_status_2(monkeypatch, tmp_path, capsys, arguments, sentence):
     (tmp_path / "FILE").touch()
     Image.fromarray(CAT).save(tmp_path / "CAT", "PNG")
     monkeypatch.chdir(tmp_path)
@@ -425,7 +425,7 @@ def test_the_command_ends_with_status_2(monkeypatch, tmp_path, capsys, arguments
     assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
 
 
-def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, tmp_path, capsys):
+def test_mistakes_are_found_before_loading_a_model(monkeypatch, tmp_path, capsys):
     """Words, sizes and steps, from the model's configs alone."""
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
@@ -434,8 +434,8 @@ def test_mistakes_are_found_before_a_model_is_loaded(monkeypatch, tmp_path, caps
             run_sample(monkeypatch, "--prompt", "a cat", "--out", str(tmp_path / "out"), *wrong)
 
 
-def test_names_of_the_package():
-    """Importing the command leaves the function; completion shows the public names; help has every option."""
+def test_public_names_and_sample_docstring_are_complete():
+    """Importing the command keeps `rc.sample`; `dir` has the public names; the docstring has every option."""
     importlib.import_module("realcustom_jax.sample")
     del sys.modules["realcustom_jax.sample"]  # other tests run it as a command
     assert callable(rc.sample) and not isinstance(rc.sample, types.ModuleType)
@@ -446,7 +446,7 @@ def test_names_of_the_package():
         assert f"{name}: " in rc.sample.__doc__ and rule.help in " ".join(rc.sample.__doc__.split())
 
 
-def test_the_package_imports_no_jax_and_can_be_loaded_again():
+def test_package_imports_without_jax_and_reloads():
     """Loader workers import it; notebooks reload it. In a process of its own, as this one has JAX already."""
     code = """
 import importlib, sys
@@ -460,8 +460,8 @@ assert importlib.reload(rc).UserError is rc.UserError
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_words_that_the_model_does_not_know_are_told():
-    """By what its tokenizer carries, as the toybox's does; nothing is said of those that it knows."""
+def test_unknown_words_give_a_warning():
+    """The toybox's tokenizer stores its known words; known words give no warning."""
     pipe = rc.load("toybox")
     with pytest.warns(UserWarning, match=r"know 'dragon', 'moon'.*things: cat, dog.*places: on the beach"):
         warn_of_unknown_words(pipe.tokenizers, ["a red dragon on the moon"])
@@ -470,7 +470,7 @@ def test_words_that_the_model_does_not_know_are_told():
         warn_of_unknown_words(pipe.tokenizers, ["a photo of a two-tone cat in a room, under the night sky"])
 
 
-def test_a_result_that_is_not_finite_is_an_error(micro_pipe):
+def test_non_finite_result_raises(micro_pipe):
     """NaN in the UNet's weights, or in the VAE's, gives no black image."""
     for part in ("unet", "vae"):
         params = dict(micro_pipe.params)
@@ -479,7 +479,7 @@ def test_a_result_that_is_not_finite_is_an_error(micro_pipe):
             rc.sample(micro_pipe.replace(params=params), ["a cat", "a dog"], **FEW)
 
 
-def test_the_python_api_caches_programs_too(monkeypatch):
+def test_python_api_uses_compilation_cache(monkeypatch):
     """In our own folder, unless the user has configured one."""
     before = jax.config.jax_compilation_cache_dir
     try:
@@ -493,7 +493,7 @@ def test_the_python_api_caches_programs_too(monkeypatch):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_the_command_needs_a_prompt(monkeypatch, capsys):
+def test_command_without_prompt_fails(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_sample(monkeypatch)
     assert stop.value.code == 2

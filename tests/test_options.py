@@ -1,4 +1,4 @@
-"""`SamplingOptions`: a wrong value is one sentence, numbers of any library will do, JSON keeps them all."""
+"""`SamplingOptions`: errors for wrong values, numbers of any library, and JSON round trips."""
 
 import dataclasses
 import itertools
@@ -67,18 +67,18 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "sentence"), WRONG, ids=lambda value: str(value)[:40])
-def test_a_wrong_value_gets_one_sentence(changes, sentence):
+def test_wrong_value_gives_one_line_error(changes, sentence):
     with pytest.raises(rc.UserError, match="^" + re.escape(sentence)) as error:
         rc.SamplingOptions().changed(changes)
     assert "\n" not in str(error.value)
 
 
-def test_construction_checks_as_well():
+def test_constructor_checks_values():
     with pytest.raises(rc.UserError, match="steps must be a whole number"):
         rc.SamplingOptions(steps="50")
 
 
-def test_every_option_has_a_wrong_value_above():
+def test_every_option_has_a_wrong_value_case():
     assert {name for changes, _ in WRONG for name in changes} >= set(rc.SamplingOptions.rules())
 
 
@@ -97,15 +97,15 @@ def test_every_option_has_a_wrong_value_above():
     ],
     ids=str,
 )
-def test_numbers_of_any_library_become_pythons(given, kept):
+def test_numbers_of_any_library_become_python_numbers(given, kept):
     options = rc.SamplingOptions().changed(given)
     for name, value in kept.items():
         assert getattr(options, name) == value and type(getattr(options, name)) is type(value)
     assert isinstance(hash(options), int)
 
 
-def test_fewer_steps_take_the_default_mask_steps_along():
-    """SDXL has 12 of 25: 8 steps alone are 8 guided ones; a number that was asked for is never changed."""
+def test_default_mask_steps_are_limited_by_steps():
+    """SDXL's default is 12 of 25, which 8 steps reduce to 8; an explicit number is never changed."""
     assert (SDXL.changed({"steps": 8}).mask_steps, SDXL.changed({"steps": 40}).mask_steps) == (8, 12)
     assert SDXL.changed({"steps": 8}).sampler_config(8, 8).guided_steps == 8
     assert SDXL.changed({"steps": 8, "mask_steps": None}).mask_steps is None
@@ -115,8 +115,8 @@ def test_fewer_steps_take_the_default_mask_steps_along():
         SDXL.changed({"mask_steps": 26}).sampler_config(8, 8)
 
 
-def test_phases_are_cut_where_passes_begin_and_end():
-    """Of 25 steps: guidance from 0.16 to 0.56 (steps 4 … 13) and masks of 10."""
+def test_phases_split_where_passes_change():
+    """25 steps with guidance from 0.16 to 0.56 (steps 4 … 13) and 10 mask steps."""
     options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
     found = phases(options.sampler_config(8, 8))
     found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in found]
@@ -131,7 +131,7 @@ def test_phases_are_cut_where_passes_begin_and_end():
 @pytest.mark.parametrize(
     ("steps", "weighted"), [(1, [0]), (2, [0]), (4, [1]), (8, [1, 2, 3]), (100, range(16, 56))]
 )
-def test_shares_of_any_number_of_steps_are_rounded(steps, weighted):
+def test_guidance_interval_is_rounded_to_steps(steps, weighted):
     """0.16 and 0.56 of 4 steps are 0.64 and 2.24, so 1 and 2: one step."""
     options = rc.SamplingOptions(steps=steps, guidance_start=0.16, guidance_stop=0.56)
     found = phases(options.sampler_config(8, 8))
@@ -140,13 +140,13 @@ def test_shares_of_any_number_of_steps_are_rounded(steps, weighted):
 
 
 @pytest.mark.parametrize(("start", "stop", "weighted"), [(0.0, 1.0, [True]), (0.5, 0.5, [False])])
-def test_guidance_acts_in_all_steps_or_none(start, stop, weighted):
-    """And nothing is compiled twice."""
+def test_full_or_empty_guidance_interval_is_one_phase(start, stop, weighted):
+    """One phase, so one compiled program."""
     config = rc.SamplingOptions(steps=4, guidance_start=start, guidance_stop=stop).sampler_config(8, 8)
     assert [phase.weighted for phase in phases(config)] == weighted
 
 
-def test_guidance_does_not_stop_before_it_starts():
+def test_guidance_stop_before_start_raises():
     with pytest.raises(rc.UserError, match=r"guidance_start 0.6 and guidance_stop 0.5 must be shares"):
         rc.SamplingOptions(guidance_start=0.6, guidance_stop=0.5).sampler_config(8, 8)
 
@@ -178,7 +178,7 @@ CHANGES = {
 }
 
 
-def test_a_model_folder_keeps_its_defaults(micro_pipe, tmp_path):
+def test_model_folder_keeps_sampling_defaults(micro_pipe, tmp_path):
     """All of them changed, through `save` and `load`: equal and, as `jax.jit` needs them, hashable."""
     assert CHANGES.keys() == rc.SamplingOptions.rules().keys()
     chosen = rc.SamplingOptions().changed(CHANGES)
@@ -191,13 +191,13 @@ def test_a_model_folder_keeps_its_defaults(micro_pipe, tmp_path):
 
 
 @pytest.mark.parametrize("base", [rc.SamplingOptions(), SDXL], ids=["SD1.5", "SDXL"])
-def test_json_gives_back_the_same_options(base):
+def test_options_round_trip_through_json(base):
     written = json.dumps(dataclasses.asdict(base.changed(CHANGES)))
     assert base.changed(json.loads(written)) == base.changed(CHANGES)
 
 
-def test_the_sampler_is_compiled_for_the_static_options_alone():
-    """Every other option is a traced number, or a size that the latents and the mask grid follow from."""
+def test_sampler_config_contains_only_static_options():
+    """Every other option is a traced number, or a size that determines the latents and the mask grid."""
     static = ProgramOptions.rules().keys()
     traced = {field.name for field in dataclasses.fields(rc.Settings)}
     assert rc.SamplingOptions.rules().keys() - static - traced == {"height", "width"}
@@ -209,7 +209,7 @@ def test_the_sampler_is_compiled_for_the_static_options_alone():
     assert (config.height, config.width, config.mask_height, config.mask_width) == (8, 12, 4, 6)
 
 
-def test_every_solver_and_spacing_works():
+def test_every_solver_and_spacing_makes_a_table():
     schedule = ScheduleConfig()
     for solver, spacing in itertools.product(SOLVERS, SPACINGS):
         assert make_table(solver, 4, schedule, spacing).t.shape == (4,)

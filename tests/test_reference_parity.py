@@ -1,4 +1,4 @@
-"""Every golden file of the published implementation, at its tolerances."""
+"""This package against every golden file of the published implementation."""
 
 import importlib.util
 from pathlib import Path
@@ -39,14 +39,12 @@ def check(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", golden_files.FILES)
-def test_equals_the_published_implementation(name):
+def test_golden_files_equal_published_implementation(name):
     check(golden_files.HERE / name)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not golden_files.WHOLE.is_dir(), reason="the whole files of golden values are not at hand"
-)
+@pytest.mark.skipif(not golden_files.WHOLE.is_dir(), reason="the whole golden files are not available")
 @pytest.mark.parametrize("name", FILES)
-def test_equals_the_published_implementation_on_whole_files(name):
+def test_whole_golden_files_equal_published_implementation(name):
     check(golden_files.WHOLE / name)

@@ -1,4 +1,4 @@
-"""What the scripts of `studies/` compute by themselves: leakage, two subjects, curves of losses."""
+"""Computations in the scripts of `studies/`: leakage, two subjects, loss curves."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from two_subjects import nearer
 from realcustom_jax.models.layers import GroupNorm
 
 
-def test_rings_are_by_the_distance_from_the_subject():
+def test_rings_follow_distance_from_the_subject():
     """Against a loop over pixels; an image without a subject has no rings, and a ring may be empty."""
     subjects = np.zeros((2, 5, 7), bool)
     subjects[0, 2, 1] = subjects[0, 2, 2] = True
@@ -41,8 +41,8 @@ def test_regions_are_widened_to_whole_latents():
     np.testing.assert_array_equal(in_cells(regions, 4), expected)
 
 
-def test_the_second_half_is_normalised_with_statistics_of_the_first():
-    """Equal halves as `GroupNorm` has them, other ones as a numpy loop over groups; 1e-5, float32."""
+def test_second_half_is_normalised_with_first_half_statistics():
+    """Equal halves against `GroupNorm`, unequal halves against a numpy loop over groups; 1e-5, float32."""
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(2, 3, 4, 5, 6)).astype(np.float32) * 2 + 1
     module = GroupNorm(2, 1e-3)
@@ -61,8 +61,8 @@ def test_the_second_half_is_normalised_with_statistics_of_the_first():
         np.testing.assert_allclose(found[3 + n, ..., channels], expected, atol=1e-5)
 
 
-def test_cuts_act_in_the_unet_and_leave_the_first_half(micro_pipe):
-    """Each kind of cut changes what the second half is, and never the first, of two unequal halves."""
+def test_cuts_change_only_the_second_half(micro_pipe):
+    """Each kind of cut changes the second of two unequal halves, and never the first."""
     unet, params = micro_pipe.models.unet, micro_pipe.params["unet"]
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, unet.config.in_channels))
     text = jax.random.normal(jax.random.key(1), (2, 5, unet.config.cross_attention_dim))
@@ -83,14 +83,14 @@ def test_cuts_act_in_the_unet_and_leave_the_first_half(micro_pipe):
         assert np.abs(found[1] - plain[1]).max() > 1e-3
 
 
-def test_all_pixels_are_parted_between_two_masks():
+def test_pixels_are_assigned_to_the_nearer_mask():
     masks = np.zeros((2, 1, 7), bool)
     masks[0, 0, 0] = masks[1, 0, 4] = True
     np.testing.assert_array_equal(nearer(masks)[:, 0], [[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
 
 
-def test_losses_above_a_value_are_a_curve_of_their_own(tmp_path, monkeypatch, capsys):
-    """Of a run that was resumed: of step 3, written twice, the last line counts."""
+def test_losses_above_a_value_form_a_separate_curve(tmp_path, monkeypatch, capsys):
+    """In a resumed run, the last line of step 3, which is written twice, counts."""
     losses = {1: 0.5, 2: 5.0, 3: 9.0, 4: 3.0, 5: 1.5}
     lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
     lines.insert(3, {"step": 3, "loss": 0.7})
@@ -101,7 +101,7 @@ def test_losses_above_a_value_are_a_curve_of_their_own(tmp_path, monkeypatch, ca
     flags = ["--windows", "1", "--apart", "2", "--out", str(tmp_path / "losses.png")]
     monkeypatch.setattr(sys, "argv", ["loss_curves.py", str(run), *flags])
     loss_curves.main()
-    said = capsys.readouterr().out
-    assert "run, to 2: 0.9000 in the first window" in said
-    assert "run, above 2: 4.0000 in the first window" in said
+    printed = capsys.readouterr().out
+    assert "run, to 2: 0.9000 in the first window" in printed
+    assert "run, above 2: 4.0000 in the first window" in printed
     assert (tmp_path / "losses.png").is_file()

@@ -1,4 +1,4 @@
-"""The package does on transformers 5 what it does on 4; version 5 runs in another process."""
+"""The package gives the same results on transformers 4 and 5; version 5 runs in another process."""
 
 import logging
 import os
@@ -35,8 +35,8 @@ def on_transformers5(*arguments: Path) -> None:
 @pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5, reason="needs transformers 4 to compare with"
 )
-def test_everything_is_the_same_on_transformers_5(tmp_path):
-    """Token ids, target words and images are equal bit for bit: nothing that computes them has changed.
+def test_results_are_equal_on_transformers_5(tmp_path):
+    """Token ids, target words and images are equal bit for bit.
 
     Each version also reads what the other saved, in version 4 by the slow CLIPTokenizer too, diffusers' own.
     """
@@ -59,8 +59,8 @@ def test_everything_is_the_same_on_transformers_5(tmp_path):
         np.testing.assert_array_equal(tokenize(tokenizer, module["PROMPTS"]), ours["ids"])
 
 
-def test_that_there_is_no_pytorch_is_not_reported():
-    """transformers 5 says so on import, on the logger of its own name; other messages stay."""
+def test_missing_pytorch_message_is_suppressed():
+    """transformers 5 logs it on import, with the logger "transformers"; other messages stay."""
 
     def passes(message: str) -> bool:
         record = logging.LogRecord("transformers", logging.WARNING, "", 0, message, None, None)

@@ -1,4 +1,4 @@
-"""What the package does with transformers, by whichever version is imported.
+"""The package's uses of transformers, with whichever version is imported.
 
     python tests/transformers_work.py OUT [TOKENIZER]
 

@@ -17,7 +17,7 @@ HLO = """
 """  # noqa: E501
 
 
-def test_collectives_are_counted_once_with_the_bytes_of_their_results():
+def test_total_counts_each_collective_once_with_result_bytes():
     assert total(by_part(HLO)) == {
         "all-gather": (4, 128 * 64 * 2 + 40 + 12 + 8),
         "all-reduce": (3, 128 * 64 * 4 + 2 * 12 * 4),
@@ -26,7 +26,7 @@ def test_collectives_are_counted_once_with_the_bytes_of_their_results():
     }
 
 
-def test_collectives_belong_to_modules_and_their_backward_passes():
+def test_collectives_are_grouped_by_module_and_backward_pass():
     assert by_part(HLO) == {
         "UNet": {"all-gather": (3, 128 * 64 * 2 + 40 + 12)},
         "UNet, backward": {"collective-permute": (1, 24)},

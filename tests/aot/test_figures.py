@@ -1,4 +1,4 @@
-"""What is read off a compiled program, on 8 simulated CPU devices in place of chips."""
+"""Figures of a compiled program (memory, operations, collectives), on 8 simulated CPU devices."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ TOPOLOGY = parse_topology("v5e:2x4")
 
 @pytest.fixture(scope="module")
 def figures() -> tuple[Program, Figures]:
-    """One matrix product whose summed result all devices need: 2·m·k·n operations over 8 devices."""
+    """One matrix product whose sum is replicated: 2·m·k·n operations over 8 devices."""
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     w = jax.ShapeDtypeStruct((32, 16), jnp.float32, sharding=NamedSharding(mesh, P()))
@@ -31,17 +31,17 @@ def figures() -> tuple[Program, Figures]:
     return program, compile_program(program, TOPOLOGY, None)
 
 
-def test_a_program_s_memory_operations_and_collectives(figures):
+def test_program_reports_memory_flops_and_collectives(figures):
     program, found = figures
     assert program.held == {"x": 64 * 32 * 4 // 8, "w": 32 * 16 * 4}
-    assert 2 * 8 * 32 * 16 <= found.flops < 2.2 * 8 * 32 * 16  # the sum besides
+    assert 2 * 8 * 32 * 16 <= found.flops < 2.2 * 8 * 32 * 16  # plus the sum
     assert total(found.collectives) == {"all-reduce": (1, 16 * 4)}
     arguments = program.held["x"] + program.held["w"]
     assert arguments + 16 * 4 <= found.hbm_peak_bytes < arguments + 100_000
     assert found.fits and found.compile_seconds > 0
 
 
-def test_what_does_not_fit_is_said(figures):
+def test_program_larger_than_hbm_does_not_fit(figures):
     program, found = figures
     tiny = dataclasses.replace(TOPOLOGY, chip=dataclasses.replace(TOPOLOGY.chip, hbm=1000))
     assert not compile_program(program, tiny, None).fits
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_said(figures):
     assert not found.fits and found.hbm_peak_bytes == int(31.52 * 2**30) and found.flops is None
 
 
-def test_the_largest_batch_lies_on_a_line(figures):
+def test_largest_batch_is_extrapolated_linearly(figures):
     _, found = figures
 
     def peak(size):
@@ -67,8 +67,8 @@ def test_the_largest_batch_lies_on_a_line(figures):
     assert largest_batch([(1, peak(None)), (2, peak(gib))], TOPOLOGY) is None
 
 
-def test_a_negative_estimate_is_unknown(figures):
-    """As the compiler gives for large programs at full effort."""
+def test_negative_time_estimate_is_reported_as_unknown(figures):
+    """The compiler gives one for large programs at full effort."""
     program, found = figures
     assert found.estimated_seconds is None  # CPU's compiler has none
     values = as_json(program, found, TOPOLOGY, None)
@@ -76,7 +76,7 @@ def test_a_negative_estimate_is_unknown(figures):
     assert "the compiler's estimate  unknown" in as_table(values)
 
 
-def test_the_report_s_numbers(figures):
+def test_report_contains_all_figures(figures):
     program, found = figures
     found = dataclasses.replace(found, estimated_seconds=0.5, flops=19.7e12, hbm_peak_bytes=4 * 2**30)
     values = as_json(program, found, TOPOLOGY, 9)
@@ -90,8 +90,8 @@ def test_the_report_s_numbers(figures):
     assert re.search(r"largest batch per chip +9\n", table) and re.search(r"images/s per chip +16\n", table)
 
 
-def test_what_the_compiler_counts_once_is_not_told(figures):
-    """Operations and time of a program whose work is in a loop."""
+def test_looped_program_reports_no_flops_or_time(figures):
+    """The compiler counts the body of a loop once, so operations and time are unknown."""
     program, found = figures
     found = dataclasses.replace(found, estimated_seconds=0.5)
     values = as_json(dataclasses.replace(program, loops=True), found, TOPOLOGY, None)
@@ -99,15 +99,17 @@ def test_what_the_compiler_counts_once_is_not_told(figures):
     assert values["hbm_peak_bytes"] == found.hbm_peak_bytes
 
 
-def test_parts_tell_what_a_loop_hides():
-    """A loop of seven products in one program, counted once; the product alone, seven times."""
+def test_loop_flops_are_computed_from_parts():
+    """The compiler counts a loop of seven products once; its body, given as a part, counts seven times."""
     x = jax.ShapeDtypeStruct((32, 32), jnp.float32)
     w = jax.ShapeDtypeStruct((32, 32), jnp.float32)
     body = jax.jit(jnp.matmul).lower(x, w)
     loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, 7, lambda _, x: x @ w, x)).lower(x, w)
-    hidden = Program(loop, 32, {}, loops=True)
-    told = dataclasses.replace(hidden, parts=((body, 7),))
-    values = [as_json(p, compile_program(p, TOPOLOGY, None), TOPOLOGY, None) for p in (hidden, told)]
+    without_parts = Program(loop, 32, {}, loops=True)
+    with_parts = dataclasses.replace(without_parts, parts=((body, 7),))
+    values = [
+        as_json(p, compile_program(p, TOPOLOGY, None), TOPOLOGY, None) for p in (without_parts, with_parts)
+    ]
     assert values[0]["flops"] is None
     assert values[1]["flops"] == pytest.approx(7 * 2 * 32**3)
     assert values[1]["estimated_step_seconds"] is None  # CPU's compiler has none

@@ -1,4 +1,4 @@
-"""Programs of real configs, traced from shapes alone: nothing is allocated, nothing compiled."""
+"""Programs of real configs, traced from shapes without allocating parameters."""
 
 import importlib.util
 import math
@@ -27,7 +27,7 @@ def config_of(name: str, *stage: str):
 
 @pytest.fixture(scope="module")
 def sdxl():
-    """(config, plan) of SDXL's customization, everything divided by 8."""
+    """(config, plan) of SDXL's customization, with parameters sharded over 8 devices."""
     config = config_of("sdxl")
     models, schedule = programs.find_models(read_config(config))
     params = programs.with_dtypes(models.param_shapes(), read_config(config))
@@ -36,8 +36,8 @@ def sdxl():
     )
 
 
-def test_every_large_parameter_of_sdxl_is_sharded(sdxl):
-    """What is copied to each chip are biases, scales and a few kernels of less than 100,000 numbers."""
+def test_large_sdxl_parameters_are_sharded(sdxl):
+    """Only biases, scales and a few kernels of less than 100,000 numbers are replicated."""
     _, plan = sdxl
     for path, leaf in jax.tree_util.tree_leaves_with_path((plan.state, plan.frozen)):
         if leaf.size > 100_000:
@@ -45,7 +45,7 @@ def test_every_large_parameter_of_sdxl_is_sharded(sdxl):
             assert 8 * share == leaf.size, jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def test_frozen_parameters_are_bfloat16_and_have_no_optimizer_state(sdxl):
+def test_frozen_parameters_are_bfloat16_without_optimizer_state(sdxl):
     _, plan = sdxl
     assert {leaf.dtype.name for leaf in jax.tree.leaves(plan.frozen)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(plan.state.params)} == {"float32"}
@@ -55,8 +55,8 @@ def test_frozen_parameters_are_bfloat16_and_have_no_optimizer_state(sdxl):
     assert trained < 0.2 * sum(leaf.size for leaf in jax.tree.leaves(plan.frozen))
 
 
-def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
-    """One image a chip; the step has a gradient all-reduce to do, the sampler its loop."""
+def test_toybox_step_and_sampler_lower_for_eight_chips():
+    """The step with one image per chip, the sampler with two; a looped sampler reports its steps as parts."""
     program = programs.train_program(read_config(config_of("tiny", "customize")), jax.devices(), per_chip=1)
     assert program.images == 8
     # Muon's momentum of kernels, Adam's two moments of the rest.
@@ -65,25 +65,25 @@ def test_the_toybox_step_and_sampler_are_traced_for_eight_chips():
     assert "stablehlo" in program.lowered.as_text()
     config = config_of("tiny", "customize")
     options = SamplingOptions(steps=25, mask_steps=10, guidance_stop=0.4)
-    config.scan = True  # of training
+    config.scan = True  # a training option, which sampling ignores
     config.model.unet.transformer_layers_per_block = 2
     program = programs.sample_program(read_config(config), jax.devices(), per_chip=2, options=options)
     assert program.images == 16 and "stablehlo.while" in program.lowered.as_text()
     once, *steps = program.parts
     assert once[1] == 1 and [times for _, times in steps] == [10, 15]
-    # Passes of an image: of no text, the text and the subject; then the subject's alone.
+    # Passes per image: empty text, text and subject while masks change; then the subject's alone.
     flops = [lowered.cost_analysis()["flops"] for lowered, _ in steps]
     assert round(flops[0] / flops[1]) == 3
     texts = [lowered.as_text() for lowered, _ in steps]
     assert not any("stablehlo.while" in text for text in texts)
-    # The word maps are looked at in guided steps alone.
+    # Only guided steps compute word maps.
     assert len(texts[0]) > len(texts[1])
 
 
-def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_configs):
-    """Everything divided by 8: modules are told apart, and the text encoder joins nothing of the batch."""
+def test_sharded_step_communicates_kernels_but_not_text_activations(micro_configs):
+    """Parameters sharded over 8 devices; the text encoder gathers kernels and has no all-reduce."""
     config = config_of("tiny", "base")
-    # One level without self-attention, one text layer: what takes time here is compiling.
+    # One level without self-attention and one text layer, to compile fast.
     small = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
     for kind in ("down", "up"):
         small[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
@@ -102,8 +102,8 @@ def test_a_divided_step_moves_kernels_and_gradients_and_no_activations(micro_con
     assert "all-gather" in parts["CLIPText"] and "all-reduce" not in parts["CLIPText"]
 
 
-def test_components_whose_output_is_stored_are_on_no_chip():
-    """Unless pictures of the run need them."""
+def test_components_with_stored_outputs_are_not_loaded():
+    """Unless the run's sample images need them."""
     config = config_of("tiny", "customize")
     models, schedule = programs.find_models(read_config(config))
     params = programs.with_dtypes(models.param_shapes(), read_config(config))
@@ -118,7 +118,7 @@ def test_components_whose_output_is_stored_are_on_no_chip():
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the extra 'tpu'")
-def test_the_command_on_the_real_compiler():
+def test_aot_command_runs_on_tpu_compiler():
     command = [sys.executable, "-m", "realcustom_jax.aot", "--config", str(CONFIGS / "tiny.py"),
                "--topology", "v5e:2x2", "--effort=-1", "--json"]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=1200)

@@ -1,4 +1,4 @@
-"""Every program of a request, traced from shapes for eight chips that are CPUs; nothing is compiled."""
+"""The programs of a sampling request, traced from shapes for eight CPU devices; nothing is compiled."""
 
 import runpy
 from pathlib import Path
@@ -24,7 +24,7 @@ def request_of_toybox() -> Request:
     return request_programs(read_config(config), jax.devices(), per_chip=2)
 
 
-def test_all_programs_of_a_request_are_there_with_their_own_parameters(request_of_toybox):
+def test_request_contains_all_programs_with_their_parameters(request_of_toybox):
     assert list(request_of_toybox.programs) == NAMES
     held = request_of_toybox.held
     # The UNet is in two programs; each other component is in one.
@@ -33,7 +33,7 @@ def test_all_programs_of_a_request_are_there_with_their_own_parameters(request_o
     assert all(program.images == 16 for program in request_of_toybox.programs.values())
 
 
-def test_parameters_are_of_the_precision_that_load_gives(request_of_toybox):
+def test_parameter_dtypes_match_load(request_of_toybox):
     """bfloat16, but float32 in the VAE, whose config does not allow less, and in the scoring."""
     for name, vae in (("VAE decoder", True), (LOOP, False)):
         params = flatten(request_of_toybox.programs[name].lowered.args_info[0][0])
@@ -42,14 +42,14 @@ def test_parameters_are_of_the_precision_that_load_gives(request_of_toybox):
             assert leaf.dtype.name == ("float32" if single else "bfloat16"), path
 
 
-def test_loops_and_rows_are_divided_and_parameters_are_not(request_of_toybox):
+def test_sampling_loop_shards_rows_across_chips(request_of_toybox):
     text = request_of_toybox.programs[LOOP].lowered.as_text()
     assert "stablehlo.while" in text
     # Each chip's own two rows of latents, within the program that all chips run.
     assert "tensor<2x16x16x" in text and "tensor<16x16x16x" in text
 
 
-def test_a_peak_counts_the_other_parts_that_stay_on_the_chip():
+def test_resident_bytes_include_other_components():
     figures = Figures(3 * 2**30, 2**30, 1.0, 1.0, 1.0, {}, 1.5, True)
     topology = parse_topology("v5e:1x1")
     for total, fits in ((14, True), (16, False)):
@@ -59,7 +59,7 @@ def test_a_peak_counts_the_other_parts_that_stay_on_the_chip():
         assert found["fits"] is fits and found["fits_offloaded"]
 
 
-def test_the_table_has_a_line_for_each_program(request_of_toybox):
+def test_table_has_one_line_per_program(request_of_toybox):
     figures = Figures(2**30, 2**29, 1e12, 1e9, 0.5, {}, 1.5, True)
     topology = parse_topology("v5e:2x4")
     values = as_json(request_of_toybox.programs[LOOP], figures, topology, None)
@@ -68,7 +68,7 @@ def test_the_table_has_a_line_for_each_program(request_of_toybox):
     assert all(f"{name}: alone" in table for name in NAMES)
 
 
-def test_a_base_without_subjects_has_no_image_towers_to_run():
+def test_base_model_has_no_image_tower_program():
     config = runpy.run_path(str(CONFIGS / "tiny.py"))["get_config"]("base")
     found = request_programs(read_config(config), jax.devices()[:1])
     assert list(found.programs) == [name for name in NAMES if name != "image towers"]

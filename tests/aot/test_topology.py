@@ -1,4 +1,4 @@
-"""Names of topologies, and what the compiler's environment must say."""
+"""Topology names, and the environment variables that the compiler needs."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from realcustom_jax.common.errors import UserError
         ("v6e:1x1", 1, "v6e-1", {"chips_per_host_bounds": (1, 1, 1)}),
     ],
 )
-def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips, accelerator, options):
+def test_topology_name_gives_chips_accelerator_and_environment(name, chips, accelerator, options):
     topology = parse_topology(name)
     assert (topology.chips, topology.accelerator) == (chips, accelerator)
     assert description_options(topology) == options
@@ -41,12 +41,12 @@ def test_a_topology_is_so_many_chips_and_is_ordered_by_its_own_name(name, chips,
         ("v5e:0x2", "has 2 sides"),
     ],
 )
-def test_a_topology_that_is_none_is_refused(name, message):
+def test_invalid_topology_raises(name, message):
     with pytest.raises(UserError, match=message):
         parse_topology(name)
 
 
-def test_a_later_chip_of_a_line_does_more():
+def test_chips_have_expected_memory_and_peak_order():
     assert CHIPS["v5e"].hbm == 16 * GIB
     assert chip_of("TPU v5 lite") is CHIPS["v5e"] and chip_of("cpu") is None
     assert CHIPS["v4"].peak < CHIPS["v5p"].peak < CHIPS["v6e"].peak

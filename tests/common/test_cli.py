@@ -48,7 +48,7 @@ def in_process(monkeypatch, capsys):
     return run
 
 
-def assert_one_sentence(status: int, err: str, *parts: str) -> None:
+def assert_one_line_error(status: int, err: str, *parts: str) -> None:
     assert status == 2
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), err
@@ -57,13 +57,13 @@ def assert_one_sentence(status: int, err: str, *parts: str) -> None:
         assert part in lines[0]
 
 
-def test_an_unknown_config_key_is_named_with_those_there_are():
+def test_unknown_config_key_error_lists_known_keys():
     result = command(CONFIG, "--config.data.bogus=1", "--workdir=nowhere")
-    assert_one_sentence(result.returncode, result.stderr, "'data.bogus'", "config.data has: bucket")
+    assert_one_line_error(result.returncode, result.stderr, "'data.bogus'", "config.data has: bucket")
     assert not (ROOT / "nowhere").exists()
 
 
-def test_help_tells_the_story():
+def test_help_describes_command_and_flags():
     result = command("--help")
     assert result.returncode == 0
     for part in (
@@ -105,9 +105,9 @@ def test_help_tells_the_story():
         "log_every", "checkpoint_every", "export_dtype",
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence(in_process, args, parts):
+def test_user_mistake_gives_one_line_error(in_process, args, parts):
     status, _, err = in_process(*args)
-    assert_one_sentence(status, err, *parts)
+    assert_one_line_error(status, err, *parts)
     assert not Path("w").exists()
 
 
@@ -136,19 +136,19 @@ def test_a_mistake_is_one_sentence(in_process, args, parts):
     ids=["syntax", "no get_config", "none", "dict", "name", "import", "file", "empty", "keys"],
 )
 @pytest.mark.parametrize("override", [(), ("--config.steps=3",)], ids=["", "with a flag"])
-def test_a_broken_config_file_is_one_sentence(in_process, tmp_path, text, parts, override):
-    """Also with a flag that changes the config, for which ml_collections loads the file in another way."""
+def test_broken_config_file_gives_one_line_error(in_process, tmp_path, text, parts, override):
+    """Also with a flag that changes the config: ml_collections then loads the file in another way."""
     path = tmp_path / "broken.py"
     path.write_text(text)
     status, _, err = in_process(f"--config={path}", *override, "--workdir=w")
     if override and "m.ConfigDict" in text:
         parts = ["no key 'steps'"]
-    assert_one_sentence(status, err, *parts, *([str(path)] if "m.ConfigDict" not in text else []))
+    assert_one_line_error(status, err, *parts, *([str(path)] if "m.ConfigDict" not in text else []))
     assert not Path("w").exists()
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_in_process_is_the_same(in_process, flag):
+def test_help_flags_print_help_in_process(in_process, flag):
     status, out, _ = in_process(flag)
     assert status == 0 and "Train one stage" in out and "--workdir" in out
 
@@ -164,7 +164,7 @@ def test_help_in_process_is_the_same(in_process, flag):
         ("", ("libtpu", "jax_cuda13_plugin"), (), False),
     ],
 )
-def test_the_tpu_s_library_alone_is_no_tpu(tmp_path, monkeypatch, platforms, installed, files, absent):
+def test_libtpu_without_device_files_means_no_tpu(tmp_path, monkeypatch, platforms, installed, files, absent):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name in installed or None)
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)

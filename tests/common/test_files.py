@@ -1,4 +1,4 @@
-"""Folders that can be written to, and those that cannot."""
+"""Checks of output folders: usable ones are created, unusable ones raise."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from realcustom_jax.data.image_text import open_split, write
 @pytest.mark.parametrize(
     ("path", "reason"), [("file", "is a file, it must be a folder"), ("file/folder", "Not a directory")]
 )
-def test_a_folder_that_cannot_be_used_is_named(tmp_path, path, reason):
+def test_unusable_folder_error_names_path(tmp_path, path, reason):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
         make_folder(tmp_path / path, "workdir")
     assert str(error.value).startswith(f"the workdir '{tmp_path / path}' ") and reason in str(error.value)
 
 
-def test_the_address_of_a_bucket_is_no_folder(tmp_path, monkeypatch):
-    """As a path it would be a folder called "gs:", another one on every host."""
+def test_bucket_address_as_folder_raises(tmp_path, monkeypatch):
+    """As a path it would create a local folder called "gs:" on every host."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"the workdir 'gs:/b/run' is an address, not a folder: mount"):
         make_folder(Path("gs://b/run"), "workdir")
@@ -39,8 +39,8 @@ def test_the_address_of_a_bucket_is_no_folder(tmp_path, monkeypatch):
         ("a\udcffb", "is not valid text for the name of a file"),
     ],
 )
-def test_names_that_no_folder_should_have_are_refused(tmp_path, monkeypatch, path, reason):
-    """Of "~" a folder would be made; `rm -r ~` then removes another one."""
+def test_invalid_folder_names_raise(tmp_path, monkeypatch, path, reason):
+    """A folder called "~" is dangerous: `rm -r ~` removes the home folder instead."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         make_folder(Path(path), "workdir")
@@ -51,7 +51,7 @@ def test_names_that_no_folder_should_have_are_refused(tmp_path, monkeypatch, pat
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
-def test_a_folder_that_takes_no_files_is_named():
-    """/proc also refuses the superuser, whom permissions do not stop."""
+def test_folder_without_write_access_raises():
+    """/proc also refuses root, whom permissions do not stop."""
     with pytest.raises(UserError, match="the workdir '/proc' cannot be written to: "):
         make_folder(Path("/proc"), "workdir")

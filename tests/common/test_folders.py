@@ -1,4 +1,4 @@
-"""Folders written beside their place: by several at once, by killed processes, from files that fail."""
+"""Atomic folder writes: concurrent writers, killed writers, failing reads and writes."""
 
 import os
 import signal
@@ -19,24 +19,24 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def write(path: Path, text: str = "x") -> None:
-    with replacing_folder(path, "--out") as half:
-        (half / "part").mkdir()
-        (half / "part" / "file").write_text(text)
+    with replacing_folder(path, "--out") as partial:
+        (partial / "part").mkdir()
+        (partial / "part" / "file").write_text(text)
 
 
-@pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
-def test_a_folder_takes_its_place_with_the_usual_permissions(tmp_path, there):
+@pytest.mark.parametrize("exists", [False, True], ids=["absent", "empty"])
+def test_folder_is_created_with_default_permissions(tmp_path, exists):
     (tmp_path / "usual").mkdir()
     out = tmp_path / "new parent" / "out [1]"
-    if there:
+    if exists:
         out.mkdir(parents=True)
     write(out)
     assert tree(tmp_path) == {"new parent/out [1]/part/file": "x"}
     assert out.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-def test_a_link_is_followed(tmp_path):
-    """Its folder may lie on a larger disk; also where it is not there yet."""
+def test_symbolic_link_is_followed(tmp_path):
+    """The target may be on another disk, and need not exist yet."""
     (tmp_path / "disk").mkdir()
     for name in ("there", "absent"):
         (tmp_path / name).symlink_to(tmp_path / "disk" / name)
@@ -47,14 +47,14 @@ def test_a_link_is_followed(tmp_path):
     assert (tmp_path / "there").is_symlink()
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "out", "--out") as half:
-        (half / "file").write_text("x")
+def test_failed_write_leaves_no_files(tmp_path):
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "out", "--out") as partial:
+        (partial / "file").write_text("x")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
 
-def test_two_writers_at_once_do_not_mix(tmp_path):
+def test_concurrent_writers_do_not_mix_files(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError) as error, replacing_folder(out, "--out") as slow:
         (slow / "slow").write_text("slow")
@@ -71,8 +71,8 @@ import sys, time
 from pathlib import Path
 from realcustom_jax.common.folders import replacing_folder
 
-with replacing_folder(Path(sys.argv[1]), "--out") as half:
-    (half / "file").write_text("half")
+with replacing_folder(Path(sys.argv[1]), "--out") as partial:
+    (partial / "file").write_text("partial")
     print("begun", flush=True)
     time.sleep(100)
 """
@@ -80,7 +80,7 @@ with replacing_folder(Path(sys.argv[1]), "--out") as half:
 
 @pytest.fixture
 def start_writer():
-    """A function that starts a process which writes a folder and does not end."""
+    """A function that starts a process which writes a folder and never finishes."""
     writers = []
 
     def start(path: Path) -> subprocess.Popen:
@@ -97,19 +97,19 @@ def start_writer():
         writer.communicate()
 
 
-def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path, start_writer):
+def test_only_partial_folders_of_killed_writers_are_removed(tmp_path, start_writer):
     out = tmp_path / "out"
     killed, living, other = start_writer(out), start_writer(out), start_writer(tmp_path / "out2")
-    halves = {path for path in tmp_path.iterdir() if path.is_dir()}
-    assert len(halves) == 3 and not out.exists()
+    partial_folders = {path for path in tmp_path.iterdir() if path.is_dir()}
+    assert len(partial_folders) == 3 and not out.exists()
     for writer in (killed, other):
         writer.send_signal(signal.SIGKILL)
         writer.wait()
     write(out)
     assert tree(out) == {"part/file": "x"}
-    left = {path for path in halves if path.exists()}
+    left = {path for path in partial_folders if path.exists()}
     assert len(left) == 2 and {path.name.split(".")[1] for path in left} == {"out", "out2"}
-    assert all(tree(path) == {"file": "half"} for path in left)
+    assert all(tree(path) == {"file": "partial"} for path in left)
     living.kill()
     living.wait()
     (out / "part" / "file").unlink()
@@ -119,30 +119,32 @@ def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out2"]
 
 
-def test_what_cannot_be_read_is_told_from_what_cannot_be_written(tmp_path, small_disk):
+def test_read_errors_and_write_errors_are_distinguished(tmp_path, small_disk):
     out = tmp_path / "out"
 
-    def refuse(half: Path) -> None:
-        raise UserError(f"{half}/a is not right")
+    def raise_user_error(partial: Path) -> None:
+        raise UserError(f"{partial}/a is not right")
 
     cases = {
         f"{tmp_path}/model cannot be read: No such file or directory": lambda _: (
             tmp_path / "model"
         ).read_text(),
-        f"--out '{out}' cannot be written: File too large": lambda half: (half / "a").write_text("x" * 2000),
-        f"--out '{out}' cannot be written: No such file or directory": lambda half: (
-            half / "a" / "b"
+        f"--out '{out}' cannot be written: File too large": lambda partial: (partial / "a").write_text(
+            "x" * 2000
+        ),
+        f"--out '{out}' cannot be written: No such file or directory": lambda partial: (
+            partial / "a" / "b"
         ).touch(),
-        f"{out}/a is not right": refuse,
+        f"{out}/a is not right": raise_user_error,
     }
     for sentence, action in cases.items():
-        with pytest.raises(UserError) as error, replacing_folder(out, "--out") as half:
-            action(half)
+        with pytest.raises(UserError) as error, replacing_folder(out, "--out") as partial:
+            action(partial)
         assert str(error.value) == sentence
         assert not list(tmp_path.iterdir())
 
 
-def test_places_where_no_folder_can_be_are_named(tmp_path, monkeypatch):
+def test_invalid_output_locations_raise(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop").symlink_to("loop")

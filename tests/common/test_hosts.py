@@ -1,4 +1,4 @@
-"""How a process learns of the others of its run; the joining itself is JAX's, and tested in test_train."""
+"""How a process finds the other hosts of its run; test_train.py covers `jax.distributed` itself."""
 
 import jax
 import pytest
@@ -16,18 +16,18 @@ def calls(monkeypatch):
     return made
 
 
-def test_one_process_alone_joins_nobody(calls):
+def test_single_process_does_not_initialize_distributed(calls):
     connect(False, {"PATH": "/bin", "JAX_PROCESS_ID": ""})
     assert calls == []
 
 
-def test_the_variables_say_where(calls):
+def test_environment_variables_give_address_and_process_index(calls):
     connect(False, ALL)
     connect(True, ALL)
     assert calls == [("127.0.0.1:1234", 2, 1)] * 2
 
 
-def test_a_cluster_names_its_hosts_itself(calls):
+def test_multihost_without_variables_uses_cluster_detection(calls):
     connect(True, {})
     assert calls == [()]
 
@@ -42,6 +42,6 @@ def test_a_cluster_names_its_hosts_itself(calls):
         (ALL | {"JAX_PROCESS_ID": "two"}, "the hosts cannot be connected: invalid literal"),
     ],
 )
-def test_half_an_address_is_an_error(calls, environment, message):
+def test_incomplete_or_invalid_address_raises(calls, environment, message):
     with pytest.raises(UserError, match=message):
         connect(False, environment)

@@ -1,4 +1,4 @@
-"""What long work says, on a terminal and in a log, by a clock that the test turns."""
+"""Progress reports on a terminal and in a log, with a fake clock."""
 
 import io
 
@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Seconds that pass by hand; timers never ring."""
+    """A fake clock: the test sets the time, and timers act only when `fire` is called."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -32,7 +32,7 @@ class Clock:
     def cancel(self):
         pass
 
-    def ring(self, which=-1):
+    def fire(self, which=-1):
         _, write, arguments = self.timers[which]
         write(*arguments)
 
@@ -42,11 +42,11 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-def test_a_log_gets_plain_lines_and_not_too_many(clock):
+def test_log_gets_plain_lines_at_intervals(clock):
     log = io.StringIO()
     with Progress(stream=log) as report:
         report.stage("compiling")
-        clock.ring()
+        clock.fire()
         report.stage("sampling")
         for step in range(1, 41):
             clock.now += 1.5
@@ -57,7 +57,7 @@ def test_a_log_gets_plain_lines_and_not_too_many(clock):
     assert len(lines) == 2 + 35 // 7 and "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
 
 
-def test_a_terminal_gets_one_line(clock):
+def test_terminal_progress_uses_one_line(clock):
     terminal = Terminal()
     with Progress(stream=terminal) as report:
         report.stage("sampling")
@@ -69,8 +69,8 @@ def test_a_terminal_gets_one_line(clock):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
-def test_nothing_comes_after_the_end(clock, stream):
-    """A timer that had rung already, and reports of another thread."""
+def test_nothing_is_written_after_close(clock, stream):
+    """Neither by a timer that has fired already, nor by reports of another thread."""
     log = stream()
     with Progress(stream=log) as report:
         report.stage("sampling")
@@ -78,7 +78,7 @@ def test_nothing_comes_after_the_end(clock, stream):
         report.step(1, 2, "sampling", "step")
     before = log.getvalue()
     assert before.count("step 1 of 2") == 1
-    clock.ring()
+    clock.fire()
     clock.now += 11
     report.step(2, 2, "sampling", "step")
     report.stage("decoding")
@@ -87,28 +87,28 @@ def test_nothing_comes_after_the_end(clock, stream):
         pass
     clock.now += 11
     counter.update()
-    clock.ring()
+    clock.fire()
     assert log.getvalue() == ""
 
 
-def test_the_name_of_an_older_stage_comes_too_late(clock):
-    """Its timer rang before the next stage, or a step, had the lock, and writes after it."""
+def test_late_timer_of_older_stage_is_ignored(clock):
+    """Its timer fired before the next stage or step took the lock, and writes after it."""
     log = io.StringIO()
     with Progress(stream=log) as report:
         report.stage("compiling")
         report.stage("sampling")
-        clock.ring(0)
+        clock.fire(0)
         assert log.getvalue() == ""
         clock.now += 11
         report.step(1, 2, "sampling", "step")
-        clock.ring(1)
+        clock.fire(1)
         assert log.getvalue().splitlines() == ["sampling: step 1 of 2, 11 s a step, 11 s left"]
         report.stage("decoding")
-        clock.ring(2)
+        clock.fire(2)
     assert log.getvalue().endswith("left\ndecoding\n")
 
 
-def test_what_is_quick_says_nothing(clock):
+def test_quick_work_prints_nothing(clock):
     log = io.StringIO()
     with Progress(stream=log) as report:
         report.stage("sampling")
@@ -122,8 +122,8 @@ def test_what_is_quick_says_nothing(clock):
     assert log.getvalue() == "" and len(clock.timers) == 1
 
 
-def test_amounts_are_of_bytes(clock):
-    """In lines that are some seconds apart; without a total, what is done."""
+def test_byte_amounts_are_shown_in_gib(clock):
+    """Lines are some seconds apart; without a total, only the amount done is shown."""
     log, gib = io.StringIO(), 2**30
     with Progress(stream=log) as report:
         report.stage("reading")
@@ -139,8 +139,8 @@ def test_amounts_are_of_bytes(clock):
     assert len(lines) == 6 and lines[-1] == "reading: 3.0 GiB"
 
 
-def test_the_pace_is_of_this_stage(clock):
-    """Steps that were done before it began do not count."""
+def test_pace_excludes_steps_before_the_stage(clock):
+    """Steps done before the stage began do not count."""
     log = io.StringIO()
     with Progress(stream=log) as report:
         report.stage("sampling", done=5)
@@ -149,7 +149,7 @@ def test_the_pace_is_of_this_stage(clock):
     assert log.getvalue() == "sampling: step 7 of 9, 10 s a step, 20 s left\n"
 
 
-def test_a_counter_counts(clock, capsys):
+def test_counter_reports_part_note_and_pace(clock, capsys):
     log = io.StringIO()
     with Counter(None, "preparing", "part", stream=log) as counter:
         counter.note("5 kept")
@@ -159,13 +159,13 @@ def test_a_counter_counts(clock, capsys):
     assert list(counted("abc", 3, "drawing", "word")) == ["a", "b", "c"]
 
 
-def test_slow_paces_are_seconds_each():
+def test_pace_and_duration_formats():
     assert (pace(2.345, "image"), pace(1, "step")) == ("2.35 s an image", "1 s a step")
     assert (pace(0.25, "image"), pace(0.002, "step")) == ("4 images a second", "500 steps a second")
     assert [duration(x) for x in (3, 99, 600, 9000)] == ["3 s", "99 s", "10 min", "2.5 h"]
 
 
-def test_a_stage_that_takes_long_is_named_without_a_step():
+def test_slow_stage_is_named_without_steps():
     """With the real timer."""
     log = io.StringIO()
     with Progress(patience=0.02, stream=log) as report:

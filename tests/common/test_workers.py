@@ -24,7 +24,7 @@ def transform(example, rng):
 if __name__ == "__main__":
     loader = make_loader([{}] * 4, transform, batch_size=1, seed=0, num_workers=2)
     pids = {int(next(loader)["pid"][0]) for _ in range(8)}
-    # A thread of Grain's starts the workers and ends long before the loader does: batches still come.
+    # The Grain thread that starts the workers ends long before the loader; batches must still come.
     import threading, time
     time.sleep(1.0)
     pids |= {int(next(loader)["pid"][0]) for _ in range(8)}
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     threading.Event().wait()
 """
 
-# A child that is forked holds all pipes of its parent open, and outlives it.
+# A forked child keeps all pipes of its parent open and outlives it.
 FORKED = LOADER.replace("    print(*pids", "    os.fork() or time.sleep(5) or os._exit(0)\n    print(*pids")
 
 POOL = """
@@ -54,13 +54,13 @@ if __name__ == "__main__":
 
 
 def is_running(pid: int) -> bool:
-    """Not for one that ended and that nobody asked for yet."""
+    """False also for a zombie process."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
     return bool(state) and not state.startswith("Z")
 
 
-@pytest.mark.parametrize("script", [LOADER, FORKED, POOL], ids=["loader", "loader of a forked", "pool"])
-def test_workers_end_when_their_parent_is_killed(tmp_path, script):
+@pytest.mark.parametrize("script", [LOADER, FORKED, POOL], ids=["loader", "forked loader", "pool"])
+def test_workers_end_when_parent_is_killed(tmp_path, script):
     path = tmp_path / "parent.py"
     path.write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

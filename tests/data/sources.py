@@ -32,7 +32,7 @@ def write_tar(path: Path, samples: list[dict[str, bytes]], first: int = 0) -> Pa
 
 
 def sample(i: int, **metadata) -> dict[str, bytes]:
-    """A whole example: its picture and caption tell its number."""
+    """A complete example; its picture and caption depend on its number."""
     return {
         "jpg": encode(picture(i)),
         "txt": f"caption of {i}".encode(),

@@ -1,4 +1,4 @@
-"""Buckets of aspect ratios: which there are, who is in which, and the stream of batches that they make."""
+"""Aspect-ratio buckets: their shapes, their members, and the stream of batches."""
 
 import json
 from collections import Counter
@@ -14,8 +14,8 @@ COUNTS = (17, 3, 9)  # of three buckets; with batches of 4 one is smaller than a
 SHAPES = ((48, 80), (64, 64), (80, 48))
 
 
-def test_the_shapes_of_sdxl():
-    """Of its published list, all those with sides in proportions up to 2 that use the budget best."""
+def test_bucket_shapes_match_sdxl():
+    """Shapes of its published list with aspect ratios up to 2 that use the pixel budget best."""
     shapes = bucket_shapes(1024**2, 64, 2.0)
     assert shapes[len(shapes) // 2] == (1024, 1024)
     assert {(704, 1472), (768, 1344), (832, 1216), (896, 1152), (960, 1088)} - set(shapes) == {(704, 1472)}
@@ -27,13 +27,13 @@ def test_the_shapes_of_sdxl():
     assert (512, 2048) in bucket_shapes(1024**2, 64, 4.0)
 
 
-def test_a_budget_that_is_too_small_is_an_error():
+def test_too_small_pixel_budget_raises():
     assert bucket_shapes(70 * 70, 64, 1.0) == [(64, 64)]
     with pytest.raises(UserError, match="steps of 64 pixels need images of at least 64×64"):
         bucket_shapes(60 * 60, 64, 2.0)
 
 
-def test_images_go_to_the_nearest_proportions():
+def test_images_go_to_nearest_aspect_ratio():
     sizes = np.random.default_rng(0).integers(1, 3000, (500, 2))
     shapes = bucket_shapes(512**2, 64, 3.0)
     buckets = make_buckets(sizes, shapes)
@@ -41,13 +41,13 @@ def test_images_go_to_the_nearest_proportions():
     for shape, members in zip(buckets.shapes, buckets.members, strict=True):
         for width, height in sizes[members]:
 
-            def off(other, ratio=height / width):
+            def distance(other, ratio=height / width):
                 return abs(np.log(ratio * other[1] / other[0]))
 
-            assert off(shape) <= min(map(off, shapes)) + 1e-12  # float64; ties
+            assert distance(shape) <= min(map(distance, shapes)) + 1e-12  # float64; ties
 
 
-def test_each_label_is_a_bucket():
+def test_each_label_gets_one_bucket():
     buckets = label_buckets(["dog", "cat", "dog", "fish", "cat"], (64, 64))
     assert buckets.shapes == ((64, 64),) * 3
     assert [members.tolist() for members in buckets.members] == [[1, 4], [0, 2], [3]]
@@ -85,22 +85,22 @@ def assert_equal(a: list[dict], b: list[dict]) -> None:
             np.testing.assert_array_equal(x[name], y[name])
 
 
-def test_every_batch_is_of_one_bucket_and_knows_its_shape():
+def test_each_batch_has_one_bucket_and_its_shape():
     members = dict(zip(SHAPES, buckets().members, strict=True))
     for batch in take(loader(), 40):
         (shape,) = {tuple(shape) for shape in batch["shape"].tolist()}
         assert set(batch["number"]) <= set(members[shape])
 
 
-def test_every_example_comes_once_an_epoch_and_none_is_left_out():
-    """4 epochs of 29 are 29 batches of 4: then 17·4, 3·4 and 9·4 are whole batches, nothing is left."""
+def test_each_example_comes_once_per_epoch():
+    """4 epochs of 29 are 29 batches of 4: 17·4, 3·4 and 9·4 are whole batches, without a remainder."""
     batches = list(loader(num_epochs=4))
     assert len(batches) == len(loader(num_epochs=4)) == sum(COUNTS)
     assert set(Counter(np.concatenate([batch["number"] for batch in batches])).values()) == {4}
 
 
-def test_after_any_epoch_only_remainders_of_buckets_are_missing():
-    """After e epochs no example came more than e times, and a bucket lacks less than a batch: e·n mod 4."""
+def test_epochs_omit_only_bucket_remainders():
+    """After e epochs no example came more than e times, and a bucket of n lacks e·n mod 4 examples."""
     for epochs in (1, 2, 3):
         counts = Counter(np.concatenate([b["number"] for b in loader(num_epochs=epochs)]).tolist())
         assert max(counts.values()) <= epochs
@@ -110,7 +110,7 @@ def test_after_any_epoch_only_remainders_of_buckets_are_missing():
             )
 
 
-def test_epochs_mix_the_buckets_each_in_its_own_way():
+def test_each_epoch_has_its_own_bucket_order():
     """Up to epoch e, ⌊17e/4⌋, ⌊3e/4⌋ and ⌊9e/4⌋ batches are complete: 6, then 13, 20 and 29."""
     epochs = np.split(order(seed=1), [6, 13, 20])
     assert [np.bincount(epoch, minlength=3).tolist() for epoch in epochs] == [
@@ -136,8 +136,8 @@ def test_resume_continues_the_same_stream(done):
     assert_equal(take(fresh, 8), expected)
 
 
-def test_an_epoch_is_seen_once_though_it_is_resumed_with_other_hosts():
-    """4 epochs: 10 batches on one host, 8 on two, 11 on four; each part, and each example 4 times in all."""
+def test_resume_with_other_host_count_visits_each_example_once():
+    """4 epochs: 10 batches on one host, 8 on two, 11 on four; each example comes 4 times in all."""
     whole = list(loader(num_epochs=4))
     seen, done, state = [], 0, None
     for hosts, count in ((1, 10), (2, 8), (4, 11)):
@@ -160,13 +160,13 @@ def test_workers_do_not_change_the_stream():
     workers.close()
 
 
-def test_without_shuffling_buckets_come_in_turn():
+def test_without_shuffle_buckets_come_in_order():
     numbers = np.concatenate([batch["number"] for batch in take(loader(shuffle=False), 6)])
     first, _, third = buckets().members
     assert numbers.tolist() == [*first[:16], *third[:8]]
 
 
-def test_other_buckets_are_another_stream():
+def test_resume_with_other_buckets_raises():
     numbers = np.arange(sum(COUNTS), dtype=np.int32)
     other = Buckets(SHAPES, tuple(np.split(numbers, np.cumsum(COUNTS)[:-1])))
     with pytest.raises(UserError, match="cannot resume: it was saved with buckets="):

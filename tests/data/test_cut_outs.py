@@ -1,3 +1,5 @@
+"""Subjects' masks in COCO's formats, and the cut-outs that are made with them."""
+
 import itertools
 
 import numpy as np
@@ -28,7 +30,7 @@ def run_lengths(mask):
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (4, 2)], ids=["begins inside", "ends inside"])
-def test_marks_are_cocos_run_lengths_and_come_back(corner):
+def test_marks_round_trip_as_coco_run_lengths(corner):
     mask = np.random.default_rng(0).random((5, 3)) < 0.4
     mask[corner] = True
     entry = mark("cat", mask)
@@ -39,7 +41,7 @@ def test_marks_are_cocos_run_lengths_and_come_back(corner):
 
 
 @pytest.mark.parametrize("metadata", [{}, {"subjects": []}, {"subjects": "cat"}])
-def test_an_example_without_marks_is_named(metadata):
+def test_example_without_marks_raises(metadata):
     with pytest.raises(UserError, match="the example 'k' marks no subjects"):
         marks({"key": "k", "metadata": metadata})
 
@@ -71,7 +73,7 @@ def test_an_example_without_marks_is_named(metadata):
         ([], "there is no polygon"),
     ],
 )
-def test_a_mark_that_cannot_be_read_is_one_sentence_that_names_the_example(segmentation, sentence):
+def test_invalid_mark_gives_one_line_error_naming_example(segmentation, sentence):
     with pytest.raises(UserError, match="the example 'k' marks a subject") as error:
         marked_mask({"words": "cat", "size": [2, 2], "segmentation": segmentation}, "k")
     assert sentence in str(error.value)
@@ -97,7 +99,7 @@ def compressed(counts):
 
 @pytest.mark.parametrize("size", [(5, 3), (1, 1), (70, 40), (300, 200)])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_compressed_run_lengths_are_read_as_the_numbers_are(size, share):
+def test_compressed_run_lengths_equal_plain_ones(size, share):
     mask = np.random.default_rng(1).random(size) < share
     counts = run_lengths(mask)
     for given in (counts, compressed(counts)):
@@ -106,20 +108,20 @@ def test_compressed_run_lengths_are_read_as_the_numbers_are(size, share):
         np.testing.assert_array_equal(found, mask)
 
 
-def test_texts_that_are_no_counts_of_the_size_are_all_found():
-    """Cut off, grown, or with a character changed: a mask is read only where the runs are of its size."""
+def test_run_lengths_of_wrong_size_raise():
+    """Truncated text, and text with one more character: the runs must cover exactly the mask's size."""
     mask = np.random.default_rng(2).random((9, 7)) < 0.5
     text = compressed(run_lengths(mask))
-    changed = {text[:i] for i in range(len(text))} | {text + "1"}
-    for given in changed:
+    damaged = {text[:i] for i in range(len(text))} | {text + "1"}
+    for given in damaged:
         with pytest.raises(UserError, match="'k' marks"):
             marked_mask({"segmentation": {"size": [9, 7], "counts": given}}, "k")
 
 
-def test_polygons_are_filled_and_joined():
-    """Against the side of each edge on which a pixel's centre lies; pixels on an edge may be either.
+def test_polygons_are_filled_and_merged():
+    """Against the side of each edge on which a pixel's centre lies; pixels at an edge are not compared.
 
-    Corners beyond the picture are moved to its edge.
+    Corners beyond the picture are moved to its border.
     """
     triangle, box = [2, 1, 28, 6, 9, 30], [30, 20, 60, 20, 60, 50, 30, 50]
     found = marked_mask({"size": [40, 50], "segmentation": [triangle, box]}, "k")
@@ -135,23 +137,23 @@ def test_polygons_are_filled_and_joined():
     np.testing.assert_array_equal(found[clear], expected[clear])
 
 
-def test_a_mark_without_words_names_the_example():
+def test_mark_without_words_raises():
     with pytest.raises(UserError, match="'k' marks a subject without saying its words"):
         marked_words({"segmentation": {}}, "k")
 
 
-def test_a_mask_is_cropped_as_its_picture_is():
+def test_mask_is_cropped_like_its_image():
     """The subject's colour in the crop of the picture, against the crop of its mask, of half the size."""
     image, mask = picture(60, 90, 10, 20, 30, 60)
     crop = center_crop_resize(image, (40, 40))
     found = cropped_mask(mask[::2, ::2], (60, 90), (40, 40), "k")
     red = crop[..., 0] > 100
     assert 100 < red.sum() < 1000
-    assert (found != red).sum() <= np.count_nonzero(red ^ np.roll(red, 1, 0)) + 40  # but for their edges
+    assert (found != red).sum() <= np.count_nonzero(red ^ np.roll(red, 1, 0)) + 40  # except at the edges
 
 
-def test_a_shrunken_mask_counts_the_pixels_of_each_square():
-    """By a loop; ±0.5 of 255 is the rounding to bytes."""
+def test_shrink_mask_averages_each_square():
+    """Against a loop; ±0.5 of 255 is the rounding to bytes."""
     mask = np.random.default_rng(3).random((12, 8)) < np.linspace(0, 1, 8)
     found = shrink_mask(mask, 4)
     assert found.shape == (3, 2) and found.dtype == np.uint8
@@ -163,19 +165,19 @@ def test_a_shrunken_mask_counts_the_pixels_of_each_square():
 
 
 @pytest.mark.parametrize(("left", "whole"), [(0, False), (6, False), (11, True), (30, True)])
-def test_a_subject_counts_as_seen_when_half_of_it_is_in_the_crop(left, whole):
+def test_subject_counts_only_with_half_its_area_in_crop(left, whole):
     """Of 160×60 the crop has columns 50 to 110; the subject is 40 wide, from 3·left on."""
     _, mask = picture(60, 160, 10, 3 * left, 30, 3 * left + 40)
     assert cropped_mask(mask, (60, 160), (20, 20), "k").any() == whole
 
 
-def test_a_speck_is_no_subject():
+def test_tiny_subject_is_ignored():
     _, mask = picture(60, 60, 10, 10, 13, 13)
     assert not cropped_mask(mask, (60, 60), (60, 60), "k").any()
 
 
-def test_a_mask_of_other_proportions_names_the_example():
-    """As from annotations of a phone's picture before its rotation."""
+def test_mask_with_other_aspect_ratio_raises():
+    """For example an annotation of a phone's photo made before its rotation."""
     with pytest.raises(UserError, match=r"'k' marks a subject in a picture of 64×48, but .* has 48×64"):
         cropped_mask(np.ones((48, 64), bool), (64, 48), (16, 16), "k")
 
@@ -190,26 +192,26 @@ def picture(height, width, top, left, bottom, right):
 @pytest.mark.parametrize(
     "box", [(10, 20, 30, 40), (0, 0, 20, 20), (40, 70, 60, 90)], ids=["middle", "corner", "other corner"]
 )
-def test_a_cut_out_is_in_the_middle_at_one_scale_and_has_nothing_of_its_surroundings(box):
+def test_cut_out_is_centred_scaled_and_without_background(box):
     image, mask = picture(60, 90, *box)
     rgba = np.asarray(cut_out(image, mask, 64)).astype(int)
     alpha = rgba[..., 3] / 255
-    assert alpha.mean() == pytest.approx(AREA, rel=0.03)  # its edges are soft
+    assert alpha.mean() == pytest.approx(AREA, rel=0.03)  # soft edges
     centre = [(alpha.sum(axis) * (np.arange(64) + 0.5)).sum() / alpha.sum() for axis in (1, 0)]
     np.testing.assert_allclose(centre, 32, atol=0.2)
-    # Bicubic filtering of premultiplied colours rings where the edge is thin; the blue, 255, is not seen.
+    # Bicubic filtering overshoots at edges, but the background's blue, 255, must not show.
     seen = rgba[alpha > 0.5][:, :3]
     np.testing.assert_allclose(np.median(seen, axis=0), [200, 30, 30], atol=1)
     assert seen[:, 2].max() < 50
 
 
-def test_a_long_subject_is_limited_by_its_length():
+def test_long_subject_is_scaled_by_its_length():
     rgba = np.asarray(cut_out(*picture(60, 90, 25, 5, 30, 85), 64))
     inside = np.flatnonzero((rgba[..., 3] > 127).any(axis=0))
     assert inside[-1] - inside[0] + 1 == pytest.approx(EXTENT * 64, abs=1)
 
 
-def test_at_strength_0_a_cut_out_only_gets_a_ground_and_may_be_flipped():
+def test_zero_strength_only_adds_background_and_flips():
     sheet = Image.fromarray(
         np.dstack([np.full((64, 64, 3), [200, 30, 30], np.uint8), np.zeros((64, 64), np.uint8)])
     )
@@ -227,7 +229,7 @@ def test_at_strength_0_a_cut_out_only_gets_a_ground_and_may_be_flipped():
     assert min(seen.values()) >= 4
 
 
-def test_strength_moves_turns_scales_and_lights_within_what_is_promised():
+def test_full_strength_variation_stays_within_limits():
     sheet = Image.fromarray(
         np.dstack([np.full((64, 64, 3), [150, 60, 60], np.uint8), np.zeros((64, 64), np.uint8)])
     )
@@ -245,7 +247,7 @@ def test_strength_moves_turns_scales_and_lights_within_what_is_promised():
     assert (spread > 12).all() and (spread < 60).all()
 
 
-def test_strengths_draw_alike():
+def test_random_draws_do_not_depend_on_strength():
     sheet = cut_out(*picture(60, 90, 10, 20, 30, 40), 64)
     after = []
     for strength in (0.0, 1.0):

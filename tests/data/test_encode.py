@@ -1,4 +1,4 @@
-"""Stored latents and text: what is stored, that training from it is training from pixels, what is refused."""
+"""Stored latents and text: their content, training from them and from pixels, and errors."""
 
 import dataclasses
 import runpy
@@ -62,7 +62,7 @@ def two_texts(micro_pipe, micro_configs) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Split:
-    """Pictures of three proportions."""
+    """Pictures of three aspect ratios."""
     folder = tmp_path_factory.mktemp("data")
     sizes = [(32, 24), (20, 40), (26, 26)]
     captions = (b"a cat", b"a dog in the snow")
@@ -95,10 +95,10 @@ def encoded(request, micro_pipe, two_texts, data, tmp_path_factory):
     shutil.rmtree(encoded_folder(data))
 
 
-def test_the_posterior_of_each_image_is_stored(encoded):
+def test_stored_posterior_equals_vae_output(encoded):
     """Against the VAE on one image at a time: float16 has 11 bits, so 2e-3 of values up to 4.
 
-    The last six images have all proportions and are of the last chunk, whose last batch is not full.
+    The last six images have all aspect ratios and end with the last chunk, whose last batch is not full.
     """
     moments = jax.jit(
         lambda image: encoded.pipe.models.vae.apply(
@@ -121,8 +121,8 @@ def test_the_posterior_of_each_image_is_stored(encoded):
     assert len(shapes) == (1 if len(encoding.shapes) == 1 else 3)
 
 
-def test_the_text_of_each_caption_is_stored(encoded):
-    """Against one caption at a time: float16 has 11 bits, of values up to 4. Of an empty caption too."""
+def test_stored_text_equals_text_encoder_output(encoded):
+    """Against one caption at a time, and the empty one: float16 has 11 bits, of values up to 4."""
     if not encoded.encoding.text:
         assert encoded.split.empty_text is None and "text" not in encoded.split[0]
         return
@@ -140,7 +140,7 @@ def test_the_text_of_each_caption_is_stored(encoded):
 
 
 def batches_of(encoded, data, side: int | None) -> list[dict]:
-    """The first batch from pixels, and the same from what is stored."""
+    """The first batch from pixels, and the same batch from stored values."""
     shapes = encoded.encoding.shapes
     buckets = make_buckets(data.sizes(), shapes) if len(shapes) > 1 else None
     made = []
@@ -154,8 +154,8 @@ def batches_of(encoded, data, side: int | None) -> list[dict]:
     return made
 
 
-def test_a_batch_differs_in_nothing_but_what_is_stored(encoded, data):
-    """The reference is still of the pixels, with the same augmentation; the same texts are dropped."""
+def test_stored_batch_equals_pixel_batch_otherwise(encoded, data):
+    """The reference still comes from pixels, with the same augmentation; the same texts are dropped."""
     pixels, stored = batches_of(encoded, data, side=16)
     assert pixels.keys() == {"image", "ids", "reference", "flag"}
     text = {"text", "pooled"} if encoded.encoding.text else {"ids"}
@@ -169,11 +169,11 @@ def test_a_batch_differs_in_nothing_but_what_is_stored(encoded, data):
         assert found == dropped and len(set(dropped)) == 2
 
 
-def test_the_loss_from_what_is_stored_is_the_loss_from_pixels(encoded, data):
-    """Same key, same draws: equal but for float16's 5e-4 of each number; the loss is an average: 1e-3.
+def test_loss_from_stored_latents_equals_loss_from_pixels(encoded, data):
+    """Same key, same draws: equal up to float16's relative 5e-4 of each number; of the average loss, 1e-3.
 
-    With a UNet that halves its input and adds the text, so the loss depends on both. Another key is off by
-    more than three times the tolerance: the draw from the posterior is the same one.
+    The fake UNet halves its input and adds the text, so the loss depends on both. Another key changes the
+    loss by more than three times the tolerance, so the draw from the posterior must be the same one.
     """
     pipe = encoded.pipe
     models = SimpleNamespace(
@@ -193,7 +193,7 @@ def test_the_loss_from_what_is_stored_is_the_loss_from_pixels(encoded, data):
 
 
 class HalvesAndAdds:
-    """Stands for the UNet."""
+    """A fake UNet."""
 
     def apply(self, variables, *, method):
         return method(self)
@@ -206,15 +206,15 @@ class HalvesAndAdds:
         return 0.5 * z + context[:, None, None, None], None
 
 
-def test_training_from_latents_alone_decodes_no_image(encoded, data):
-    """And text that is not asked for is left where it is."""
+def test_split_without_images_decodes_no_image(encoded, data):
+    """Text that is not requested is not read either."""
     encoding = encoded.encoding
     split = open_encoded(data, encoding.vae, encoding.shapes, with_image=False)
     assert split[3].keys().isdisjoint({"image", "text", "pooled"}) and split.empty_text is None
     assert {split[i]["caption"] for i in range(COUNT)} == {"a cat", "a dog in the snow"}
 
 
-def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
+def test_interrupted_encoding_resumes(encoded, data, monkeypatch):
     """Killed after two of four chunks: the other two are computed, and the latents are the same."""
     encoding, split = encoded.encoding, encoded.split
     expected = [split[i]["mean"] for i in range(COUNT)]
@@ -239,9 +239,9 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
     monkeypatch.setattr(command.Progress, "stage", lambda _, text, done: reports.append(done))
     monkeypatch.setattr(command.Progress, "step", lambda _, done, total, *names: reports.append(done))
     encode_split(data, encoding)
-    # From what was there on, batch by batch and not chunk by chunk.
+    # Progress starts at the stored count and advances by batch, not by chunk.
     assert reports[0] == 10 and reports[-1] == COUNT and np.diff(reports).max() <= encoding.batch_size
-    encode_split(data, encoding)  # there is nothing left to do
+    encode_split(data, encoding)  # nothing is left to do
     assert calls == [range(5), range(5, 10), range(10, 15), range(15, 19)]
     again = open_encoded(data, encoding.vae, encoding.shapes, with_image=False)
     for i in range(COUNT):
@@ -250,7 +250,7 @@ def test_work_that_was_cut_off_goes_on(encoded, data, monkeypatch):
     kept.rename(folder)
 
 
-def test_latents_of_another_kind_are_refused(encoded, data):
+def test_mismatched_latents_raise(encoded, data):
     encoding = encoded.encoding
     with pytest.raises(UserError, match="were made with another VAE than the model's"):
         open_encoded(data, "other", encoding.shapes, True)
@@ -266,7 +266,7 @@ def test_latents_of_another_kind_are_refused(encoded, data):
             encode_split(data, dataclasses.replace(encoding, **changes))
 
 
-def test_latents_that_are_not_there_are_asked_for(tmp_path):
+def test_missing_latents_error_names_command(tmp_path):
     data = Split(None, tmp_path, "train")
     with pytest.raises(
         UserError, match=r"no stored latents in '.*encoded-train'.*realcustom_jax.data.encode"
@@ -274,7 +274,7 @@ def test_latents_that_are_not_there_are_asked_for(tmp_path):
         open_encoded(data, "x", ((16, 16),), True)
 
 
-def test_the_fingerprint_is_of_the_encoders_in_half_precision(two_texts):
+def test_fingerprint_covers_encoders_in_half_precision(two_texts):
     params = flatten(two_texts.params)
     half = {path: np.asarray(value, np.float16).astype(np.float32) for path, value in params.items()}
 
@@ -298,7 +298,7 @@ def test_the_fingerprint_is_of_the_encoders_in_half_precision(two_texts):
     assert text_fingerprint(one, two_texts.params) != text(two_texts.params)
 
 
-def test_a_broken_file_of_the_empty_text_is_named(encoded, data):
+def test_damaged_empty_text_file_raises(encoded, data):
     if not encoded.encoding.text:
         return
     path = encoded_folder(data) / "empty.safetensors"
@@ -309,8 +309,8 @@ def test_a_broken_file_of_the_empty_text_is_named(encoded, data):
     path.write_bytes(whole)
 
 
-def test_the_command_stores_what_it_is_asked_for(data, two_texts, tmp_path, capsys):
-    """From its options to the folder; the data set is a copy, without what other tests stored."""
+def test_command_stores_latents_and_text(data, two_texts, tmp_path, capsys):
+    """On a copy of the data set, without the latents that other tests stored."""
     model, copy = tmp_path / "model", tmp_path / "data"
     pipeline.save(two_texts, model)
     shutil.copytree(data.folder, copy / data.folder.relative_to(data.folder.parents[1]),
@@ -321,8 +321,8 @@ def test_the_command_stores_what_it_is_asked_for(data, two_texts, tmp_path, caps
     assert info.examples == COUNT and info.text == text_fingerprint(two_texts, two_texts.params)
 
 
-def test_the_command_encodes_in_the_precision_that_is_asked_for(data, two_texts, tmp_path):
-    """Against the modules in float32 and bfloat16, whose 8 bits put them apart; not mixed with another."""
+def test_command_encodes_with_requested_dtypes(data, two_texts, tmp_path):
+    """Against the modules in float32 and bfloat16, which differ by more than float16's rounding."""
     model, copy = tmp_path / "model", tmp_path / "data"
     pipeline.save(two_texts, model)
     shutil.copytree(data.folder, copy / data.folder.relative_to(data.folder.parents[1]),
@@ -354,7 +354,7 @@ def test_the_command_encodes_in_the_precision_that_is_asked_for(data, two_texts,
         command.main(options)
 
 
-def test_a_step_that_the_unet_cannot_halve_is_refused(micro_models):
+def test_bucket_step_that_unet_cannot_halve_raises(micro_models):
     """Latents are half the pixels, and the UNet halves them once more: multiples of 4."""
     assert training_shapes(micro_models, False, 7, 2.0) == ((16, 16),)
     with pytest.raises(UserError, match="the bucket step 6 must be a multiple of 4 pixels"):

@@ -1,4 +1,4 @@
-"""Damaged and odd files of data sets and sources, made by rules: one sentence, or counted as broken."""
+"""Damaged and unexpected files of data sets and sources: a one-line error, or counted as broken."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from realcustom_jax.data.prepare.recipe import Recipe
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sources.py"))))
 PICTURE = common.encode(common.picture(0, 20, 16))
 
-# What may stand in a file of JSON.
-ODD = {
+# Damaged or unexpected contents of a JSON file.
+DAMAGED = {
     "nothing": b"", "binary": bytes(range(256)), "half": b'{"a": [1, 2', "null": b"null", "number": b"3",
     "list": b"[]", "text": b'"x"', "empty": b"{}", "deep": b"[" * 100_000 + b"]" * 100_000, "nan": b"NaN",
     "long number": b"9" * 5000,
@@ -46,18 +46,18 @@ def written(source, tmp_path_factory) -> Path:
     return folder / "data"
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-def test_a_damaged_description_of_a_data_set(written, tmp_path, name, odd):
+def test_damaged_data_set_description_raises(written, tmp_path, name, damage):
     copy = Path(shutil.copytree(written, tmp_path / "data"))
-    (copy / "image_text" / "1.0.0" / name).write_bytes(ODD[odd])
+    (copy / "image_text" / "1.0.0" / name).write_bytes(DAMAGED[damage])
     with pytest.raises(UserError, match=r"is damaged or of another kind|has no split") as error:
         open_split(copy, "train")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, bytes(70_000)])
-def test_damaged_records_and_sizes(written, tmp_path, content):
+def test_damaged_records_or_sizes_raise(written, tmp_path, content):
     copy = Path(shutil.copytree(written, tmp_path / "data")) / "image_text" / "1.0.0"
     sizes = copy / "sizes-train.npy"
     sizes.write_bytes(content)
@@ -69,25 +69,25 @@ def test_damaged_records_and_sizes(written, tmp_path, content):
         open_split(copy.parents[1], "train")
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_damaged_latents(tmp_path, odd):
-    (tmp_path / "encoded.json").write_bytes(ODD[odd])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_latents_info_raises(tmp_path, damage):
+    (tmp_path / "encoded.json").write_bytes(DAMAGED[damage])
     with pytest.raises(UserError, match=r"encoded\.json' is damaged"):
         read_info(tmp_path)
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("name", ["job.json", "part-000000.json"])
-def test_damaged_work_is_done_again(source, written, tmp_path, name, odd):
+def test_damaged_intermediate_files_are_rebuilt(source, written, tmp_path, name, damage):
     work = tmp_path / "data" / "image_text" / "1.0.0.incomplete"
     work.mkdir(parents=True)
-    (work / name).write_bytes(ODD[odd])
+    (work / name).write_bytes(DAMAGED[damage])
     report = prepare([str(source)], tmp_path / "data", Recipe())
     assert report.count == 3 and len(open_split(tmp_path / "data", "train")) == 3
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    """Malformed lines of a .jsonl file; none of them may give an example."""
+    """Invalid lines of a .jsonl file; none of them may give an example."""
     outside = ("../secret.jpg", str(folder / "secret.jpg"), "a/../../secret.jpg", "/etc/passwd")
     names = (
         *outside,
@@ -103,14 +103,18 @@ def lines_of(folder: Path) -> list[bytes]:
         True,
         "/dev/zero",
     )
-    named = [json.dumps({"file_name": name, "text": "a cat"}).encode() for name in names]
+    with_bad_names = [json.dumps({"file_name": name, "text": "a cat"}).encode() for name in names]
     captions = (None, 3, "", "  ", [], "\ud800")
-    told = [json.dumps({"file_name": "good.jpg", "text": text}).encode() for text in captions]
-    return named + told + [content.replace(b"\n", b" ") or b"{" for content in ODD.values()]
+    with_bad_captions = [json.dumps({"file_name": "good.jpg", "text": text}).encode() for text in captions]
+    return (
+        with_bad_names
+        + with_bad_captions
+        + [content.replace(b"\n", b" ") or b"{" for content in DAMAGED.values()]
+    )
 
 
-def test_lines_that_name_what_they_must_not(tmp_path):
-    """Files outside of the folder are not read, a pipe is not waited for, and all is counted."""
+def test_invalid_jsonl_lines_are_counted_as_broken(tmp_path):
+    """Files outside the folder are not read, a pipe does not block, and every line is counted."""
     folder = tmp_path / "inside"
     folder.mkdir()
     (tmp_path / "secret.jpg").write_bytes(PICTURE)
@@ -125,7 +129,7 @@ def test_lines_that_name_what_they_must_not(tmp_path):
     assert open_split(tmp_path / "data", "train")[0]["key"].endswith(f"/{len(lines) + 1}")
 
 
-def test_a_table_that_names_files_outside(tmp_path):
+def test_parquet_paths_outside_folder_are_dropped(tmp_path):
     folder = tmp_path / "inside"
     folder.mkdir()
     for place in (tmp_path / "secret.jpg", folder / "good.jpg"):
@@ -139,18 +143,18 @@ def test_a_table_that_names_files_outside(tmp_path):
     assert report.count == 1 and report.dropped == {"outside": 2, "no_image": 2}
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_odd_metadata_beside_an_image(tmp_path, odd):
-    """It is kept where it is an object, else the example is broken."""
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_invalid_metadata_makes_example_broken(tmp_path, damage):
+    """Metadata is kept if it is a JSON object, else the example is broken."""
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(PICTURE)
     (folder / "a.txt").write_text("a cat")
-    (folder / "a.json").write_bytes(ODD[odd])
+    (folder / "a.json").write_bytes(DAMAGED[damage])
     (folder / "b.jpg").write_bytes(PICTURE)
     (folder / "b.txt").write_text("a dog")
     report = prepare([str(folder)], tmp_path / "data", Recipe(), max_bad_share=1.0)
-    whole = odd in ("empty", "wrong types", "absurd")
+    whole = damage in ("empty", "wrong types", "absurd")
     assert report.count == 1 + whole and report.bad == 1 - whole
     assert all(
         isinstance(open_split(tmp_path / "data", "train")[i]["metadata"], dict) for i in range(1 + whole)
@@ -178,7 +182,7 @@ def test_odd_metadata_beside_an_image(tmp_path, odd):
         (["--source", "{source}", "--data-dir", ""], "--data-dir is empty"),
     ],
 )
-def test_options_that_make_no_sense(source, tmp_path, monkeypatch, capsys, arguments, message):
+def test_invalid_options_give_one_line_error(source, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     given = [argument.format(source=source) for argument in arguments]
     with pytest.raises(SystemExit) as stop:

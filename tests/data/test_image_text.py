@@ -1,4 +1,4 @@
-"""The data set on disk: round trip, interruption, and what a user can get wrong."""
+"""The data set on disk: round trip, interruption, and user errors."""
 
 import io
 import pickle
@@ -44,7 +44,7 @@ def test_round_trip_is_exact(tmp_path):
         assert example["metadata"] == {"number": i, "of": [i]}
 
 
-def test_index_is_checked_and_negative_counts_from_the_end(tmp_path):
+def test_index_is_checked_and_may_be_negative(tmp_path):
     write(tmp_path, {"train": examples(3)})
     split = open_split(tmp_path, "train")
     assert split[-1]["key"] == split[2]["key"]
@@ -53,7 +53,7 @@ def test_index_is_checked_and_negative_counts_from_the_end(tmp_path):
             split[index]
 
 
-def test_encoded_bytes_go_in_as_they_are(tmp_path):
+def test_encoded_images_are_stored_unchanged(tmp_path):
     # A second JPEG encoding would change pixels: what comes out must be what the given bytes decode to.
     jpeg = encode(picture(0, (16, 16)), "JPEG")
     write(tmp_path, {"train": [Example("a", jpeg, "")]})
@@ -82,7 +82,7 @@ def test_interrupted_write_leaves_no_data_set(tmp_path):
     assert len(open_split(tmp_path, "train")) == 3
 
 
-def test_folder_of_a_killed_write_is_not_taken_for_a_data_set(tmp_path):
+def test_folder_of_killed_write_is_no_data_set(tmp_path):
     (tmp_path / "image_text" / "1.0.0.incompleteABC").mkdir(parents=True)
     with pytest.raises(UserError, match="no image_text data set"):
         open_split(tmp_path, "train")
@@ -92,13 +92,13 @@ def test_folder_of_a_killed_write_is_not_taken_for_a_data_set(tmp_path):
     assert is_written(tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_uncreatable_folder_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the data folder '.*/file/data' cannot be made: Not a directory"):
         write(tmp_path / "file" / "data", {"train": examples(1)})
 
 
-def test_existing_data_set_is_kept(tmp_path):
+def test_existing_data_set_is_not_overwritten(tmp_path):
     write(tmp_path, {"train": examples(2)})
     with pytest.raises(UserError, match="holds a data set already"):
         write(tmp_path, {"train": examples(5)})
@@ -121,20 +121,20 @@ def test_errors_name_the_input(tmp_path):
         open_split(tmp_path / "a", "test")
 
 
-def test_image_with_a_good_header_and_torn_pixels_is_reported_on_reading(tmp_path):
-    torn = encode(picture(0, (64, 64)))[:200]
-    write(tmp_path, {"train": [Example("half", torn, "")]})
+def test_truncated_image_raises_on_reading(tmp_path):
+    truncated = encode(picture(0, (64, 64)))[:200]
+    write(tmp_path, {"train": [Example("half", truncated, "")]})
     with pytest.raises(UserError, match="example 'half' cannot be decoded"):
         open_split(tmp_path, "train")[0]
 
 
-def test_nothing_is_printed(tmp_path, capfd):
+def test_data_set_functions_print_nothing(tmp_path, capfd):
     write(tmp_path, {"train": examples(2)})
     open_split(tmp_path, "train")[0]
     assert capfd.readouterr() == ("", "")
 
 
-def test_neither_jax_nor_tensorflow_is_imported():
+def test_jax_and_tensorflow_are_not_imported():
     code = "import sys, realcustom_jax.data.image_text; print({'jax', 'tensorflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
@@ -151,6 +151,6 @@ def test_command_reports_a_user_error_in_one_line(capsys):
     assert capsys.readouterr().err == "error: no such dog\n"
 
 
-def test_command_does_not_hide_a_bug():
+def test_command_does_not_hide_bugs():
     with pytest.raises(ValueError, match="a bug"), exit_on_user_error():
         raise ValueError("a bug")

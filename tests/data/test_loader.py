@@ -55,7 +55,7 @@ def numbers(batches: list[dict]) -> list[int]:
     return np.concatenate([batch["number"] for batch in batches]).tolist()
 
 
-def test_every_example_comes_once_an_epoch_in_an_order_of_its_own():
+def test_each_epoch_visits_examples_once_in_new_order():
     stream = numbers(take(loader(12), 9))
     epochs = [stream[:12], stream[12:24], stream[24:]]
     for epoch in epochs:
@@ -64,24 +64,24 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_its_own():
     assert tuple(range(12)) not in map(tuple, epochs)
 
 
-def test_epochs_follow_without_a_gap_and_the_last_remainder_is_dropped():
+def test_batches_span_epochs_and_last_remainder_is_dropped():
     batches = list(loader(10, num_epochs=3, shuffle=False))
     assert numbers(batches) == (list(range(10)) * 3)[:28]
     assert len(loader(10, num_epochs=3)) == 7
 
 
-def test_seeds_differ_and_repeat():
+def test_order_depends_only_on_seed():
     assert_equal(take(loader(seed=5), 5), take(loader(seed=5), 5))
     assert numbers(take(loader(100, seed=5), 5)) != numbers(take(loader(100, seed=6), 5))
 
 
-def test_the_order_is_grain_s():
-    """So that runs of earlier versions, which indexed Grain's data set, resume with their stream."""
+def test_order_equals_grain_shuffle():
+    """Runs of earlier versions, which indexed Grain's data set, must resume with the same stream."""
     expected = grain.MapDataset.range(10).shuffle(7).repeat()
     assert numbers(take(loader(10, seed=7), 9)) == [expected[i] for i in range(36)]
 
 
-def test_index_counts_the_stream_and_random_numbers_never_repeat():
+def test_index_counts_up_and_random_numbers_are_unique():
     batches = take(loader(10), 10)
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
     assert len(np.unique(np.concatenate([batch["noise"] for batch in batches]))) == 80
@@ -102,8 +102,8 @@ def test_resume_continues_the_same_stream(done):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_one_example_a_batch_and_process(workers):
-    """An endless stream of the most batches that there can be; the order is that of larger batches."""
+def test_batch_size_one_keeps_the_order(workers):
+    """The order is that of larger batches, also with a worker, after a resume and on two processes."""
     expected = numbers(take(loader(), 3))
     stream = loader(batch_size=1, num_workers=workers)
     assert numbers(take(stream, 6)) == expected[:6]
@@ -116,7 +116,7 @@ def test_one_example_a_batch_and_process(workers):
     assert [n for pair in zip(*map(numbers, pairs), strict=True) for n in pair] == expected
 
 
-def test_resume_at_the_end_is_the_end():
+def test_resume_at_the_end_gives_nothing():
     original = loader(num_epochs=1)
     assert len(list(original)) == 2
     fresh = loader(num_epochs=1)
@@ -124,7 +124,7 @@ def test_resume_at_the_end_is_the_end():
     assert list(fresh) == []
 
 
-def test_two_processes_together_are_one():
+def test_two_processes_together_equal_one():
     whole = take(loader(), 8)
     parts = [take(loader(process_index=i, process_count=2), 8) for i in range(2)]
     assert all(batch["number"].shape == (2,) for batch in parts[0])
@@ -151,19 +151,19 @@ def test_workers_and_prefetch_do_not_change_the_stream():
     assert_equal(take(fresh, 3), expected[3:])
 
 
-def test_a_closed_loader_says_so():
+def test_closed_loader_raises():
     stream = loader()
     stream.close()
     with pytest.raises(ValueError, match="closed"):
         next(stream)
 
 
-def test_a_user_error_in_the_transform_reaches_the_caller():
+def test_user_error_in_transform_reaches_caller():
     with pytest.raises(UserError, match="is broken"):
         next(make_loader(Numbers(4), refuse, batch_size=2, seed=0))
 
 
-def test_errors():
+def test_invalid_loader_arguments_raise():
     with pytest.raises(UserError, match="10 examples, fewer than one batch of 11"):
         loader(batch_size=11)
     with pytest.raises(UserError, match="batch size 4 cannot be divided among 3 processes"):

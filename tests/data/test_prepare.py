@@ -40,7 +40,7 @@ def keys(data_dir, split: str = "train") -> list[str]:
     return [records[i]["key"] for i in range(len(records))]
 
 
-def test_a_data_set_holds_the_source_in_its_order(source, tmp_path):
+def test_data_set_keeps_source_order(source, tmp_path):
     report = prepare([source], tmp_path / "data", Recipe())
     records = open_split(tmp_path / "data", "train")
     assert report.read == report.count == len(records) == 12
@@ -52,8 +52,8 @@ def test_a_data_set_holds_the_source_in_its_order(source, tmp_path):
 
 
 @pytest.mark.parametrize("resize", [None, 12])
-def test_marks_of_subjects_reach_the_references(tmp_path, resize):
-    """From a shard's KEY.json to what is cut out, of images that were shrunk too."""
+def test_subject_marks_reach_the_references(tmp_path, resize):
+    """From a shard's KEY.json to the cut-out, also of resized images."""
     mask = np.zeros((24, 32), bool)
     mask[4:20, 8:24] = True
     source = write_tar(tmp_path / "0.tar", [sample(0, subjects=[mark("dog", mask)])])
@@ -92,11 +92,11 @@ def raw(data: bytes | None = None, caption: str | None = "a cat", **metadata) ->
         (Raw("k", problem="torn_file"), {}, "torn_file"),
     ],
 )
-def test_reasons(given, changes, reason):
+def test_bad_examples_are_dropped_with_reason(given, changes, reason):
     assert make(given, Recipe(**changes)) == reason
 
 
-def test_what_is_just_good_enough_is_kept():
+def test_filter_limits_are_inclusive():
     recipe = Recipe(min_side=24, max_aspect=32 / 24, min_aesthetic=5.0, min_caption=5, max_caption=5)
     made = make(raw(aesthetic_score="5.0"), recipe)
     assert made.example.image == raw().image and (made.width, made.height) == (32, 24)
@@ -106,27 +106,27 @@ def test_what_is_just_good_enough_is_kept():
 
 
 @pytest.mark.parametrize("format_", ["jpeg", "webp", "png"])
-def test_resizing_makes_the_short_side_what_was_asked_for(format_):
+def test_resize_sets_the_short_side(format_):
     made = make(raw(), Recipe(resize=12, format=format_, quality=80))
     with Image.open(io.BytesIO(made.example.image)) as image:
         assert image.size == (16, 12) == (made.width, made.height)
         assert image.format == format_.upper()
-        # Halved by averaging: within 40 of 255 of the mean of each 2×2 pixels of noise, most of them; a crop
-        # or a mirrored image is off by 70. Lanczos and the encoder are what differs.
+        # Halved noise is on average within 40 of 255 of the mean of each 2×2 pixels (Lanczos is not a mean).
+        # A crop or a mirrored image differs by 70.
         mean = np.asarray(picture(0), np.float32).reshape(12, 2, 16, 2, 3).mean(axis=(1, 3))
         if format_ == "png":
             assert np.abs(np.asarray(image, np.float32) - mean).mean() < 40
     assert make(raw(), Recipe(resize=24)).example.image == raw().image  # nothing is enlarged
 
 
-def test_other_formats_are_encoded_and_webp_is_not():
+def test_webp_is_kept_and_other_formats_become_jpeg():
     webp = encode(picture(0), "WEBP", quality=50)
     assert make(raw(webp), Recipe()).example.image == webp
     with Image.open(io.BytesIO(make(raw(encode(picture(0), "BMP")), Recipe()).example.image)) as image:
         assert image.format == "JPEG"
 
 
-def test_sizes_are_of_the_image_as_it_is_seen():
+def test_sizes_respect_exif_rotation():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter
     turned = encode(picture(0), exif=exif)
@@ -137,7 +137,7 @@ def test_sizes_are_of_the_image_as_it_is_seen():
     assert Image.open(io.BytesIO(made.example.image)).size == (12, 16)
 
 
-def test_the_validation_split_is_drawn_by_key(source, tmp_path):
+def test_validation_split_is_drawn_by_key(source, tmp_path):
     prepare([source], tmp_path / "all", Recipe(validation=0.3))
     train, validation = keys(tmp_path / "all"), keys(tmp_path / "all", "validation")
     assert sorted(train + validation) == [f"{i // 4}/{i:04d}" for i in range(12)] and validation
@@ -149,7 +149,7 @@ def test_the_validation_split_is_drawn_by_key(source, tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1, 4, 6, 12, 20])
-def test_a_limit_keeps_the_first(source, tmp_path, limit):
+def test_limit_keeps_first_examples(source, tmp_path, limit):
     report = prepare([source], tmp_path / "data", Recipe(), limit=limit)
     assert keys(tmp_path / "data") == [f"{i // 4}/{i:04d}" for i in range(12)][:limit]
     assert report.count == min(limit, 12)
@@ -157,7 +157,7 @@ def test_a_limit_keeps_the_first(source, tmp_path, limit):
 
 @pytest.fixture
 def broken(source, tmp_path) -> str:
-    """The three shards and a fourth of two whole examples, three broken ones and one without a score."""
+    """The three shards and a fourth: three broken examples, one with a short caption, two good ones."""
     samples = [sample(i) for i in range(12, 18)]
     samples[0]["jpg"] = b"no image"
     samples[1]["jpg"] = samples[1]["jpg"][:-200]
@@ -167,7 +167,7 @@ def broken(source, tmp_path) -> str:
     return source
 
 
-def test_what_was_dropped_is_told(broken, tmp_path, capsys):
+def test_report_lists_dropped_examples(broken, tmp_path, capsys):
     options = ["--source", broken, "--data-dir", str(tmp_path / "data"), "--workers", "0"]
     command.main([*options, "--max-bad-share", "0.2", "--min-caption", "2"])
     assert len(keys(tmp_path / "data")) == 14
@@ -184,7 +184,7 @@ def test_what_was_dropped_is_told(broken, tmp_path, capsys):
         assert part in text
 
 
-def test_too_many_broken_examples_are_one_error(broken, tmp_path):
+def test_too_many_broken_examples_raise(broken, tmp_path):
     with pytest.raises(
         UserError, match=r"3 of 18 examples are broken \(16.7%\), more than --max-bad-share 0.1"
     ):
@@ -200,7 +200,7 @@ def test_too_many_broken_examples_stop_early(source, tmp_path, monkeypatch):
         prepare([source], tmp_path / "data", Recipe())
 
 
-def test_nothing_left_is_an_error(source, tmp_path):
+def test_no_remaining_example_raises(source, tmp_path):
     with pytest.raises(UserError, match="none of the 12 examples that were read passed the filters"):
         prepare([source], tmp_path / "data", Recipe(min_side=1000))
     assert not is_written(tmp_path / "data")
@@ -211,7 +211,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("changed", [False, True], ids=["", "another recipe"])
-def test_work_that_was_cut_off_goes_on(source, tmp_path, monkeypatch, changed):
+def test_interrupted_preparation_resumes(source, tmp_path, monkeypatch, changed):
     """Killed in the third part: with the same recipe the first two are not read again."""
     read_part, read = shards.read_part, []
 
@@ -240,7 +240,7 @@ def test_work_that_was_cut_off_goes_on(source, tmp_path, monkeypatch, changed):
     }  # fmt: skip
 
 
-def test_a_source_that_changed_is_read_again(source, tmp_path, monkeypatch):
+def test_changed_source_is_read_again(source, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare([source], tmp_path / "data", Recipe())
@@ -250,14 +250,14 @@ def test_a_source_that_changed_is_read_again(source, tmp_path, monkeypatch):
     assert len(keys(tmp_path / "data")) == 9
 
 
-def test_processes_write_the_same(source, tmp_path):
+def test_worker_processes_write_same_data_set(source, tmp_path):
     prepare([source], tmp_path / "one", Recipe(validation=0.3))
     prepare([source], tmp_path / "two", Recipe(validation=0.3), workers=2)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def contents(data_dir) -> tuple:
-    """Names of the files, and each split's records and sizes; protobuf may order a record's fields anew."""
+    """File names, and each split's records and sizes (not bytes: protobuf may reorder a record's fields)."""
     names = sorted(path.name for path in (data_dir / "image_text" / "1.0.0").iterdir())
     splits = [open_split(data_dir, split) for split in ("train", "validation")]
     records = [[split.without_image(i) for i in range(len(split))] for split in splits]
@@ -270,7 +270,7 @@ needs_beam = pytest.mark.skipif(
 
 
 @needs_beam
-def test_beam_writes_the_same(broken, tmp_path):
+def test_beam_writes_same_data_set(broken, tmp_path):
     options = {"max_bad_share": 0.2}
     here = prepare([broken], tmp_path / "here", Recipe(validation=0.3), **options)
     beam = prepare([broken], tmp_path / "beam", Recipe(validation=0.3), beam_options=[], **options)
@@ -279,7 +279,7 @@ def test_beam_writes_the_same(broken, tmp_path):
 
 
 @needs_beam
-def test_a_mistake_in_a_beam_worker_is_one_sentence(tmp_path):
+def test_beam_worker_error_is_one_line(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -290,7 +290,7 @@ def test_a_mistake_in_a_beam_worker_is_one_sentence(tmp_path):
         prepare([str(tmp_path)], tmp_path / "data", Recipe(), beam_options=["--runner=DirectRunner"])
 
 
-def test_without_beam_it_is_asked_for(source, tmp_path, monkeypatch):
+def test_missing_beam_error_names_package(source, tmp_path, monkeypatch):
     monkeypatch.setitem(run_parts.__builtins__, "__import__", no_beam(__import__))
     with pytest.raises(UserError, match="--beam needs Apache Beam"):
         prepare([source], tmp_path / "data", Recipe(), beam_options=[])
@@ -321,7 +321,7 @@ def no_beam(import_):
         (["--bogus"], "unrecognized arguments: --bogus"),
     ],
 )
-def test_a_mistake_is_one_sentence(source, tmp_path, capsys, options, message):
+def test_invalid_options_give_one_line_error(source, tmp_path, capsys, options, message):
     given = ["--source", source, "--data-dir", str(tmp_path / "data"), "--workers", "0"]
     with pytest.raises(SystemExit) as stop:
         command.main([*given, *options])
@@ -352,7 +352,7 @@ def test_latents_are_stored_after_the_data_set(source, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("option", [["--encode-text"], ["--buckets"], ["--vae-dtype", "bfloat16"]])
-def test_what_is_stored_beside_images_needs_a_model(source, tmp_path, capsys, option):
+def test_encode_options_without_model_raise(source, tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         command.main(["--source", source, "--data-dir", str(tmp_path / "data"), *option])
     error = capsys.readouterr().err
@@ -360,7 +360,7 @@ def test_what_is_stored_beside_images_needs_a_model(source, tmp_path, capsys, op
     assert not (tmp_path / "data").exists()
 
 
-def test_precision_needs_what_it_is_of(source, tmp_path, capsys):
+def test_text_dtype_without_encode_text_raises(source, tmp_path, capsys):
     given = ["--source", source, "--data-dir", str(tmp_path / "data"), "--encode", "toybox"]
     with pytest.raises(SystemExit):
         command.main([*given, "--dtype", "bfloat16"])
@@ -368,7 +368,7 @@ def test_precision_needs_what_it_is_of(source, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
-def test_an_existing_data_set_is_kept(source, tmp_path):
+def test_existing_data_set_is_not_overwritten(source, tmp_path):
     prepare([source], tmp_path / "data", Recipe(), limit=2)
     with pytest.raises(UserError, match="holds a data set already"):
         prepare([source], tmp_path / "data", Recipe())

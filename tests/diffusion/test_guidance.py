@@ -9,7 +9,7 @@ RNG = np.random.default_rng(0)
 E1, E2, E3 = RNG.standard_normal((3, 2, 4, 4, 3)).astype(np.float32)
 
 
-def test_paper_guidance_is_equation_13():
+def test_paper_guidance_equals_equation_13():
     """Each image of the batch with its own weights; float32 arithmetic, so 1e-5."""
     wt, wi = np.float32([7.5, 2.0]), np.float32([12.5, 0.0])
     result = paper_guidance(*map(jnp.asarray, (E1, E2, E3, wt, wi)))
@@ -18,7 +18,7 @@ def test_paper_guidance_is_equation_13():
         np.testing.assert_allclose(result[b], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_direct_guidance_and_rescale():
+def test_direct_guidance_with_rescale_equals_formula():
     """φ = 0 leaves the guided prediction, φ = 1 gives it the standard deviation of the subject's pass."""
     weight = jnp.full((2,), 3.5)
     plain = E1 + 3.5 * (E3 - E1)

@@ -9,7 +9,7 @@ import pytest
 from realcustom_jax.diffusion.masks import NORMALISATIONS, aggregate, influence_scope, with_user_masks
 
 
-def test_masks_equal_the_published_ones():
+def test_masks_equal_published_values():
     """All strategies from the published word maps; 1e-5 relative, resizing in float32."""
     file = golden_files.read(golden_files.HERE / "reference_b.npz")
     maps = [jnp.asarray(file[f"map_{i:02d}"])[:, None] for i in range(int(file["n_maps"]))]
@@ -32,13 +32,13 @@ def test_soft_scope_keeps_the_top_share():
 
 
 @pytest.mark.parametrize(("gamma", "count"), [(0.0, 0), (1.0, 10), (0.3, 3), (0.7, 7), (0.09, 0)])
-def test_number_of_pixels_kept(gamma, count):
+def test_influence_scope_keeps_floor_of_gamma_pixels(gamma, count):
     """⌊γ·10⌋ pixels, also where γ·10 is not exact in float32, and also when all pixels are equal."""
     scope = influence_scope(jnp.ones((1, 1, 2, 5)), jnp.array([gamma]), "binary")
     assert int(scope.sum()) == count
 
 
-def test_gamma_is_traced_and_by_request():
+def test_gamma_is_traced_per_request():
     """One compiled function serves every γ, and each image of a batch has its own."""
     traces = []
 
@@ -53,7 +53,7 @@ def test_gamma_is_traced_and_by_request():
     assert len(traces) == 1
 
 
-def test_strongest_map_keeps_the_overlap():
+def test_overlap_goes_to_strongest_map():
     """Two hand-made maps that share one pixel: it goes to the larger value, or to both when shared."""
     maps = np.zeros((1, 2, 2, 2), np.float32)
     maps[0, 0] = [[0.9, 0.6], [0.0, 0.1]]
@@ -67,12 +67,12 @@ def test_strongest_map_keeps_the_overlap():
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_an_empty_map_stays_empty(normalisation):
+def test_empty_word_map_gives_empty_mask(normalisation):
     """A slot without target words has maps of 0: its scope is 0, not NaN."""
     assert np.array_equal(aggregate([jnp.zeros((1, 1, 4, 4))], 4, 4, normalisation), np.zeros((1, 1, 4, 4)))
 
 
-def both_halves() -> np.ndarray:
+def overlapping_maps() -> np.ndarray:
     """Two word maps over a 2×4 grid that both claim the middle."""
     maps = np.zeros((1, 2, 2, 4), np.float32)
     maps[0, 0] = [[0.9, 0.8, 0.3, 0.0], [0.9, 0.2, 0.7, 0.0]]
@@ -81,21 +81,21 @@ def both_halves() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["soft", "binary", "threshold"])
-@pytest.mark.parametrize("gone", [0, 1])
-def test_an_absent_subject_claims_nothing(kind, gone):
-    """The other's mask has the very bits that it has alone, also for γ_scope = 1 and pixels of value 0."""
-    maps = jnp.asarray(both_halves())
-    present = jnp.asarray([[1.0, 1.0]]).at[0, gone].set(0.0)
+@pytest.mark.parametrize("absent", [0, 1])
+def test_absent_subject_does_not_change_other_masks(kind, absent):
+    """The other subject's mask is bit-identical to its mask alone, also for γ_scope = 1 and pixels of 0."""
+    maps = jnp.asarray(overlapping_maps())
+    present = jnp.asarray([[1.0, 1.0]]).at[0, absent].set(0.0)
     for gamma in (0.0, 0.5, 1.0):
         pair = influence_scope(maps, jnp.array([gamma]), kind, "strongest", present)
-        alone = influence_scope(maps[:, 1 - gone, None], jnp.array([gamma]), kind, "strongest")
-        np.testing.assert_array_equal(pair[:, 1 - gone], alone[:, 0])
-        assert not np.asarray(pair[:, gone]).any()
+        alone = influence_scope(maps[:, 1 - absent, None], jnp.array([gamma]), kind, "strongest")
+        np.testing.assert_array_equal(pair[:, 1 - absent], alone[:, 0])
+        assert not np.asarray(pair[:, absent]).any()
 
 
-def test_a_users_mask_narrows_or_replaces_the_guided_one():
-    """By hand: intersect multiplies; instead stands as it is and, with "strongest", keeps its pixels."""
-    guided = jnp.asarray(both_halves())
+def test_user_mask_intersects_or_replaces_guided_mask():
+    """By hand: "intersect" multiplies; "instead" replaces and, with "strongest", keeps its pixels."""
+    guided = jnp.asarray(overlapping_maps())
     user = np.ones((1, 2, 2, 4), np.float32)
     user[0, 1] = [[0, 0.5, 1, 0], [0, 0, 0, 0.25]]
     narrowed = with_user_masks(guided, jnp.asarray(user), jnp.zeros((1, 2)), "strongest")
@@ -110,7 +110,7 @@ def test_a_users_mask_narrows_or_replaces_the_guided_one():
     np.testing.assert_array_equal(shared[0, 1], user[0, 1])
 
 
-def test_two_masks_instead_may_overlap():
-    user = jnp.asarray(both_halves())
+def test_two_replacing_masks_may_overlap():
+    user = jnp.asarray(overlapping_maps())
     result = with_user_masks(jnp.zeros_like(user), user, jnp.ones((1, 2)), "strongest")
     np.testing.assert_array_equal(result, user)

@@ -1,4 +1,4 @@
-"""Refinement by self-attention against its formula, and the level that it takes."""
+"""Mask refinement by self-attention: its formula, and the UNet level it uses."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def attention() -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_equals_the_formula(normalisation):
+def test_refine_equals_formula(normalisation):
     """refined_i = Σ_j A_ij m_j pixel by pixel in float64; 1e-5, float32 and a division by the range."""
     a = attention()
     result = refine(jnp.asarray(MAPS), jnp.asarray(a), (8, 12), 1, normalisation)
@@ -33,7 +33,7 @@ def test_equals_the_formula(normalisation):
         np.testing.assert_allclose(result[b, r], expected.reshape(4, 6), atol=1e-5)
 
 
-def test_identity_attention_returns_the_map():
+def test_identity_attention_returns_normalised_map():
     eye = jnp.broadcast_to(jnp.eye(24), (2, 24, 24))
     result = refine(jnp.asarray(MAPS), eye, (4, 6), 0, "min_max_norm")
     np.testing.assert_allclose(result, normalise(jnp.asarray(MAPS), "min_max_norm"), atol=1e-6)
@@ -46,7 +46,7 @@ def test_constant_attention_gives_a_constant_map():
     np.testing.assert_allclose(result, np.ones_like(MAPS), atol=1e-5)
 
 
-def test_another_grid_is_resized_there_and_back():
+def test_other_grid_is_resized_to_level_and_back():
     """A 2×3 level under a 4×6 grid: halving and doubling of a bilinear resize, by hand in one row.
 
     Half-pixel centres without antialiasing: half the size averages pairs, twice the size blends 3 : 1.
@@ -82,12 +82,12 @@ BASE = UNetConfig(
         ({"down_block_types": (NONE,) * 3, "up_block_types": ("UpBlock2D",) * 3}, (16, 16), 2),  # the middle
     ],
 )
-def test_takes_the_finest_level_that_is_not_finer_than_the_masks(changes, grid, level):
+def test_refinement_uses_finest_level_not_finer_than_masks(changes, grid, level):
     assert refinement_level(dataclasses.replace(BASE, **changes), (16, 16), grid) == level
 
 
 @pytest.mark.parametrize("self_attention", [False, (True, False, False)])
-def test_needs_self_attention(self_attention):
+def test_refinement_without_self_attention_raises(self_attention):
     """Level 0 of this UNet has no transformers, so its entry does not count."""
     config = dataclasses.replace(BASE, self_attention=self_attention)
     with pytest.raises(UserError, match="'self_attention' needs a UNet that has self-attention"):

@@ -1,4 +1,4 @@
-"""The compiled sampler against a plain Python loop, and what it promises about requests, masks and traces."""
+"""The compiled sampler against a plain Python loop; independent requests; one trace per config."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ def relative(a, b) -> float:
 
 
 class Loop:
-    """The method as the design tells it: one request, one pass at a time, solvers as in their papers."""
+    """The method as a plain loop: one request, one pass at a time, solvers as in their papers."""
 
     def __init__(self, pipe, denoise, conditioning, config, index):
         self.params, self.denoise, self.config = pipe.params["unet"], denoise, config
@@ -68,7 +68,7 @@ class Loop:
     def passes(self, x, t, masks, guided, weighted):
         """Prediction of one step, in the guidance mode of the config, and its masks.
 
-        All passes, also those that weights of 1 leave out.
+        Runs all passes, also those that the sampler skips at weight 1.
         """
         c, s, config = self.c, self.c.settings, self.config
         share = jnp.sqrt(jnp.asarray([self.bars[t]], jnp.float32))
@@ -90,12 +90,12 @@ class Loop:
             empty, _ = self.denoise(self.params, x, time, c.negative_text, words=c.words)
             guided_by_text = empty + s.text_weight * (text - empty)
             added = s.image_weight * (subject - text)
-            return guided_by_text + np.where(self.acting(masks), added, 0.0), masks
+            return guided_by_text + np.where(self.guided_region(masks), added, 0.0), masks
         negative, _ = self.denoise(self.params, x, time, c.negative_text, c.negative_features, **visual)
         return negative + s.text_weight * (subject - negative), masks
 
-    def acting(self, masks):
-        """Where ω_i acts: where a mask is not 0 when it is enlarged bilinearly, twice in each direction."""
+    def guided_region(self, masks):
+        """Where ω_i acts: where a mask, enlarged bilinearly by 2, is not 0."""
         if self.config.guidance_scope == "image":
             return True
         mask = np.asarray(masks).max(axis=1)[0]
@@ -109,17 +109,17 @@ class Loop:
         """The scopes of the one request, subject by subject."""
         c, config = self.c, self.config
         maps = aggregate(aux.word_maps, config.mask_height, config.mask_width, config.mask_normalisation)
-        if config.mask_refine == "self_attention":  # the micro UNet has it at all levels; the grid is theirs
+        if config.mask_refine == "self_attention":  # the micro UNet has it on the mask grid
             spread = np.einsum("ij,rj->ri", aux.self_attention[0], np.reshape(maps[0], (maps.shape[1], -1)))
             spread = spread - spread.min(-1, keepdims=True)
             maps = jnp.asarray(spread / (spread.max(-1, keepdims=True) + 1e-6)).reshape(maps.shape)
-        instead = np.asarray(c.replace_guided[0]) > 0
-        maps = jnp.where(instead[None, :, None, None], 0.0, maps * c.flags[..., None, None])
+        replaced = np.asarray(c.replace_guided[0]) > 0
+        maps = jnp.where(replaced[None, :, None, None], 0.0, maps * c.flags[..., None, None])
         scopes = influence_scope(maps, c.settings.gamma_scope, config.mask_kind, config.mask_overlap)
         masks = np.array(scopes) * np.asarray(c.user_masks)
-        for r in np.flatnonzero(instead):
+        for r in np.flatnonzero(replaced):
             masks[0, :, np.asarray(c.user_masks[0, r]) > 0] = 0
-        for r in np.flatnonzero(instead):
+        for r in np.flatnonzero(replaced):
             masks[0, r] = c.user_masks[0, r]
         return jnp.asarray(masks)
 
@@ -151,7 +151,7 @@ class Loop:
         return z0, np.stack([np.asarray(m[0]) for m in all_masks])
 
     def advance(self, i, last, x, z0, previous, saved, bar, next_bar, steps, noise):
-        """The update of each solver, as its paper has it."""
+        """The update of each solver, as in its paper."""
         alpha, sigma = math.sqrt(bar), math.sqrt(1 - bar)
         alpha_n, sigma_n = math.sqrt(next_bar), math.sqrt(1 - next_bar)
         epsilon = (x - alpha * z0) / sigma
@@ -194,7 +194,7 @@ def check_against_loop(pipe, denoise, made, config):
     return masks
 
 
-# Every pair of a solver, a guidance and masks that stay or change is in one of them.
+# Together they cover each solver with each guidance, and each with updated and with reused masks.
 CASES = [
     pytest.param(solver, guidance, mask_steps, eta, id=f"{solver}-{guidance}-{mask_steps}-{eta}")
     for i, (solver, eta) in enumerate(
@@ -205,7 +205,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("solver", "guidance", "mask_steps", "eta"), CASES)
-def test_equals_a_python_loop(flat_pipe, flat_denoise, conditioning, solver, guidance, mask_steps, eta):
+def test_sampler_equals_python_loop(flat_pipe, flat_denoise, conditioning, solver, guidance, mask_steps, eta):
     """Latents and masks of both requests; 1e-5 relative is float32 rounding over five guided steps."""
     made, config = conditioning(solver=solver, guidance=guidance, mask_steps=mask_steps, eta=eta)
     masks = check_against_loop(flat_pipe, flat_denoise, made, config)
@@ -214,7 +214,7 @@ def test_equals_a_python_loop(flat_pipe, flat_denoise, conditioning, solver, gui
         np.testing.assert_array_equal(masks[:, mask_steps:], np.repeat(masks[:, 1:2], STEPS - 2, axis=1))
 
 
-def test_other_predictions_and_mask_options_equal_the_loop(micro_pipe, micro_denoise, conditioning):
+def test_epsilon_prediction_and_mask_options_equal_loop(micro_pipe, micro_denoise, conditioning):
     """ε-prediction with RealCustom++'s options: half-size masks, another normalisation; 1e-5, float32."""
     pipe = micro_pipe.replace(schedule=ScheduleConfig(prediction_type="epsilon"))
     options = {"mask_downscale": 2, "mask_normalisation": "min_max_per_channel", "mask_kind": "threshold"}
@@ -222,8 +222,8 @@ def test_other_predictions_and_mask_options_equal_the_loop(micro_pipe, micro_den
     assert check_against_loop(pipe, micro_denoise, made, config).shape == (2, STEPS, 2, 4, 4)
 
 
-def test_guidance_of_the_masks_alone_equals_the_loop(micro_pipe, micro_denoise, conditioning):
-    """ω_i acts where masks on a grid half as fine reach, and nowhere else; 1e-5, float32."""
+def test_mask_scoped_guidance_equals_loop(micro_pipe, micro_denoise, conditioning):
+    """ω_i acts only where masks, on a grid half as fine, are not 0; 1e-5, float32."""
     made, config = conditioning(guidance_scope="mask", mask_downscale=2, gamma_scope=0.2, steps=3)
     masks = np.asarray(check_against_loop(micro_pipe, micro_denoise, made, config))
     assert 0.1 < np.mean(masks.max(axis=2) > 0) < 0.6
@@ -233,10 +233,10 @@ def test_guidance_of_the_masks_alone_equals_the_loop(micro_pipe, micro_denoise, 
     ("guidance", "scope", "mask_steps", "mask_downscale"),
     [("paper", "image", 4, 1), ("paper", "mask", 1, 2), ("direct", "image", 1, 1)],
 )
-def test_guidance_of_an_interval_equals_the_loop(
+def test_guidance_interval_equals_loop(
     flat_pipe, flat_denoise, conditioning, guidance, scope, mask_steps, mask_downscale
 ):
-    """Weights in steps 1 and 2 of 5, 1 before and after, with new masks there and without; 1e-5, float32."""
+    """Guidance in steps 1 and 2 of 5, weight 1 elsewhere, with updated and reused masks; 1e-5, float32."""
     interval = {"guidance_start": 0.2, "guidance_stop": 0.6, "guidance_scope": scope}
     grid = {"mask_steps": mask_steps, "mask_downscale": mask_downscale}
     made, config = conditioning(guidance=guidance, **interval, **grid)
@@ -244,8 +244,8 @@ def test_guidance_of_an_interval_equals_the_loop(
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_without_guidance_the_generation_branch_is_alone(flat_pipe, conditioning, guidance):
-    """Weights do nothing then, and a subject without influence leaves the text-only image; ≤ 1e-6."""
+def test_without_guidance_only_generation_branch_runs(flat_pipe, conditioning, guidance):
+    """Weights then have no effect, and a subject without influence gives the text-only image; ≤ 1e-6."""
     off = {"guidance": guidance, "guidance_stop": 0.0, "steps": 2, "mask_steps": 1}
     made, config = conditioning(**off)
     latents = compiled(flat_pipe, made, config, [1, 2])[0]
@@ -258,8 +258,8 @@ def test_without_guidance_the_generation_branch_is_alone(flat_pipe, conditioning
     assert relative(latents, text_only) > 1e-3
 
 
-def test_guidance_of_the_masks_alone_keeps_the_text_only_prediction_elsewhere(flat_pipe):
-    """After one step, outside a drawn mask, the latents are to the bit those of no subject at all."""
+def test_mask_scoped_guidance_is_text_only_outside_mask(flat_pipe):
+    """After one step, latents outside a user's mask are bit-identical to those without a subject."""
     chosen = flat_pipe.defaults.changed({**OPTIONS, "guidance_scope": "mask", "steps": 1})
     dog = dataclasses.replace(SUBJECTS[1][0], mask=DRAWN)
 
@@ -272,15 +272,15 @@ def test_guidance_of_the_masks_alone_keeps_the_text_only_prediction_elsewhere(fl
     assert (np.abs(drawn - without).max(axis=-1)[DRAWN] > 1e-4).all()
 
 
-def test_guidance_of_the_masks_alone_is_for_paper_guidance(micro_pipe):
+def test_mask_scoped_guidance_without_paper_guidance_raises(micro_pipe):
     chosen = micro_pipe.defaults.changed({"guidance_scope": "mask", "guidance": "direct"})
     with pytest.raises(UserError, match="guidance_scope 'mask' needs guidance 'paper'"):
         chosen.sampler_config(8, 8)
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_users_masks_strengths_and_refinement_equal_the_loop(micro_pipe, guidance):
-    """One request with a mask instead, one with one that intersects; strengths 0.5 and 1.7. 1e-5, float32.
+def test_user_masks_strengths_and_refinement_equal_loop(micro_pipe, guidance):
+    """One request with a replacing mask, one with an intersecting mask; strengths 0.5 and 1.7. 1e-5, float32.
 
     Masks 1e-4: refined maps are divided by their small range, which enlarges rounding.
     """
@@ -319,8 +319,8 @@ def refined_pass(pipe):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_a_subject_of_no_strength_is_not_there(flat_pipe, guidance):
-    """Strength 0 or flag 0 in either slot is the request without it: masks to the bit, latents to 1e-6.
+def test_zero_strength_equals_absent_subject(flat_pipe, guidance):
+    """Strength 0 or flag 0 in a slot equals the request without it: masks bit-identical, latents to 1e-6.
 
     Only values change between the two calls, so nothing is compiled again.
     """
@@ -347,8 +347,8 @@ def test_a_subject_of_no_strength_is_not_there(flat_pipe, guidance):
     assert min(relative(flagged[2], latents[i]) for i in (0, 1)) > 1e-3 < relative(latents[0], latents[4])
 
 
-def test_traces_once_per_static_config(flat_pipe):
-    """Weights, γ's, seeds, prompts and images change and nothing is traced; another step count is traced."""
+def test_sampler_traces_once_per_static_config(flat_pipe):
+    """Other weights, γ's, seeds, prompts and images trace nothing; another step count does."""
     traces = []
 
     def count(event: str, duration: float, **_) -> None:
@@ -373,7 +373,7 @@ def test_traces_once_per_static_config(flat_pipe):
             ask(PROMPTS[1], [dataclasses.replace(SUBJECTS[1][0], mask=DRAWN, mask_mode="intersect")], 0),
         ]
         assert traces == []
-        ask(PROMPTS[1], SUBJECTS[1], 0, steps=7)  # no other test takes so many
+        ask(PROMPTS[1], SUBJECTS[1], 0, steps=7)  # a step count that no other test uses
         assert traces
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
@@ -382,7 +382,7 @@ def test_traces_once_per_static_config(flat_pipe):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_an_image_depends_on_its_own_request_alone(flat_pipe, guidance):
+def test_image_depends_only_on_its_own_request(flat_pipe, guidance):
     """Alone, in a batch of four, and in another place of it; 1e-5 is float32 in batches of any size."""
     prompts = [*PROMPTS, "a house in the city", "a boat on the water"]
     boat = dataclasses.replace(reference("boat"), mask=DRAWN, strength=0.7)
@@ -395,14 +395,14 @@ def test_an_image_depends_on_its_own_request_alone(flat_pipe, guidance):
         )
         return compiled(flat_pipe, made, chosen.sampler_config(8, 8), [10 + i for i in order])[0]
 
-    together, turned = latents([0, 1, 2, 3]), latents([3, 2, 1, 0])
+    together, reversed_order = latents([0, 1, 2, 3]), latents([3, 2, 1, 0])
     for i in range(4):
-        assert relative(together[i], turned[3 - i]) <= 1e-5
+        assert relative(together[i], reversed_order[3 - i]) <= 1e-5
         assert relative(latents([i])[0], together[i]) <= 1e-5
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_without_influence_it_is_the_text_only_image(flat_pipe, guidance):
+def test_subject_without_influence_gives_text_only_image(flat_pipe, guidance):
     """γ_scope = 0, no subject beside a request with one, no subject at all: the same latents, ≤ 1e-6."""
 
     def latents(subjects, **options):
@@ -417,7 +417,7 @@ def test_without_influence_it_is_the_text_only_image(flat_pipe, guidance):
     assert relative(beside[1], text_only[1]) > 1e-3
 
 
-def test_a_full_mask_is_equation_4(micro_pipe, micro_denoise, conditioning):
+def test_full_mask_equals_equation_4(micro_pipe, micro_denoise, conditioning):
     """γ_scope = 1 with binary masks acts everywhere: a step equals passes without any mask; 1e-5, float32."""
     made, config = conditioning(gamma_scope=1.0, mask_kind="binary", mask_overlap="shared", steps=1)
     latents, masks = compiled(micro_pipe, made, config, [5, 6])
@@ -439,7 +439,7 @@ def test_a_full_mask_is_equation_4(micro_pipe, micro_denoise, conditioning):
 
 
 @pytest.mark.parametrize("scoring", ["text", "visual", "mean", "none"])
-def test_scoring_choices_differ(flat_pipe, conditioning, scoring):
+def test_scoring_modes_change_result(flat_pipe, conditioning, scoring):
     """Every ablation of the scoring changes the result, and `none` is γ_num-free."""
     made, config = conditioning(steps=2)
     fused = compiled(flat_pipe, made, config, [1, 2])[0]
@@ -451,7 +451,7 @@ def test_scoring_choices_differ(flat_pipe, conditioning, scoring):
         assert relative(compiled(flat_pipe, fewer, other, [1, 2])[0], result) == 0.0
 
 
-def test_can_be_put_inside_other_transformations(flat_pipe, conditioning):
+def test_sample_latents_works_inside_jit_and_vmap(flat_pipe, conditioning):
     """`sample_latents` under the caller's own jit and vmap over keys equals two calls; 1e-5, float32."""
     made, config = conditioning(steps=2)
     unet, schedule = flat_pipe.models.unet, flat_pipe.schedule

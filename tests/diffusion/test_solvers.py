@@ -13,7 +13,7 @@ SCHEDULE = ScheduleConfig()
 SOLVERS = ("ddim", "euler", "dpmpp_2m", "dpmpp_2s")
 
 
-def test_timesteps_by_hand():
+def test_timesteps_equal_hand_computed_values():
     """The three spacings for 4 of 1000 steps, counted by hand."""
     assert timesteps("trailing", 4, 1000).tolist() == [999, 749, 499, 249]
     assert timesteps("leading", 4, 1000, 1).tolist() == [751, 501, 251, 1]
@@ -35,7 +35,7 @@ def test_timesteps_decrease_and_stay_in_range(spacing):
 
 
 def run(table, x, denoise, rng=None):
-    """The plain loop that the table stands for, in float64; returns x and the last step's predicted z_0."""
+    """Run a solver table as a plain loop in float64; returns x and the last step's predicted z_0."""
     saved = previous = np.zeros_like(x)
     for i in range(len(table.t)):
         z0 = denoise(x, float(table.alpha[i]), float(table.sigma[i]))
@@ -52,7 +52,7 @@ def gaussian_denoiser(std):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_solves_the_gaussian_flow(solver):
+def test_solver_converges_to_exact_gaussian_flow(solver):
     """The probability flow of a Gaussian has the closed form x_0 = x_T·std/√(ᾱ_T std² + 1 − ᾱ_T).
 
     Every solver converges: within 0.6 % at 1000 steps, and at least three times closer than at 200. At 20
@@ -78,7 +78,7 @@ def test_solves_the_gaussian_flow(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 5, 8])
-def test_a_perfect_prediction_is_reached(solver, steps):
+def test_constant_prediction_is_reached(solver, steps):
     """When every step predicts the same z_0, x stays on α z_0 + σ ε: the coefficients are consistent.
 
     float32 tables, so 1e-5.
@@ -92,7 +92,7 @@ def test_a_perfect_prediction_is_reached(solver, steps):
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_ddim_with_noise_keeps_the_variance():
+def test_ddim_with_noise_preserves_variance():
     """η = 1 on a unit Gaussian keeps the marginal N(0, 1) as steps get small; 20,000 samples, so 1 %."""
     rng = np.random.default_rng(0)
     table = make_table("ddim", 1000, SCHEDULE, "trailing", eta=1.0)
@@ -101,7 +101,7 @@ def test_ddim_with_noise_keeps_the_variance():
     assert (table.e[:-1] > 0).all()
 
 
-def test_orders_of_the_single_step_solver():
+def test_dpmpp_2s_alternates_orders_1_and_2():
     """As published: order 1, then pairs of 1 and 2, the last of order 1; order 2 begins at x_saved."""
     for steps, second_order in ((5, [2]), (8, [2, 4, 6])):
         table = make_table("dpmpp_2s", steps, SCHEDULE, "trailing")
@@ -109,7 +109,7 @@ def test_orders_of_the_single_step_solver():
         assert np.flatnonzero(table.save == 0).tolist() == second_order
 
 
-def test_errors_are_sentences():
+def test_invalid_solver_arguments_raise():
     with pytest.raises(UserError, match="solver 'heun' is unknown; known: ddim"):
         make_table("heun", 5, SCHEDULE, "trailing")
     with pytest.raises(UserError, match="eta is an option of ddim"):

@@ -25,7 +25,7 @@ CLASSES = {"cat2": "cat", "red_cup": "cup", "bear": "stuffed animal"}
 
 
 def prompts_file(classes=CLASSES, objects=OBJECTS, live=LIVE) -> str:
-    """In the form of google/dreambooth's."""
+    """A prompts file in the format of google/dreambooth."""
 
     def listed(templates):
         return "\n".join(f"'{text}'.format(unique_token, class_token)," for text in templates)
@@ -51,14 +51,14 @@ def bench(tmp_path):
     return folder.parent
 
 
-def test_the_file_gives_words_and_prompts_without_the_token(bench):
+def test_prompts_file_gives_classes_and_prompts_without_token(bench):
     prompts = read_prompts(bench / "dataset" / "prompts_and_classes.txt")
     assert prompts.classes == CLASSES
     assert prompts.of("cat2") == ["a cat wearing a red hat"]
     assert prompts.of("bear") == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
 
 
-def test_tasks_are_all_subjects_prompts_and_seeds(bench):
+def test_cases_cover_all_subjects_prompts_and_seeds(bench):
     cases = read_cases(bench, None, [0, 5])
     assert len(cases) == (1 + 2 + 2) * 2
     assert [case.name for case in cases[:3]] == ["cat2/00_0", "cat2/00_5", "red_cup/00_0"]
@@ -75,14 +75,14 @@ def test_tasks_are_all_subjects_prompts_and_seeds(bench):
         (prompts_file(objects=("a {1} in the snow",)), "must have '{0} {1}' once"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path, text, message):
+def test_broken_prompts_file_raises(tmp_path, text, message):
     path = tmp_path / "prompts_and_classes.txt"
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
         read_prompts(path)
 
 
-def test_unknown_subjects_and_missing_photos_are_named(bench):
+def test_unknown_subject_or_missing_photos_raise(bench):
     with pytest.raises(UserError, match="no subject 'dog'; there are: cat2, red_cup, bear"):
         read_cases(bench, ["dog"], [0])
     for photo in (bench / "dataset" / "bear").iterdir():
@@ -91,7 +91,7 @@ def test_unknown_subjects_and_missing_photos_are_named(bench):
         read_cases(bench, None, [0])
 
 
-def test_hosts_share_the_tasks(bench, monkeypatch):
+def test_hosts_share_cases_evenly(bench, monkeypatch):
     cases = read_cases(bench, None, [0, 1, 2])
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     shares = []
@@ -117,7 +117,7 @@ class Painter:
         return rng.integers(0, 256, (len(jobs), 18, 18, 3), dtype=np.uint8), None
 
 
-def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pipe):
+def test_run_makes_and_scores_only_missing_images(bench, tmp_path, paired_pipe):
     cases, out = read_cases(bench, None, [0, 1]), tmp_path / "out"
     painter = Painter(paired_pipe)
     assert dreambench.make_missing(cases[:3], out, lambda: painter, {}) == 3  # the run is interrupted here
@@ -139,13 +139,13 @@ def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pip
     kept = json.loads((out / f"{cases[2].name}.json").read_text())
     (out / f"{cases[0].name}.json").unlink()
     assert dreambench.score_missing(cases, out, Scorer(clip=pair)) == 1
-    # A further measure is added to what is there.
+    # A further metric is added to the stored scores.
     both = Scorer(clip=pair, dino=pair.image)
     assert dreambench.score_missing(cases, out, both) == len(cases)
     now = json.loads((out / f"{cases[2].name}.json").read_text())
     assert now["scores"].keys() - kept["scores"].keys() == {"dino_i"}
     assert now["prompt"] == "a cup in the snow" and now["photos"] == ["00.jpg", "01.jpg"]
-    # Scores of another CLIP are not taken for this one's.
+    # Scores of another CLIP are not reused.
     other = dataclasses.replace(both, clip_name="another")
     assert dreambench.score_missing(cases, out, other) == len(cases)
     assert dreambench.score_missing(cases, out, other) == 0
@@ -154,7 +154,7 @@ def test_a_run_makes_and_scores_only_what_is_missing(bench, tmp_path, paired_pip
     assert not list(out.rglob(".*")), "a half-written file is left"
 
 
-def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, paired_pipe):
+def test_scores_average_references_whole_and_segmented(bench, tmp_path, paired_pipe):
     (case,) = read_cases(bench, ["cat2"], [3])
     pair, masks = own_pair(paired_pipe.models, paired_pipe.params, paired_pipe.tokenizers), tmp_path / "masks"
     image = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -178,7 +178,7 @@ def test_scores_are_over_all_references_whole_and_segmented(bench, tmp_path, pai
         Scorer(clip=pair, masks=masks).score([case], [image])
 
 
-def test_images_made_otherwise_are_not_mixed(tmp_path):
+def test_changed_settings_raise(tmp_path):
     path = tmp_path / "settings.json"
     dreambench.check_settings(path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
     dreambench.check_settings(path, {"model": "a", "steps": 25, "mask_layers": (1, 2)})
@@ -186,22 +186,22 @@ def test_images_made_otherwise_are_not_mixed(tmp_path):
         dreambench.check_settings(path, {"model": "a", "steps": 50, "mask_layers": (1, 2)})
 
 
-def test_images_of_two_models_of_one_name_are_not_mixed(bench, tmp_path, paired_pipe):
+def test_changed_weights_or_defaults_raise(bench, tmp_path, paired_pipe):
     cases, out = read_cases(bench, ["cat2"], [0, 1]), tmp_path / "out"
     dreambench.make_missing(cases[:1], out, lambda: Painter(paired_pipe), {})
     params = jax.tree.map(np.array, paired_pipe.params)
-    jax.tree.leaves(params)[0].flat[0] += 1  # trained on, saved to the same folder
+    jax.tree.leaves(params)[0].flat[0] += 1  # as after more training, saved to the same folder
     retrained = dataclasses.replace(paired_pipe, params=params)
     with pytest.raises(UserError, match=f"{out} has images .*weights '.*' there, '.*' now"):
         dreambench.make_missing(cases, out, lambda: Painter(retrained), {})
     retuned = dataclasses.replace(paired_pipe, defaults=paired_pipe.defaults.changed({"steps": 3}))
     with pytest.raises(UserError, match=r"otherwise \(steps 2 there, 3 now\)"):
         dreambench.make_missing(cases, out, lambda: Painter(retuned), {})
-    # The option that was a default before, given by hand, makes the same images.
+    # The old default, given explicitly, makes the same images.
     assert dreambench.make_missing(cases, out, lambda: Painter(retuned), {"steps": 2}) == 1
 
 
-def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
+def test_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra 'eval'")
     monkeypatch.setattr(evaluate, "_generator", lambda args: Painter(paired_pipe))
     monkeypatch.setattr(
@@ -235,8 +235,8 @@ def test_the_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeyp
     assert Image.open(out / "report.png").size[0] > 500
 
 
-def test_a_run_that_scores_nothing_says_how(bench, tmp_path, paired_pipe, monkeypatch, capsys):
-    """And a negative prompt, here of a file, reaches the images and what is kept of the run."""
+def test_run_without_scores_lists_scoring_options(bench, tmp_path, paired_pipe, monkeypatch, capsys):
+    """Also: a negative prompt from a file reaches the requests and the saved settings."""
     seen = []
 
     class Spy(Painter):
@@ -258,10 +258,10 @@ def test_a_run_that_scores_nothing_says_how(bench, tmp_path, paired_pipe, monkey
         evaluate.main()
 
 
-def test_image_reward_is_asked_for_in_one_sentence(monkeypatch):
+def test_image_reward_scores_or_says_what_to_install(monkeypatch):
     from realcustom_jax.evaluation import reward
 
-    monkeypatch.setitem(sys.modules, "ImageReward", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "ImageReward", None)  # as if it were not installed
     with pytest.raises(UserError, match="pip install image-reward"):
         reward.load_image_reward()
 

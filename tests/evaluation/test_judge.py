@@ -19,8 +19,8 @@ def pairs():
     return draw_pairs(IDENTITIES, seed=0, processes=0)
 
 
-def test_a_crop_is_centred_and_of_one_scale():
-    """A square of 16 pixels, twice its root area wide: 48 pixels show 32, so the square covers 24."""
+def test_crop_is_centred_at_constant_scale():
+    """A crop is twice as wide as the square: its 48 pixels show 32 of the image, so the square covers 24."""
     images = np.full((2, 64, 64, 3), -1.0, np.float32)
     masks = np.zeros((2, 64, 64), np.float32)
     masks[0, 10:26, 30:46] = masks[1, 8:40, 16:48] = 1.0  # the second twice as large
@@ -30,11 +30,11 @@ def test_a_crop_is_centred_and_of_one_scale():
         assert abs((crop[..., 3] > 0.5).sum() - 24 * 24) <= 24
         inside = np.argwhere(crop[..., 3] > 0.5)
         np.testing.assert_allclose(inside.mean(axis=0), 23.5, atol=0.6)
-    assert np.abs(crops[0, :8]).max() == 0  # outside is grey, whatever the image has there
+    assert np.abs(crops[0, :8]).max() == 0  # outside is grey, whatever the image shows there
     assert np.isfinite(np.asarray(cut_out(images, 0 * masks))).all()
 
 
-def test_softening_blurs_and_keeps_the_range():
+def test_soften_blurs_and_keeps_range():
     rng = np.random.default_rng(0)
     images = rng.choice([-1.0, 1.0], (4, 64, 64, 3)).astype(np.float32)
     soft = np.asarray(soften(images, jax.random.key(1)))
@@ -49,7 +49,7 @@ def test_softening_blurs_and_keeps_the_range():
     assert spread[0, 4, 5, 0] / spread[0, 4, 4, 0] == pytest.approx(np.exp(-0.5), abs=1e-4)
 
 
-def test_batches_hold_several_identities_of_each_word(pairs):
+def test_batches_contain_several_identities_per_word(pairs):
     batch = draw_batch(pairs, np.random.default_rng(0))
     words, counts = np.unique(batch["words"], return_counts=True)
     assert set(counts) == {IDENTITIES} and len(words) > 1
@@ -61,8 +61,8 @@ def test_batches_hold_several_identities_of_each_word(pairs):
     assert (again["scenes"] == batch["scenes"]).all()
 
 
-def test_training_goes_on_where_it_was_cut_off(pairs, tmp_path, monkeypatch):
-    """Two runs, one of them in two parts, to the same bits, which are not those it began with."""
+def test_interrupted_training_resumes_bit_exactly(pairs, tmp_path, monkeypatch):
+    """A whole run and an interrupted, resumed run give the same bits."""
     from realcustom_jax.evaluation import train_judge
 
     monkeypatch.setattr(train_judge, "SAVE_EVERY", 2)
@@ -72,13 +72,13 @@ def test_training_goes_on_where_it_was_cut_off(pairs, tmp_path, monkeypatch):
 
     real, calls = train_judge.draw_batch, []
 
-    def cut_off(*args):
+    def interrupted(*args):
         calls.append(args)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(train_judge, "draw_batch", cut_off)
+    monkeypatch.setattr(train_judge, "draw_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(pairs, tmp_path / "parts", 4, 1e-3, seed=3)
     resumed = train(pairs, tmp_path / "parts", 4, 1e-3, seed=3)
@@ -90,7 +90,7 @@ def test_training_goes_on_where_it_was_cut_off(pairs, tmp_path, monkeypatch):
     assert (tmp_path / "whole" / "model.safetensors").is_file()
 
 
-def test_a_drawing_that_was_kept_is_used(pairs, tmp_path, monkeypatch):
+def test_cached_drawings_are_reused(pairs, tmp_path, monkeypatch):
     from realcustom_jax.evaluation import judge_data
 
     monkeypatch.setattr(judge_data, "draw_pairs", lambda *args: pairs)
@@ -100,7 +100,7 @@ def test_a_drawing_that_was_kept_is_used(pairs, tmp_path, monkeypatch):
     assert (again.scenes == first.scenes).all() and (again.backgrounds == first.backgrounds).all()
 
 
-def test_a_saved_judge_says_the_same(random_judge, tmp_path):
+def test_saved_judge_gives_same_results(random_judge, tmp_path):
     """float16 on disk: weights of about 0.1 lose 1e-4 of themselves."""
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     random_judge.save(tmp_path / "judge.safetensors")
@@ -111,14 +111,14 @@ def test_a_saved_judge_says_the_same(random_judge, tmp_path):
     assert (after.words, after.backgrounds) == (before.words, before.backgrounds)
 
 
-def test_other_images_and_files_are_refused(random_judge, tmp_path):
+def test_wrong_image_size_or_missing_file_raises(random_judge, tmp_path):
     with pytest.raises(UserError, match="64×64"):
         random_judge.look(np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(UserError, match=r"nothing\.safetensors"):
         Judge.load(tmp_path / "nothing.safetensors")
 
 
-def test_the_shipped_judge_knows_the_toybox():
+def test_shipped_judge_is_accurate_on_toybox():
     """On 64 scenes of held-out identities. `studies/judge.py` measures 208, and the chance level."""
     assert SHIPPED.stat().st_size < 3e6
     scores = means(Benchmark(make_cases(64), Judge.load(), None).ceiling())

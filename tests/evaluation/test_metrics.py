@@ -1,4 +1,4 @@
-"""The measures against plain numpy loops and scipy."""
+"""The evaluation metrics against plain numpy loops and scipy."""
 
 import numpy as np
 import scipy.stats
@@ -12,7 +12,7 @@ def unit(rng, *shape):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_similarities_are_means_of_cosines():
+def test_similarities_are_mean_cosines():
     """To 1e-12: float64 sums in another order."""
     rng = np.random.default_rng(0)
     images, texts, photos = unit(rng, 5, 8), unit(rng, 5, 8), unit(rng, 3, 8)
@@ -31,7 +31,7 @@ def test_iou_counts_pixels():
     np.testing.assert_allclose(metrics.iou(a, b), [4 / 12, 1 / 16, 0.0])
 
 
-def test_leakage_is_the_mean_change_outside():
+def test_leakage_is_mean_change_outside_subject():
     rng = np.random.default_rng(1)
     images, plain = rng.integers(0, 256, (2, 3, 4, 4, 3), dtype=np.uint8)
     inside = rng.random((3, 4, 4)) < 0.4
@@ -49,7 +49,7 @@ def test_leakage_is_the_mean_change_outside():
     np.testing.assert_allclose(metrics.leakage(images, plain, inside), expected, rtol=0, atol=1e-12)
 
 
-def test_rank_counts_those_that_are_as_near_and_ties():
+def test_rank_counts_nearer_candidates_and_ties():
     rng = np.random.default_rng(2)
     candidates = unit(rng, 50, 4, 3)
     queries = unit(rng, 50, 3)
@@ -62,8 +62,8 @@ def test_rank_counts_those_that_are_as_near_and_ties():
     assert metrics.rank(same[:, 0], same).tolist() == [3]
 
 
-def test_interval_is_that_of_resampled_means():
-    """Against our own resampling. Means of 60 are multiples of 1/60, and each end may be one of them off."""
+def test_interval_equals_bootstrap_percentiles():
+    """Against our own resampling. Means of 60 are multiples of 1/60, and each end may differ by one step."""
     values = np.random.default_rng(3).random(60) < 0.3
     rng = np.random.default_rng(4)
     draws = [values[rng.integers(0, 60, 60)].mean() for _ in range(10_000)]
@@ -78,7 +78,7 @@ def test_interval_is_that_of_resampled_means():
     assert metrics.interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
 
 
-def test_tables_have_a_cell_for_each_measure():
+def test_table_has_one_cell_per_metric():
     rows = {
         "text only": {"clip_t": [0.25, 0.25], "leakage": None},
         "full": {"clip_t": [0.5], "leakage": [1.0]},
@@ -93,7 +93,7 @@ def test_tables_have_a_cell_for_each_measure():
     assert cell([0.0, 1.0], with_interval=False) == "0.500"
 
 
-def test_images_of_a_group_are_drawn_together():
+def test_interval_resamples_whole_groups():
     """30 subjects of 20 equal images each: the interval is that of 30 numbers, not of 600."""
     means = np.random.default_rng(3).normal(size=30)
     values, groups = np.repeat(means, 20), np.repeat([f"subject {i}" for i in range(30)], 20)

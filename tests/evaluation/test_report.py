@@ -28,11 +28,11 @@ def all_groups():
     return {title: {name: results(next(numbers)) for name in rows} for title, rows in GROUPS.items()}
 
 
-def test_rows_are_the_papers_ablations(micro_pipe):
+def test_report_rows_are_paper_ablations(micro_pipe):
     rows = {name: row for group in GROUPS.values() for name, row in group.items()}
     assert {f"γ_scope {g}" for g in (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)} <= rows.keys()
     for row in rows.values():
-        micro_pipe.defaults.changed(row.setting.options)  # each is one that the sampler knows
+        micro_pipe.defaults.changed(row.setting.options)  # raises for an unknown option
     assert rows["mean of both scores"].setting.options == {"scoring": "mean"}
     assert rows["γ_scope 0.5"].paper == (0.2850, 0.8654)
     assert not rows["text only"].setting.subject and not rows["visual tokens, no mask"].setting.masked
@@ -53,12 +53,12 @@ class Painter:
         )
 
 
-def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_path):
+def test_results_are_cached_by_their_inputs(paired_pipe, random_judge, tmp_path):
     benchmark = Benchmark(make_cases(2), random_judge, None)
     painter = Painter(paired_pipe)
     runs = Runs.open(tmp_path, benchmark, painter)
     first = runs.results("γ_scope 0.3", Setting({"gamma_scope": 0.3}))
-    assert len(painter.made) == 2  # the text-only images, which leakage needs, and its own
+    assert len(painter.made) == 2  # the text-only images, which leakage needs, and the setting's own
     again = Runs.open(tmp_path, benchmark, painter).results("other name", Setting({"gamma_scope": 0.3}))
     text = runs.results("text only", Setting(subject=False))
     assert len(painter.made) == 2 and text["leakage"] is None
@@ -78,7 +78,7 @@ def test_results_are_kept_by_what_they_depend_on(paired_pipe, random_judge, tmp_
 
 
 @pytest.mark.parametrize("drawn", [real_scene, reference])
-def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp_path, monkeypatch, drawn):
+def test_changed_drawings_invalidate_cached_results(paired_pipe, random_judge, tmp_path, monkeypatch, drawn):
     """Results depend on the drawn pixels too, not only on the requests."""
     benchmark, painter = Benchmark(make_cases(2), random_judge, None), Painter(paired_pipe)
     Runs.open(tmp_path, benchmark, painter).results("text only", Setting(subject=False))
@@ -92,7 +92,7 @@ def test_results_of_other_drawings_are_made_again(paired_pipe, random_judge, tmp
     assert len(painter.made) == 2
 
 
-def test_differences_are_of_the_same_requests():
+def test_differences_are_paired_by_request():
     """A difference that is smaller than the spread but equal for all requests has an interval without 0."""
     plain, middle = results(1), results(2)
     plain["leakage"] = None
@@ -111,7 +111,7 @@ def test_differences_are_of_the_same_requests():
     assert dict(zip(heads, cells["full minus text"], strict=True))["leakage"] == "–"
 
 
-def test_the_order_is_that_of_paired_differences():
+def test_order_uses_paired_differences():
     """A difference that is small compared with the spread, but equal for all requests, gets a sign."""
     groups = all_groups()
     full = groups["The method"]["full"]
@@ -127,7 +127,7 @@ def test_the_order_is_that_of_paired_differences():
     assert "text only" not in cells  # not in the paper
 
 
-def test_the_report_keeps_what_was_written_by_hand(tmp_path):
+def test_report_keeps_handwritten_text(tmp_path):
     pytest.importorskip("matplotlib", reason="needs the extra 'eval'")
     groups = all_groups()
     files = report.write_report(tmp_path, groups, results(99, leakage=0.0), 30)

@@ -21,7 +21,7 @@ from realcustom_jax.inputs.preprocess import CLIP, DINO, segment  # noqa: E402
 from realcustom_jax.inputs.tokenize import save_tokenizer  # noqa: E402
 
 TOLERANCE = 1e-5
-SIDES = ((300, 451), (640, 333), (224, 224), (90, 121))  # high and wide, some smaller than what is cut out
+SIDES = ((300, 451), (640, 333), (224, 224), (90, 121))  # high and wide, some smaller than the crop
 TEXTS = ["a cat on the beach", "a robot in the snow and a cup", "fish", "a teapot at sunset"]
 
 
@@ -53,7 +53,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory, micro_tokenizer):
-    """A small CLIP in ViT-B/32's form, at its 224 pixels, and transformers' processor of it."""
+    """A small CLIP with ViT-B/32's patches and 224 pixels: its folder and its transformers model."""
     folder = tmp_path_factory.mktemp("clip")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.CLIPConfig(
@@ -75,24 +75,27 @@ def unit(x) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_clip_scores_are_transformers(clip, images, micro_tokenizer):
+def test_clip_scores_equal_transformers(clip, images, micro_tokenizer):
     folder, model = clip
     pixels = transformers.CLIPImageProcessor()([Image.fromarray(i) for i in images], return_tensors="pt")
     tokens = micro_tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        seen = unit(model.get_image_features(**pixels))
-        told = unit(model.get_text_features(input_ids=tokens.input_ids))
+        image_vectors = unit(model.get_image_features(**pixels))
+        text_vectors = unit(model.get_text_features(input_ids=tokens.input_ids))
     pair = load_pair(folder)
     ours = pair.image.directions(images)
-    expected_t, expected_i = np.diag(seen @ told.T), (seen @ seen[:3].T).mean(axis=1)
-    assert np.ptp(expected_t) > 0.05 and np.ptp(seen @ seen.T) > 0.01
+    expected_t, expected_i = (
+        np.diag(image_vectors @ text_vectors.T),
+        (image_vectors @ image_vectors[:3].T).mean(axis=1),
+    )
+    assert np.ptp(expected_t) > 0.05 and np.ptp(image_vectors @ image_vectors.T) > 0.01
     found_t = metrics.clip_t(ours, pair.text.directions(TEXTS))
     np.testing.assert_allclose(found_t, expected_t, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(metrics.image_similarity(ours, ours[:3]), expected_i, rtol=0, atol=TOLERANCE)
 
 
-def test_dino_scores_are_transformers(tmp_path, images):
-    """With the processor set to DINO's own preprocessing, which transformers' of DINO is not."""
+def test_dino_scores_equal_transformers(tmp_path, images):
+    """With the processor set to DINO's own preprocessing, which is not transformers' default."""
     config = transformers.ViTConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, patch_size=16
     )
@@ -103,15 +106,15 @@ def test_dino_scores_are_transformers(tmp_path, images):
     )
     with torch.no_grad():
         pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt")
-        seen = unit(model(**pixels).last_hidden_state[:, 0])
+        image_vectors = unit(model(**pixels).last_hidden_state[:, 0])
     ours = load_dino(tmp_path).directions(images)
-    expected = seen @ seen.T
+    expected = image_vectors @ image_vectors.T
     assert np.ptp(expected) > 0.05
     np.testing.assert_allclose(ours @ ours.T, expected, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(ours, seen, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(ours, image_vectors, rtol=0, atol=TOLERANCE)
 
 
-def test_preprocessing_rounds_odd_margins_as_each_library_does():
+def test_odd_crop_margins_round_as_in_each_library():
     """An image of 224×227 has a margin of 3: transformers begins at 1, torchvision at round(1.5) = 2."""
     image = np.broadcast_to(np.arange(227, dtype=np.uint8)[None, :, None], (224, 227, 3))
     assert CLIP(image)[0, 0, 0] == np.float32(1 / 127.5 - 1)
@@ -120,13 +123,13 @@ def test_preprocessing_rounds_odd_margins_as_each_library_does():
     assert DINO(wide)[0, 0, 0] == np.float32(9 / 127.5 - 1)
 
 
-def test_segmenting_leaves_the_subject_on_white():
+def test_segment_puts_subject_on_white():
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     alone = segment(image, np.array([[1, 0], [0.5, 0]]))
     assert alone.tolist() == [[[0, 1, 2], [255] * 3], [[6, 7, 8], [255] * 3]]
 
 
-def test_other_networks_are_refused(tmp_path, clip):
+def test_wrong_network_types_raise(tmp_path, clip):
     with pytest.raises(UserError, match="type 'vit'"):
         load_dino(clip[0])
     vision = transformers.CLIPVisionModelWithProjection(

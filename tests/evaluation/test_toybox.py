@@ -34,7 +34,7 @@ from realcustom_jax.weights.digest import params_sha256
 from realcustom_jax.weights.keys import flatten
 
 
-def test_requests_take_all_words_places_and_identities_in_turn():
+def test_cases_cycle_through_words_backgrounds_and_identities():
     requests = make_cases(320)
     pairs = {(r.word, r.background) for r in requests[:208]}
     assert len(pairs) == len(WORDS) * len(BACKGROUNDS) == 208
@@ -44,14 +44,14 @@ def test_requests_take_all_words_places_and_identities_in_turn():
     assert requests[17].prompt == "a dog in the desert"
 
 
-def test_identities_are_20_held_out_ones_of_the_word():
+def test_each_word_has_20_held_out_identities():
     for word in ("cat", "cup"):
         own = identities(word)
         assert len(set(own)) == 20
         assert all(i.word == word and is_held_out(i.seed) for i in own)
 
 
-def test_requests_to_choose_by_share_no_subject_and_no_seed_with_those_of_the_results():
+def test_selection_cases_share_no_subject_or_seed_with_results():
     """Colours, pattern and proportions of a subject all come from its identity's number."""
     results, choices = make_cases(320), make_cases(320, held_out=False)
     assert [(r.word, r.background) for r in choices] == [(r.word, r.background) for r in results]
@@ -61,14 +61,14 @@ def test_requests_to_choose_by_share_no_subject_and_no_seed_with_those_of_the_re
 
 
 @pytest.mark.parametrize("held_out", (True, False))
-def test_the_real_scene_shows_what_the_reference_does(held_out):
+def test_real_scene_shows_reference_identity(held_out):
     request = make_cases(35, held_out)[34]
     scene, photo = real_scene(request), reference(request)
     assert scene.identities == photo.identities and scene.background == request.background
     assert scene.caption == request.prompt
 
 
-def test_masks_are_enlarged_pixel_by_pixel():
+def test_enlarge_repeats_mask_pixels():
     mask = np.zeros((1, 16, 32), bool)
     mask[0, 3, 5] = True
     large = repeat_pixels(mask)
@@ -85,7 +85,7 @@ def benchmark(paired_pipe, random_judge):
     )
 
 
-def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark, one_device):
+def test_no_mask_setting_applies_subject_everywhere(paired_pipe, benchmark, one_device):
     generator = Generator(paired_pipe, per_device=3)
     made = {name: benchmark.make(generator, setting) for name, setting in SETTINGS.items()}
     assert made["text_only"][1] is None
@@ -97,7 +97,7 @@ def test_no_mask_lets_the_subject_act_everywhere(paired_pipe, benchmark, one_dev
     assert all(np.abs(a - b).mean() > 0.5 for a, b in itertools.pairwise(images))
 
 
-def test_measures_are_those_of_the_judge(benchmark, random_judge):
+def test_metrics_equal_judge_outputs(benchmark, random_judge):
     rng = np.random.default_rng(0)
     images, plain = rng.integers(0, 256, (2, 3, 64, 64, 3), dtype=np.uint8)
     masks = rng.random((3, 64, 64)) < 0.3
@@ -133,7 +133,7 @@ def test_measures_are_those_of_the_judge(benchmark, random_judge):
     np.testing.assert_allclose(found["clip_i_segmented"], expected, atol=1e-6)
 
 
-def test_real_scenes_leak_what_another_subject_changes_around_it(random_judge):
+def test_real_scene_leakage_is_change_around_subject(random_judge):
     requests = make_cases(3)
     found = Benchmark(requests, random_judge, None).ceiling()["leakage"]
     others = [identities(request.word)[(request.number + 1) % 20] for request in requests]
@@ -154,8 +154,8 @@ def test_real_scenes_leak_what_another_subject_changes_around_it(random_judge):
     assert min(expected) > 0
 
 
-def test_the_reference_photo_itself_is_the_right_identity(random_judge):
-    """Even a judge that has learned nothing finds the very picture among the 20, held out or not."""
+def test_reference_photo_ranks_first_among_identities(random_judge):
+    """Even an untrained judge finds the same image among the 20, held out or not."""
     benchmark = Benchmark(make_cases(3) + make_cases(3, held_out=False), random_judge, None)
     photos = [reference(r) for r in benchmark.cases]
     directions = random_judge.directions(
@@ -167,9 +167,7 @@ def test_the_reference_photo_itself_is_the_right_identity(random_judge):
     assert (metrics.rank(np.roll(directions, 1, axis=0), candidates) > 0).all()
 
 
-def test_evaluate_ends_with_the_contract(
-    paired_pipe, random_judge, one_device, tmp_path, monkeypatch, capsys
-):
+def test_evaluate_prints_contract_json(paired_pipe, random_judge, one_device, tmp_path, monkeypatch, capsys):
     rc.save(paired_pipe, tmp_path / "model")
     random_judge.save(tmp_path / "judge.safetensors")
     arguments = ["--model", str(tmp_path / "model"), "--judge", str(tmp_path / "judge.safetensors")]
@@ -198,8 +196,8 @@ def folders(paired_pipe, tmp_path_factory):
     return one, other
 
 
-def test_the_model_is_made_of_the_parts_that_flags_name(folders, paired_pipe, one_device):
-    """In the precision that they name; offloaded it counts as the same model."""
+def test_flags_select_model_components(folders, paired_pipe, one_device):
+    """With the dtypes that the flags give; the offloaded model has the same digest."""
     one, other = folders
     line = f"--model {one} --unet {other}/unet --realcustom {other}/realcustom --dtype bfloat16"
     line += f" --image-encoder {other}/image_encoder --vae-dtype bfloat16 --batch 3"
@@ -215,8 +213,8 @@ def test_the_model_is_made_of_the_parts_that_flags_name(folders, paired_pipe, on
 
 
 @pytest.mark.parametrize("module", ["evaluation.report", "toybox.demo"])
-def test_other_commands_take_the_precision(module, folders, tmp_path, monkeypatch):
-    """It reaches the model that they load."""
+def test_other_commands_accept_dtype_flags(module, folders, tmp_path, monkeypatch):
+    """The dtypes reach the model that they load."""
     command, loaded = importlib.import_module(f"realcustom_jax.{module}"), []
 
     def load(*args, **options):
@@ -257,7 +255,7 @@ def test_other_commands_take_the_precision(module, folders, tmp_path, monkeypatc
         (["--dreambench", "nowhere", "--masks", "x"], ["--masks needs --clip or --dino"]),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence(arguments, parts, monkeypatch, capsys):
+def test_user_mistake_gives_one_line_error(arguments, parts, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     with pytest.raises(SystemExit) as stop:
         run_command(evaluate.main)

@@ -1,4 +1,4 @@
-"""Golden values: reads them, and makes the cut-down files here from whole ones.
+"""Golden values: reads them, and makes the reduced files here from whole ones.
 
   python tests/golden/golden_files.py WHOLE_FOLDER
 
@@ -17,7 +17,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 FILES = ("reference_b.npz", "vision_a.npz")
-# Where the whole files lie for those who have them; they hold a second UNet, `reference_a.npz`.
+# The whole files, where available; they include a second UNet, `reference_a.npz`.
 WHOLE = HERE.parents[2] / "shared" / "golden"
 _WEIGHTS = ("w/", "siglip/", "dinov2/")
 _MANTISSA = 13  # of 23 bits
@@ -41,7 +41,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> Mapping[str, np.ndarray]:
-    """A golden file as {key: array}, whole or cut."""
+    """A golden file as {key: array}, whole or reduced."""
     file = np.load(path)
     values = {key: file[key] for key in file.files if key not in (_PLANES, _INDEX)}
     if _INDEX not in file.files:

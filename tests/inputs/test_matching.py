@@ -1,4 +1,4 @@
-"""Which words a reference image narrows: candidates, the choice among them, and the refusal."""
+"""Automatic target words: candidate phrases, the choice among them, and errors."""
 
 import numpy as np
 import pytest
@@ -21,20 +21,20 @@ from realcustom_jax.inputs.nouns import NOUNS
         ("", ""),
     ],
 )
-def test_candidates(prompt, expected):
+def test_candidates_are_content_words_and_phrases(prompt, expected):
     assert ", ".join(candidates(prompt)) == expected
 
 
-def test_the_nouns_are_plain_words():
+def test_nouns_are_unique_lowercase_words():
     assert 200 <= len(NOUNS) == len(set(NOUNS))
     assert all(noun.isalpha() and noun.islower() for noun in NOUNS)
     assert not set(NOUNS) & FUNCTION_WORDS
 
 
-def test_the_vocabulary_is_what_the_tokenizer_knows():
+def test_vocabulary_keeps_nouns_known_to_tokenizer():
     nouns = [f"noun{i}" for i in range(20)]
     assert vocabulary([i < 8 for i in range(20)], nouns) == nouns[:8]
-    assert vocabulary([i < 7 for i in range(20)], nouns) == nouns  # too few to judge by
+    assert vocabulary([i < 7 for i in range(20)], nouns) == nouns  # too few known nouns to filter by
 
 
 def choose(logits, nouns=(0.0, 0.0), used=(), phrases=("cat", "dog", "beach")):
@@ -44,11 +44,11 @@ def choose(logits, nouns=(0.0, 0.0), used=(), phrases=("cat", "dog", "beach")):
     return [choice.words for choice in chosen]
 
 
-def test_takes_the_best_phrase():
+def test_best_phrase_is_chosen():
     assert choose([1, 3, 2]) == ["dog"]
 
 
-def test_a_vocabulary_word_may_be_two_logits_better():
+def test_vocabulary_word_over_two_logits_better_raises():
     assert choose([1, 3, 2], nouns=(0, 5.0)) == ["dog"]
     with pytest.raises(UserError) as error:
         choose([1, 3, 2], nouns=(0, 5.1))
@@ -59,17 +59,17 @@ def test_a_vocabulary_word_may_be_two_logits_better():
 
 
 def test_several_images_get_different_words():
-    """The surest first: the second image is sure of "dog", so the first takes its next best."""
+    """The most certain image chooses first: the second takes "dog", so the first takes its next best."""
     assert choose([[4, 5, 0], [0, 6, 0]]) == ["cat", "dog"]
     assert choose([[4, 5, 0]], used=["Dog"]) == ["cat"]
     assert choose([[4, 5, 9]], used=["dog"], phrases=("cat", "dog", "big dog")) == ["cat"]  # shares a word
 
 
-def test_one_word_is_shared_where_no_other_fits():
+def test_images_share_word_when_no_other_fits():
     assert choose([[-9, 5, -9], [-9, 6, -9]]) == ["dog", "dog"]
     assert choose([[5], [6]], phrases=("cat",)) == ["cat", "cat"]
 
 
-def test_a_prompt_without_content_words():
+def test_prompt_without_content_words_raises():
     with pytest.raises(UserError, match="'the prompt' has no word that a reference image could show"):
         choose(np.zeros((1, 0)), phrases=())

@@ -1,4 +1,4 @@
-"""Singular and plural."""
+"""Singular and plural forms of nouns."""
 
 import subprocess
 import sys
@@ -24,39 +24,39 @@ PAIRS = (
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_each_finds_the_other(pair):
+def test_singular_and_plural_match_each_other(pair):
     singular, plural = pair.split()
     assert {singular, plural} <= noun_forms(singular)
     assert {singular, plural} <= noun_forms(plural)
 
 
 @pytest.mark.parametrize("pair", ["glas glass", "new news", "man mans", "dog doge", "dres dress", "cat dog"])
-def test_others_do_not(pair):
+def test_unrelated_words_do_not_match(pair):
     one, other = pair.split()
     assert other not in noun_forms(one) and one not in noun_forms(other)
 
 
-def test_words_without_a_plural_of_their_own():
+def test_invariant_plural_has_one_form():
     assert noun_forms("sheep") == {"sheep"}
 
 
 @pytest.mark.parametrize("noun", ["", "'s", "1", "#2", "…", "—", "お", "a" * 300, "ss", "s"])
-def test_what_is_no_noun_is_at_least_itself(noun):
+def test_non_noun_matches_itself(noun):
     assert noun in noun_forms(noun)
 
 
-def test_forms_are_of_each_other():
+def test_noun_forms_are_symmetric():
     for noun in NOUNS:
         word = noun.split()[-1]
         assert all(word in noun_forms(form) for form in noun_forms(word)), word
 
 
-def test_inflect_is_imported_only_where_plurals_count():
-    """It takes a second, which loader workers need not wait for; and JAX is not imported at all."""
+def test_inflect_and_jax_are_not_imported_eagerly():
+    """Importing inflect takes a second, which loader workers should not spend; they need no JAX either."""
     code = "import realcustom_jax.inputs.plurals, sys; assert not {'inflect', 'jax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_case_is_kept():
+def test_noun_forms_keep_case():
     assert {"Dog", "Dogs"} <= noun_forms("Dog") and {"DOG", "DOGS"} <= noun_forms("DOG")
     assert "dogs" not in noun_forms("Dog")

@@ -1,4 +1,4 @@
-"""Subjects: their photos, their words, and what a prompt loses."""
+"""Subjects: their photos and words; prompts that are truncated or read from a file."""
 
 import dataclasses
 import warnings
@@ -37,8 +37,8 @@ def latents(pipe, made, config):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_photos_act_side_by_side(flat_pipe, guidance):
-    """One softmax over the tokens of all photos: copies change nothing, order neither, another photo does."""
+def test_several_photos_share_one_softmax(flat_pipe, guidance):
+    """Copies and the order of photos change nothing; another photo does."""
 
     def ask(*photos):
         # Without scoring every token counts as much as its copy.
@@ -52,8 +52,8 @@ def test_photos_act_side_by_side(flat_pipe, guidance):
 
 
 @pytest.mark.parametrize("guidance", ["paper", "direct"])
-def test_padding_never_acts(flat_pipe, guidance):
-    """A slot of two photos is the same where a neighbour has three, whatever stands in the padding."""
+def test_padded_photos_have_no_effect(flat_pipe, guidance):
+    """A subject with two photos gives the same result beside one with three, whatever the padding holds."""
     two = rc.Subject(images=[CAT, OTHER], words="cat")
     three = rc.Subject(images=[DOG, CAT, OTHER], words="dog")
     alone = latents(flat_pipe, *conditioning(flat_pipe, [two], guidance=guidance))
@@ -67,8 +67,8 @@ def test_padding_never_acts(flat_pipe, guidance):
         np.testing.assert_allclose(padded[:1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_negative_pass_sees_one_black_photo(flat_pipe):
-    """However many the subject has, and whatever its neighbours have."""
+def test_negative_pass_uses_one_black_photo(flat_pipe):
+    """Whatever the number of photos of the subject and of its neighbours."""
     two = rc.Subject(images=[CAT, OTHER], words="cat")
     made, config = conditioning(flat_pipe, [two], guidance="direct")
     contexts = encode_contexts(flat_pipe.models.unet, flat_pipe.params["unet"], made, config.guidance)
@@ -77,8 +77,8 @@ def test_the_negative_pass_sees_one_black_photo(flat_pipe):
     assert negative[:tokens].all() and not negative[tokens:].any() and subject.all()
 
 
-def test_padding_is_not_counted():
-    """⌊γ_num N⌋ of the tokens that there are, by a loop in numpy."""
+def test_padding_tokens_do_not_count_for_gamma_num():
+    """⌊γ_num N⌋ of the real tokens are kept, as in a numpy loop."""
     rng = np.random.default_rng(0)
     scores, gamma = rng.random((4, 10)).astype(np.float32), np.asarray([0.3, 0.5, 0.8, 1.0], np.float32)
     present = np.arange(10) < np.asarray([10, 4, 5, 1])[:, None]
@@ -89,15 +89,15 @@ def test_padding_is_not_counted():
         assert set(np.flatnonzero(found)) == set(expected)
 
 
-def test_one_photo_in_a_list_is_the_image(flat_pipe):
+def test_list_of_one_photo_equals_single_image(flat_pipe):
     image, listed = rc.Subject(CAT, "cat"), rc.Subject(images=[CAT], words="cat")
     first, second = (rc.sample(flat_pipe, "a cat", [s], seed=1, **OPTIONS) for s in (image, listed))
     np.testing.assert_array_equal(first.images, second.images)
     np.testing.assert_array_equal(first.masks, second.masks)
 
 
-def test_an_occurrence_can_be_named(flat_pipe):
-    """ "dog#2" is the second, a phrase of several words too; together they are all."""
+def test_word_occurrence_is_selected_by_number(flat_pipe):
+    """ "dog#2" is the second occurrence, also of a phrase; without a number all are meant."""
     prompt = "a dog and a big dog and a cat"
 
     def tokens(words):
@@ -112,14 +112,14 @@ def test_an_occurrence_can_be_named(flat_pipe):
 
 
 @pytest.mark.parametrize(("first", "second"), [("dog", "dog"), ("dog", "big dog"), ("dog#2", "dog")])
-def test_two_subjects_of_one_word_are_an_error(flat_pipe, first, second):
+def test_two_subjects_with_same_word_raise(flat_pipe, first, second):
     subjects = [rc.Subject(DOG, first), rc.Subject(CAT, second)]
     with pytest.raises(rc.UserError, match=rf"subjects 1 \('{first}'\) and 2 \('{second}'\) narrow the same"):
         rc.sample(flat_pipe, "a dog and a big dog", subjects, **OPTIONS)
 
 
-def test_one_word_is_enough_where_a_mask_says_who_acts(flat_pipe):
-    """Word maps do not decide then; nor does a subject of strength 0."""
+def test_subjects_may_share_word_with_mask_or_zero_strength(flat_pipe):
+    """A user's mask separates the subjects, and strength 0 removes one: no error."""
     half = np.arange(8) < np.full((8, 1), 4)
     rest = [dataclasses.replace(rc.Subject(CAT, "dog"), **c) for c in ({"mask": half}, {"strength": 0})]
     for other in rest:
@@ -137,13 +137,13 @@ def test_one_word_is_enough_where_a_mask_says_who_acts(flat_pipe):
         ({"images": "cat.png", "words": "cat"}, "images must be a list of images, not str"),
     ],
 )
-def test_a_subject_needs_words_and_an_image(arguments, sentence):
+def test_subject_without_words_or_image_raises(arguments, sentence):
     with pytest.raises(rc.UserError, match=sentence):
         rc.Subject(**arguments)
 
 
-def test_what_the_tokenizer_cuts_off_is_told(flat_pipe):
-    """The lost part is what the kept tokens do not spell; a prompt that just fits loses nothing."""
+def test_truncated_prompt_warns_with_lost_text(flat_pipe):
+    """The warning quotes the lost text; a prompt that just fits loses nothing."""
     (tokenizer,) = flat_pipe.tokenizers
     assert lost_part(tokenizer, "cat " * 75) == ""
     assert lost_part(tokenizer, "cat " * 75 + "on the beach") == "on the beach"
@@ -154,7 +154,7 @@ def test_what_the_tokenizer_cuts_off_is_told(flat_pipe):
         rc.sample(flat_pipe, "a cat", **OPTIONS)
 
 
-def test_a_prompt_may_be_in_a_file(tmp_path):
+def test_prompt_is_read_from_file(tmp_path):
     (tmp_path / "bad").write_text("blurred, dark\n")
     assert text_or_file("--x", f"@{tmp_path / 'bad'}") == "blurred, dark"
     assert text_or_file("--x", "a @ b") == "a @ b"

@@ -1,4 +1,4 @@
-"""Target words → token positions, and the sentences for words that cannot be found."""
+"""Target words → token positions, and the errors for words that cannot be found."""
 
 import numpy as np
 import pytest
@@ -24,12 +24,12 @@ def positions(tokenizer, prompt: str, words: str) -> list[int]:
     return np.flatnonzero(mask).tolist()
 
 
-def test_single_word_counts_the_begin_token(tokenizer):
+def test_word_position_counts_begin_token(tokenizer):
     assert positions(tokenizer, "a dog on the beach", "dog") == [2]
     assert positions(tokenizer, "dog", "dog") == [1]
 
 
-def test_every_occurrence(tokenizer):
+def test_every_occurrence_is_marked(tokenizer):
     assert positions(tokenizer, "a dog and a dog, dog", "dog") == [2, 5, 7]
 
 
@@ -37,36 +37,36 @@ def test_phrase_must_be_whole_and_in_order(tokenizer):
     assert positions(tokenizer, "an alarm and a clock and an alarm clock", "alarm clock") == [8, 9]
 
 
-def test_case_and_spacing_do_not_matter(tokenizer):
+def test_case_and_spacing_are_ignored(tokenizer):
     assert positions(tokenizer, "A DOG and an Alarm   Clock", "  dog ") == [2]
     assert positions(tokenizer, "a dog and an Alarm \n Clock", "aLARM cLOCK") == [5, 6]
 
 
-def test_word_of_several_tokens(tokenizer):
+def test_word_of_several_tokens_is_marked_whole(tokenizer):
     pieces = len(tokenizer.tokenize("zebra"))
     assert pieces > 1
     assert positions(tokenizer, "a zebra on the beach", "zebra") == list(range(2, 2 + pieces))
 
 
-def test_offsets_survive_characters_of_several_bytes(tokenizer):
+def test_positions_are_correct_after_multibyte_characters(tokenizer):
     before = len(tokenizer.tokenize("ünï 🙂"))
     assert positions(tokenizer, "ünï 🙂 dog", "dog") == [before + 1]
 
 
-def test_whole_words_only(tokenizer):
+def test_only_whole_words_match(tokenizer):
     hotdog = len(tokenizer.tokenize("hotdog"))
     assert positions(tokenizer, "a hotdog and a dog's beach", "dog") == [4 + hotdog]
     with pytest.raises(UserError, match="'dog' are not in the prompt"):
         target_token_mask(tokenizer, "a hotdog, two dogs", "dog")
 
 
-def test_symbols_are_literal(tokenizer):
+def test_symbols_match_literally(tokenizer):
     assert positions(tokenizer, "a dog + dog", "+") == [3]
     with pytest.raises(UserError):
         target_token_mask(tokenizer, "a dog", "d.g")
 
 
-def test_absent_words_name_the_prompts_words(tokenizer):
+def test_absent_words_error_lists_prompt_words(tokenizer):
     with pytest.raises(UserError) as error:
         target_token_mask(tokenizer, "a dog on a beach", "cat")
     assert (
@@ -74,27 +74,27 @@ def test_absent_words_name_the_prompts_words(tokenizer):
     )
 
 
-def test_empty_words(tokenizer):
+def test_empty_words_raise(tokenizer):
     for words in ("", "  "):
         with pytest.raises(UserError, match="the target words of the prompt 'a dog' are empty"):
             target_token_mask(tokenizer, "a dog", words)
 
 
-def test_last_place_that_fits_and_first_that_does_not(tokenizer):
+def test_word_at_token_limit_fits_and_beyond_raises(tokenizer):
     # 77 tokens: begin, 75 of the prompt, end.
     assert positions(tokenizer, "a " * 74 + "dog", "dog") == [75]
     with pytest.raises(UserError, match=r"cut off.* limit is 77 tokens and the prompt has 78"):
         target_token_mask(tokenizer, "a " * 75 + "dog", "dog")
 
 
-def test_phrase_cut_in_its_middle_and_later_occurrence_cut(tokenizer):
+def test_truncated_phrase_or_later_occurrence_raises(tokenizer):
     with pytest.raises(UserError, match="cut off"):
         target_token_mask(tokenizer, "a " * 74 + "alarm clock", "alarm clock")
     with pytest.raises(UserError, match="cut off"):
         target_token_mask(tokenizer, "dog " + "a " * 80 + "dog", "dog")
 
 
-def test_several_phrases_are_one_subject(tokenizer):
+def test_several_phrases_form_one_mask(tokenizer):
     """The union of all phrases, each of which must be there."""
     prompt = "a dog and an alarm clock on the beach"
     mask = target_token_mask(tokenizer, prompt, ["alarm clock", "dog"])
@@ -109,7 +109,7 @@ def test_several_phrases_are_one_subject(tokenizer):
             target_token_mask(tokenizer, prompt, words)
 
 
-def test_plurals_only_when_asked_for(tokenizer):
+def test_plurals_match_only_if_enabled(tokenizer):
     dogs = len(tokenizer.tokenize("dogs"))
     found = target_token_mask(tokenizer, "two dogs and a dog", "dog", plurals=True)
     start = 1 + len(tokenizer.tokenize("two"))
@@ -123,7 +123,7 @@ def test_plurals_only_when_asked_for(tokenizer):
         target_token_mask(tokenizer, "alarms clock", "alarm clock", plurals=True)
 
 
-def test_case_matters_only_when_asked_to(tokenizer):
+def test_case_matters_only_with_match_case(tokenizer):
     mask = target_token_mask(tokenizer, "a Dog and a dog", "dog", match_case=True)
     assert np.flatnonzero(mask).tolist() == [5]
     with pytest.raises(UserError, match="'DOG' are not in the prompt"):
@@ -131,8 +131,8 @@ def test_case_matters_only_when_asked_to(tokenizer):
     assert target_token_mask(tokenizer, "Dogs", "Dog", match_case=True, plurals=True).any()
 
 
-def test_several_tokenizers(tokenizer, tmp_path):
-    """What any of them marks; a limit that one of them reaches is an error."""
+def test_masks_of_several_tokenizers_are_merged(tokenizer, tmp_path):
+    """The union of their masks; exceeding the token limit of any tokenizer raises."""
     # This one has only single letters, so that positions differ.
     train_tokenizer(["q"], tmp_path)
     letters = load_tokenizer(tmp_path)

@@ -23,7 +23,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
-def test_load_image_takes_path_bytes_pil_and_array(tmp_path):
+def test_load_image_accepts_path_bytes_pil_and_array(tmp_path):
     image = picture()
     path = tmp_path / "a.png"
     Image.fromarray(image).save(path)
@@ -33,7 +33,7 @@ def test_load_image_takes_path_bytes_pil_and_array(tmp_path):
         np.testing.assert_array_equal(loaded, image)
 
 
-def test_load_image_turns_by_exif():
+def test_load_image_applies_exif_rotation():
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by 90° clockwise to display
     loaded = load_image(encode(Image.fromarray(picture()), exif=exif))
@@ -57,8 +57,8 @@ def test_load_image_expands_gray_palette_and_16_bits():
     np.testing.assert_array_equal(load_image(gray / 255.0), expected)
 
 
-def test_load_image_takes_32_bits_a_pixel():
-    """PIL's F and I have no range of their own: 8 bits, 16 bits and 0…1 are told by the largest value."""
+def test_load_image_reads_32_bit_images():
+    """PIL's modes F and I have no fixed range: the largest value tells 8 bits, 16 bits or 0…1."""
     gray = picture()[..., 0]
     expected = np.repeat(gray[..., None], 3, axis=-1)
     forms = [
@@ -77,7 +77,7 @@ def test_load_image_takes_32_bits_a_pixel():
             load_image(Image.fromarray(bad))
 
 
-def test_load_image_refuses_what_is_no_file(tmp_path):
+def test_load_image_rejects_pipes_devices_and_huge_arrays(tmp_path):
     """Opening a FIFO would wait forever."""
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero")):
@@ -110,8 +110,8 @@ def test_load_image_errors_name_the_input(tmp_path):
         load_image(None)
 
 
-def test_a_truncated_picture_that_pil_has_opened_is_named(tmp_path):
-    """`Image.open` reads the header alone: the damage shows only when the pixels are asked for."""
+def test_truncated_opened_pil_image_raises(tmp_path):
+    """`Image.open` reads the header alone: the damage shows only when the pixels are decoded."""
     whole = encode(Image.fromarray(picture(0, 64, 64)))
     opened = Image.open(io.BytesIO(whole[: len(whole) // 2]))
     with pytest.raises(UserError, match="the PIL image cannot be decoded as an image"):
@@ -120,14 +120,14 @@ def test_a_truncated_picture_that_pil_has_opened_is_named(tmp_path):
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_picture_without_pixels_is_refused(size, mode):
+def test_image_without_pixels_raises(size, mode):
     with pytest.raises(
         UserError, match=f"the PIL image has no pixels: it is {size[1]} high and {size[0]} wide"
     ):
         load_image(Image.new(mode, size))
 
 
-def test_center_crop_resize_keeps_the_centre_and_the_aspect():
+def test_center_crop_resize_keeps_centre_and_aspect():
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16] = 200
     np.testing.assert_array_equal(center_crop_resize(wide, 8), wide[:, 8:16])
@@ -137,7 +137,7 @@ def test_center_crop_resize_keeps_the_centre_and_the_aspect():
     np.testing.assert_allclose(center_crop_resize(tall, 4), np.full((4, 4, 3), 200), atol=15)
 
 
-def test_center_crop_resize_antialiases_and_is_identity_at_its_own_size():
+def test_center_crop_resize_antialiases_and_keeps_same_size_exact():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
     checks = np.repeat(checks[..., None], 3, -1).astype(np.uint8)
     # Without antialiasing a checkerboard shrinks to black or white; with it, to gray. ±8: Lanczos, at edges.
@@ -160,7 +160,7 @@ def test_augment_reference_is_identity_at_zero_and_deterministic():
     assert (once != image).any()
 
 
-def test_augment_reference_draws_as_often_at_every_strength():
+def test_augment_reference_draws_equally_often_at_every_strength():
     rngs = [np.random.default_rng(0) for _ in range(3)]
     for rng, strength in zip(rngs, (0.0, 0.5, 1.0), strict=True):
         augment_reference(picture(), rng, strength)
@@ -179,7 +179,7 @@ def test_augment_reference_flips_and_zooms():
     assert np.abs(slopes).min() < 0.6 and np.abs(slopes).max() > 1.5  # colours alone: 0.64 to 1.44
 
 
-def test_augment_reference_changes_colours_a_little():
+def test_augment_reference_changes_colours_within_range():
     # One colour everywhere: neither crop nor flip changes it.
     flat = np.full((8, 8, 3), (150, 100, 50), np.uint8)
     colours = np.array(
@@ -192,7 +192,7 @@ def test_augment_reference_changes_colours_a_little():
     assert 0.6 < chroma.min() < 0.77 and 1.23 < chroma.max() < 1.6
 
 
-def test_augment_reference_grows_with_strength():
+def test_augment_reference_change_grows_with_strength():
     image = np.asarray(Image.fromarray(picture(0, 8, 8)).resize((32, 32), Image.Resampling.BICUBIC))
     change = [
         np.mean(
@@ -206,6 +206,6 @@ def test_augment_reference_grows_with_strength():
     assert change[0] == 0 < change[1] < change[2]
 
 
-def test_augment_reference_rejects_a_strength_outside_its_range():
+def test_augment_reference_rejects_invalid_strength():
     with pytest.raises(UserError, match=r"strength .* 1\.5"):
         augment_reference(picture(), np.random.default_rng(0), 1.5)

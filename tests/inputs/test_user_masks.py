@@ -1,4 +1,4 @@
-"""A user's mask: every kind of input is the same mask, and it is averaged by area."""
+"""User masks: every input type gives the same mask, and resizing averages by area."""
 
 import io
 
@@ -10,7 +10,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.user_masks import load_mask, resize_area
 
 
-def test_every_kind_of_input_is_the_same_mask(tmp_path):
+def test_all_input_types_give_the_same_mask(tmp_path):
     """Bool, uint8, float, grey and colour images; a transparent layer counts as black. Exact."""
     drawn = np.random.default_rng(0).integers(0, 2, (6, 9)).astype(bool)
     grey = drawn.astype(np.uint8) * 255
@@ -35,7 +35,7 @@ def test_every_kind_of_input_is_the_same_mask(tmp_path):
         np.testing.assert_array_equal(mask, drawn.astype(np.float32))
 
 
-def test_soft_values_are_kept():
+def test_soft_mask_values_are_kept():
     np.testing.assert_array_equal(
         load_mask(np.full((2, 2), 0.1234567)), np.full((2, 2), np.float32(0.1234567))
     )
@@ -53,14 +53,14 @@ def test_soft_values_are_kept():
         3,
     ],
 )
-def test_what_is_no_mask_is_one_sentence(mask):
+def test_invalid_mask_gives_one_line_error(mask):
     with pytest.raises(UserError) as error:
         load_mask(mask)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (8, 12), (1, 1), (20, 30), (7, 12)])
-def test_each_pixel_is_the_average_of_its_area(size):
+def test_resize_averages_by_area(size):
     """Against a supersampled copy in which all edges fall between pixels; 1e-6, float32."""
     mask = np.random.default_rng(1).random((8, 12)).astype(np.float32)
     fine = mask.repeat(size[0], axis=0).repeat(size[1], axis=1)  # (8·h, 12·w)
@@ -68,6 +68,6 @@ def test_each_pixel_is_the_average_of_its_area(size):
     np.testing.assert_allclose(resize_area(mask, *size), expected, atol=1e-6)
 
 
-def test_the_own_size_changes_nothing():
+def test_resize_to_same_size_is_identity():
     mask = np.random.default_rng(2).random((5, 6)).astype(np.float32)
     np.testing.assert_array_equal(resize_area(mask, 5, 6), mask)

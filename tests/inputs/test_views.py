@@ -28,10 +28,10 @@ def published_views(image: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_views_equal_the_published_ones(shape):
-    """But for rounding: the last step cuts off fractions, and some values are whole numbers of levels.
+def test_views_equal_published_ones(shape):
+    """Up to rounding: the last step truncates to 8 bits, and values that are exact levels may round down.
 
-    Those fall to either side, by one level. At 1024 pixels, whose weights are sixths, there are most of them:
+    They differ by one level. This is most frequent at 1024 pixels, whose weights are sixths:
     PyTorch with one thread differs from us in 2 of 1000 values, with two threads in 5 of 100,000.
     """
     image = photo(*shape)
@@ -43,7 +43,7 @@ def test_views_equal_the_published_ones(shape):
 
 
 @pytest.mark.parametrize("high_res", [False, True])
-def test_fits_of_an_image_that_is_not_square(high_res):
+def test_reference_fit_modes_of_non_square_image(high_res):
     """A tall image with a red top: squash and pad show it, crop does not; pad alone shows white borders."""
     image = np.full((90, 30, 3), 100, np.uint8)
     image[:20] = (255, 0, 0)
@@ -59,7 +59,7 @@ def test_fits_of_an_image_that_is_not_square(high_res):
     assert share(whole["crop"], red) == share(whole["crop"], white) == share(whole["squash"], white) == 0
 
 
-def test_the_plain_view_is_cropped_unless_the_config_says_otherwise():
+def test_default_reference_fit_depends_on_projector():
     image = photo(40, 60)
     expected = center_crop_resize(image, 24)[None]
     np.testing.assert_array_equal(reference_views(image, 24, high_res=False), expected)

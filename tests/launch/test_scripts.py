@@ -1,4 +1,4 @@
-"""The launch scripts: dry runs, error messages, and a run of two processes."""
+"""The launch scripts: dry runs, error messages, and local processes."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-def test_shellcheck_has_nothing_to_say():
+def test_scripts_pass_shellcheck():
     result = subprocess.run(
         ["shellcheck", "-x", *map(str, LAUNCH.glob("*.sh"))],
         capture_output=True,
@@ -53,8 +53,8 @@ def test_shellcheck_has_nothing_to_say():
         ("gke_xpk", GKE, ["xpk workload create --cluster c", "--tpu-type v5litepod-16", "train --multihost"]),
     ],
 )
-def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
-    """With nothing on the path that could reach a cloud."""
+def test_dry_run_only_prints_commands(tmp_path, script, arguments, wanted):
+    """The commands go to stderr, and the work directory is not created."""
     result = run(script, "--dry-run", *arguments, *TRAIN)
     assert result.returncode == 0, result.stderr
     for text in wanted:
@@ -84,19 +84,19 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, script, arguments, wanted):
         ("cpu", ("no-such-program",), "no-such-program is not installed"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_status_2(script, arguments, message):
+def test_user_mistake_gives_error_line_and_status_2(script, arguments, message):
     result = run(script, *arguments)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ") and message in result.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_tells_the_story(script):
+def test_help_describes_the_script(script):
     result = run(script, "--help")
     assert result.returncode == 0 and f"launch/{script}.sh" in result.stdout and "set -" not in result.stdout
 
 
-def test_a_process_that_fails_ends_the_others(tmp_path):
+def test_failing_process_stops_the_others(tmp_path):
     """A fake Python: the first process waits forever, the second one fails with status 7."""
     python = tmp_path / "python"
     python.write_text(
@@ -110,7 +110,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     assert (tmp_path / "run" / "process_1.log").read_text() == "broken\n"
 
 
-def test_all_processes_get_their_number_and_arguments(tmp_path):
+def test_processes_get_their_index_and_arguments(tmp_path):
     python = tmp_path / "python"
     python.write_text(
         '#!/bin/sh\n[ "$1" = -c ] && exec ' + sys.executable + ' "$@"\n'
@@ -124,8 +124,8 @@ def test_all_processes_get_their_number_and_arguments(tmp_path):
     assert printed == [f"{i} of 3: -m realcustom_jax.train --workdir {workdir}\n" for i in range(3)]
 
 
-# Takes four blocks of 40 MB and gives them back, six times, in a thread as XLA does, and prints the page
-# faults of the last five times.
+# Allocates and frees four blocks of 40 MB six times, in a thread as XLA does, and prints the page faults of
+# the last five times.
 FAULTS = """
 import ctypes, resource, threading
 libc = ctypes.CDLL(None)
@@ -148,9 +148,9 @@ thread.join()
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
-def test_memory_that_is_given_back_is_kept():
-    """Without the settings every block faults once for each of its pages, every time."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are for glibc")
+def test_malloc_settings_keep_freed_memory():
+    """Without the settings, each allocation causes one page fault per page."""
     plain = subprocess.run(
         ["env", "-u", "GLIBC_TUNABLES", sys.executable, "-c", FAULTS],
         capture_output=True,
@@ -163,7 +163,7 @@ def test_memory_that_is_given_back_is_kept():
     assert int(kept.stdout) < 100
 
 
-def test_a_command_keeps_its_arguments_settings_and_status():
+def test_cpu_script_keeps_arguments_settings_and_status():
     code = "import os, sys; print(sys.argv[1:], os.environ['GLIBC_TUNABLES']); sys.exit(7)"
     result = run(
         "cpu", sys.executable, "-c", code, "a b", "--help", GLIBC_TUNABLES="glibc.malloc.tcache_count=3"

@@ -1,8 +1,8 @@
 """Stable Diffusion's UNet and VAE in plain float64 numpy, over a {PyTorch key: array} state dict.
 
-Written from diffusers' architecture and state-dict names, not from this package: the tests hold the Flax
-modules to it where PyTorch is not installed. Channels come second, as in PyTorch; `config` is diffusers'
-`config.json`.
+Written from diffusers' architecture and state-dict names, not from this package: the tests compare the
+Flax modules with it where PyTorch is not installed. Channels come second, as in PyTorch; `config` is
+diffusers' `config.json`.
 """
 
 import math

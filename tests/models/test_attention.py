@@ -66,21 +66,21 @@ def expected(case, subjects: int, strength) -> np.ndarray:
     )
 
 
-def test_text_only(case):
+def test_text_only_equals_transcription(case):
     params, x, text, _ = case
     out, maps = run(params, x, text)
     np.testing.assert_allclose(out, expected(case, 0, np.zeros((B, 0, PIXELS))), **TOLERANCE)
     assert maps is None
 
 
-def test_a_subject_without_control_does_not_act(case):
-    """A context with visual tokens run as text only is the text-only result."""
+def test_visual_tokens_without_control_have_no_effect(case):
+    """A context with visual tokens, run without control, gives the text-only result."""
     params, x, text, visual = case
     np.testing.assert_array_equal(run(params, x, text, visual)[0], run(params, x, text)[0])
 
 
 @pytest.mark.parametrize("subjects", [1, 2])
-def test_subjects_act_by_their_masks(case, subjects):
+def test_masked_subjects_equal_equation_12(case, subjects):
     """Eq. 12, masks with zeros, ones and values between; the second sample's last subject has mask 0."""
     params, x, text, visual = case
     strength = np.random.default_rng(1).choice([0.0, 0.25, 1.0], size=(B, subjects, PIXELS))
@@ -89,7 +89,7 @@ def test_subjects_act_by_their_masks(case, subjects):
     np.testing.assert_allclose(out, expected(case, subjects, strength), **TOLERANCE)
 
 
-def test_a_mask_of_one_is_no_mask(case):
+def test_mask_of_ones_equals_equation_4(case):
     """Eq. 12 with M̂ = 1 is eq. 4: text attention plus visual attention, written without a mask."""
     params, x, text, visual = case
     out, _ = run(params, x, text, visual[:, :1], np.ones((B, 1, PIXELS)))
@@ -104,7 +104,7 @@ def test_a_mask_of_one_is_no_mask(case):
     np.testing.assert_allclose(out, wanted, **TOLERANCE)
 
 
-def test_scaling_keys_and_values_is_scaling_the_tokens(case):
+def test_scaling_keys_and_values_equals_scaling_tokens(case):
     """Eq. 9, f ∘ (1 + S): rows of K and V times 1 + S against tokens multiplied before the projection."""
     params, x, text, visual = case
     scale = 1.0 + np.random.default_rng(2).uniform(size=(B, 2, N))
@@ -115,7 +115,7 @@ def test_scaling_keys_and_values_is_scaling_the_tokens(case):
     assert np.abs(scaled - run(params, x, text, visual, ones)[0]).max() > 1e-2
 
 
-def test_word_maps_are_probabilities_averaged_over_heads_and_summed_over_tokens(case):
+def test_word_maps_average_heads_and_sum_tokens(case):
     params, x, text, _ = case
     words = np.zeros((B, 2, TEXT_TOKENS))
     words[:, 0, 1:3] = 1.0  # a word of two tokens
@@ -128,7 +128,7 @@ def test_word_maps_are_probabilities_averaged_over_heads_and_summed_over_tokens(
         np.testing.assert_allclose(maps[i, 1], probabilities[:, 4], **TOLERANCE)
 
 
-def test_an_empty_slot_removes_a_subject_exactly(micro_denoise, micro_params):
+def test_empty_slot_has_no_effect(micro_denoise, micro_params):
     """UNet pass with slots (subject, empty) against the subject alone, and (empty, empty) against text only.
 
     An empty slot adds 0 · attention: 1e-5 for another order of float32 sums in another compiled program.
@@ -157,12 +157,12 @@ def test_an_empty_slot_removes_a_subject_exactly(micro_denoise, micro_params):
     np.testing.assert_allclose(padded, alone, atol=1e-5)
     np.testing.assert_allclose(padded[1], text_only[1], atol=1e-5)
     assert np.abs(padded[0] - text_only[0]).max() > 1e-2
-    # what stands in the empty slot makes no difference at all
+    # the content of the empty slot has no effect at all
     other = features.at[0, 1].add(1.0).at[1].add(1.0)
     np.testing.assert_array_equal(predict((other,), flags, masks), padded)
 
 
-def test_no_mask_is_a_mask_of_ones_in_the_unet(micro_denoise, micro_params):
+def test_no_mask_equals_mask_of_ones_in_unet(micro_denoise, micro_params):
     rng = np.random.default_rng(4)
 
     def draw(*shape):
@@ -180,7 +180,7 @@ def test_no_mask_is_a_mask_of_ones_in_the_unet(micro_denoise, micro_params):
     np.testing.assert_allclose(without, ones, atol=1e-5)  # two compiled programs, float32
 
 
-def test_scores_survive_bfloat16():
+def test_scores_keep_precision_in_bfloat16():
     """1 + S just above 1 (1.0035, which is 1 in bfloat16) still moves sharp attention as eq. 9 says.
 
     Two tokens with equal logits of 28 and values ±1: without scores the output is 0, with them exactly

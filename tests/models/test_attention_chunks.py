@@ -1,4 +1,4 @@
-"""Attention in chunks of queries against the whole at once, and eq. 9 in bfloat16 at 729 tokens."""
+"""Attention in chunks of queries against unchunked attention, and eq. 9 in bfloat16 at 729 tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * 2 * 2 * PIXELS * 300)  # of 300 queries
 
 
-def test_values_and_gradients_of_chunks_equal_the_whole(small_chunks):
+def test_chunked_values_and_gradients_equal_unchunked(small_chunks):
     """To 1e-5: the same float32 sums per query; the gradients of keys and values are added chunk by chunk."""
     q, k, v, weights = arrays(*[(2, PIXELS, 2, 8)] * 4)
 
@@ -44,10 +44,10 @@ def test_values_and_gradients_of_chunks_equal_the_whole(small_chunks):
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found[1], wanted[1])
     np.testing.assert_allclose(found[0][1], wanted[0][1], atol=1e-5, rtol=1e-5)
-    assert "scan" in str(jax.make_jaxpr(attention)(q, k, v)), "these are chunks"
+    assert "scan" in str(jax.make_jaxpr(attention)(q, k, v)), "attention is not chunked"
 
 
-def test_chunks_of_several_subjects_with_gain_and_bias(small_chunks):
+def test_chunked_attention_with_gain_and_bias_equals_numpy(small_chunks):
     q, k, v = arrays((2, 1, PIXELS, 2, 8), (2, 3, 30, 2, 8), (2, 3, 30, 2, 8))
     (gain,) = arrays((2, 3, 1, 1, 30), seed=1)
     bias = jnp.where(gain > 0.5, -jnp.inf, 0.0)
@@ -58,14 +58,14 @@ def test_chunks_of_several_subjects_with_gain_and_bias(small_chunks):
     np.testing.assert_allclose(found, np.einsum("brhqk,brkhd->brqhd", shares, v), atol=1e-5, rtol=1e-5)
 
 
-def test_the_average_over_heads_is_chunked_too(small_chunks):
+def test_chunked_average_attention_equals_unchunked(small_chunks):
     q, k = arrays((2, PIXELS, 2, 8), (2, PIXELS, 2, 8))
     whole = attention_probabilities(q, k).mean(axis=1)
     np.testing.assert_allclose(average_attention(q, k), whole, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_memory_does_not_grow_with_the_square_of_the_pixels(gradients):
+def test_attention_memory_stays_below_full_logits(gradients):
     """SD1.5's first level at 512 pixels: 4096² logits of 8 heads are 512 MiB, a chunk is an eighth of it."""
     x = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)
 
@@ -79,10 +79,10 @@ def test_memory_does_not_grow_with_the_square_of_the_pixels(gradients):
 
 
 @pytest.mark.parametrize("side", ["keys", "values"])
-def test_bfloat16_keeps_the_scores_of_729_tokens(side):
+def test_bfloat16_keeps_scores_of_729_tokens(side):
     """1 + S of eq. 9, S of about 1/729, against float64: the error is small beside what S changes.
 
-    Both sides at once would hide one that is lost, so "values" has equal keys.
+    Keys and values are tested separately, because an error in one could hide behind the other.
     """
     tokens, heads, channels = 729, 2, 8
     rng = np.random.default_rng(0)

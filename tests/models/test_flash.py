@@ -1,4 +1,4 @@
-"""The attention kernel, run step by step on the CPU, against the plain way.
+"""The flash attention kernel, interpreted on the CPU, against plain attention.
 
 Tolerance 1e-5: float32 sums in another order; values are of order 1.
 """
@@ -33,8 +33,8 @@ def qkv(pixels: int, batch: int = 2, heads: int = 2, channels: int = 8):
     return (jnp.asarray(rng.standard_normal((batch, pixels, heads, channels)), jnp.float32) for _ in range(3))
 
 
-def test_values_and_gradients_with_heads_and_images_on_four_devices():
-    """200 pixels fill no whole tile, so that what fills it up must not be attended to."""
+def test_sharded_kernel_values_and_gradients_equal_plain_attention():
+    """200 pixels do not fill a tile, so the padding must not be attended to."""
     flash = FlashAttention(mesh=mesh(data=2, tensor=2), interpret=True)
     q, k, v = qkv(200)
     weights = jax.random.normal(jax.random.key(0), q.shape)
@@ -59,7 +59,7 @@ def test_values_and_gradients_with_heads_and_images_on_four_devices():
         ({"data": 4}, 3, 2, ((), None, None, None)),
     ],
 )
-def test_only_what_an_axis_divides_is_divided(axes, batch, heads, spec):
+def test_kernel_shards_only_divisible_axes(axes, batch, heads, spec):
     flash = FlashAttention(mesh=mesh(**axes), interpret=True)
     q, k, v = qkv(128, batch, heads)
     assert _spec(flash.mesh, q) == PartitionSpec(*spec)
@@ -67,8 +67,8 @@ def test_only_what_an_axis_divides_is_divided(axes, batch, heads, spec):
 
 
 @pytest.mark.parametrize("pixels", [64, MIN_PIXELS])
-def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
-    """The same output and the same probabilities either way, and the kernel only where there are many."""
+def test_self_attention_uses_kernel_for_many_pixels(pixels, monkeypatch):
+    """Outputs and probabilities are equal; the kernel runs only from `MIN_PIXELS` on."""
     seen, call = [], FlashAttention.__call__
     monkeypatch.setattr(
         FlashAttention, "__call__", lambda self, *x: (seen.append(x[0].shape), call(self, *x))[1]
@@ -84,7 +84,7 @@ def test_self_attention_takes_it_for_many_pixels(pixels, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_the_vae_takes_it_too(micro_configs, micro_params):
+def test_vae_with_kernel_gives_equal_latents(micro_configs, micro_params):
     images = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
     config = Models.from_configs(micro_configs).vae_config
     means = [
@@ -94,7 +94,7 @@ def test_the_vae_takes_it_too(micro_configs, micro_params):
         for flash in (None, FlashAttention(mesh=mesh(data=1), interpret=True))
     ]
     assert means[0].shape[1:3] == (32, 32)
-    assert not np.array_equal(*means), "not the same program twice"
+    assert not np.array_equal(*means), "both runs used the same program"
     np.testing.assert_allclose(*means, atol=1e-5, rtol=1e-5)
 
 
@@ -108,7 +108,7 @@ BACKWARD = FORWARD.replace("splash_mha_fwd_residuals", "splash_mha_dkv_no_residu
 OF_ONE_HEAD = FORWARD.replace("bf16[2,8,4096,40]{3,2,1,0}", "bf16[1,16384,512]{2,1,0}")
 
 
-def test_the_cost_of_kernels_is_read_from_a_program():
+def test_kernel_cost_is_parsed_from_program():
     """2 images of 8 heads: 2·N·N·D operations a product; 40 channels keep 128 lanes busy."""
     product = 2 * 2 * 8 * 4096**2
     assert kernel_cost(FORWARD) == (2 * product * 40, 2 * product * 128)
@@ -117,7 +117,7 @@ def test_the_cost_of_kernels_is_read_from_a_program():
     assert kernel_cost('  %x = f32[2]{0} custom-call(%y), custom_call_target="other"') == (0.0, 0.0)
 
 
-def test_devices_without_a_kernel_have_none():
+def test_cpu_mesh_has_no_kernel():
     assert flash_attention(mesh(data=2)) is None
 
 
@@ -131,7 +131,7 @@ def test_devices_without_a_kernel_have_none():
         ("cpu", None, None),
     ],
 )
-def test_each_kind_of_device_has_its_kernel(platform, capability, kernel):
+def test_kernel_depends_on_device_kind(platform, capability, kernel):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
     devices = types.SimpleNamespace(devices=np.asarray([device]))
     found = flash_attention(devices, bind=False)
@@ -139,23 +139,23 @@ def test_each_kind_of_device_has_its_kernel(platform, capability, kernel):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "channels", "dtype", "taken"),
+    ("pixels", "channels", "dtype", "supported"),
     [
         (4096, 64, jnp.bfloat16, True), (4096, 64, jnp.float32, False), (4096, 160, jnp.bfloat16, False),
         (4096, 20, jnp.bfloat16, False), (256, 64, jnp.bfloat16, False),
     ],
 )  # fmt: skip
-def test_cudnn_takes_what_it_can(pixels, channels, dtype, taken):
+def test_cudnn_kernel_accepts_only_supported_inputs(pixels, channels, dtype, supported):
     q = jax.ShapeDtypeStruct((1, pixels, 2, channels), dtype)
-    assert FlashAttention("cudnn").supports(q) is taken
+    assert FlashAttention("cudnn").supports(q) is supported
 
 
 UNBOUND = FlashAttention(interpret=True)
 
 
 @pytest.mark.parametrize("around", ["jit", "vmap", "set_mesh", "shard_map", "partly"])
-def test_an_unbound_kernel_works_inside_the_callers_program(around):
-    """On four of eight devices. The kernel runs wherever the program's mesh is known, else chunks do."""
+def test_unbound_kernel_works_inside_callers_program(around):
+    """On four of eight devices. The kernel runs where the program's mesh is known, else chunked attention."""
     devices = mesh(data=2, other=2)
     rows = PartitionSpec("data")
     q, k, v = (jax.device_put(x, NamedSharding(devices, rows)) for x in qkv(1024, heads=1))

@@ -50,7 +50,7 @@ def sd15():
     return Models(UNetConfig(), VAEConfig(), (CLIPTextConfig(),), (ViTConfig(),)).param_shapes()
 
 
-def test_sd15_has_the_published_number_of_parameters(sd15):
+def test_sd15_parameter_counts_match_published(sd15):
     """The counts that the checkpoints of Stable Diffusion 1.5 and CLIP ViT-L/14 are known to have."""
     assert count(sd15["unet"]) == 859_520_964
     assert count(sd15["vae"]) == 83_653_863
@@ -59,15 +59,15 @@ def test_sd15_has_the_published_number_of_parameters(sd15):
     assert count(sd15["image_encoder"]) == 303_179_776 + 1024 * 768
 
 
-def test_sdxl_has_the_published_number_of_parameters():
+def test_sdxl_parameter_counts_match_published():
     shapes = Models(SDXL, VAEConfig(), (CLIPTextConfig(), BIG_G)).param_shapes()
     assert count(shapes["unet"]) == 2_567_463_684
     # OpenCLIP ViT-bigG's text tower with its projection
     assert count(shapes["text_encoder_2"]) == 694_659_840
 
 
-def test_some_names_and_shapes_as_in_the_checkpoints(sd15):
-    """Written down from SD1.5's state dict: one of each kind of layer, in PyTorch's layout."""
+def test_sd15_names_and_shapes_match_checkpoint(sd15):
+    """Copied from SD1.5's state dict: one of each kind of layer, in PyTorch's layout."""
     state = {
         torch_key(path): torch_shape(path, leaf.shape)
         for component in ("unet", "text_encoder")
@@ -98,7 +98,7 @@ DINOV2 = ViTConfig(
 
 
 @pytest.mark.parametrize("projector", ["deep", "shallow"])
-def test_what_realcustom_plus_adds_to_sdxl(projector):
+def test_realcustom_plus_adds_expected_parameters_to_sdxl(projector):
     """configs/sdxl.py: 729 tokens of 1152 + 1024 channels to 2048, and K and V of 70 cross-attentions."""
     values = runpy.run_path(str(CONFIGS / "sdxl.py"))["get_config"](projector).model.realcustom.to_dict()
     realcustom = from_mapping(RealCustomConfig, values)
@@ -116,7 +116,7 @@ def test_what_realcustom_plus_adds_to_sdxl(projector):
     assert len(values) == 70 and {shape[0] for shape in values} == {2048}
 
 
-def test_what_realcustom_adds_to_sd15():
+def test_realcustom_adds_expected_parameters_to_sd15():
     """16 cross-attentions with two projections each from 768 channels, the projector, the scoring."""
     models = Models(UNetConfig(), VAEConfig(), (CLIPTextConfig(),), (ViTConfig(),), RealCustomConfig())
     shapes = flatten(models.component_shapes("unet"))

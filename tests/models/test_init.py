@@ -1,4 +1,4 @@
-"""Shapes of parameters without allocating them: traced once a module, and a new tree each time."""
+"""Parameter shapes without allocation: traced once per module, and a new tree for each call."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from realcustom_jax.models.init import param_shapes
 IMAGES = np.zeros((2, 5, 3), np.float32)
 
 
-def test_a_module_is_traced_once_and_another_again():
+def test_param_shapes_traces_each_module_once():
     calls = []
 
     class Counted(nn.Module):
@@ -33,7 +33,7 @@ def test_a_module_is_traced_once_and_another_again():
     assert calls == [4, 7, 4, 4]
 
 
-def test_shapes_are_those_of_init_and_may_be_changed():
+def test_param_shapes_equal_init_and_are_mutable():
     shapes = param_shapes(nn.Dense(6), IMAGES)
     params = nn.Dense(6).init(jax.random.key(0), IMAGES)["params"]
     assert {name: leaf.shape for name, leaf in shapes.items()} == {"kernel": (3, 6), "bias": (6,)}

@@ -1,4 +1,4 @@
-"""The building blocks against float64 numpy, and against values that can be told by eye."""
+"""The layers of UNet and VAE against float64 numpy, and against known values."""
 
 import runpy
 from pathlib import Path
@@ -40,7 +40,7 @@ def planes(x: np.ndarray) -> np.ndarray:
 
 
 def run(module, *inputs):
-    """The module with parameters none of which is neutral: its output, and its weights for the reference."""
+    """Runs a module with random, non-neutral parameters: its output, and its weights for the reference."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
     flat = {path: draw(*leaf.shape, seed=len(path)) for path, leaf in flatten(shapes).items()}
     output = jax.jit(lambda params: module.apply({"params": params}, *inputs))(unflatten(flat))
@@ -48,17 +48,17 @@ def run(module, *inputs):
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])
-def test_group_norm(groups):
+def test_group_norm_equals_numpy(groups):
     x = draw(2, 5, 4, 12) * np.linspace(0.1, 3, 12, dtype=np.float32)
     output, weights = run(GroupNorm(groups, 1e-5), x)
     assert relative_error(output, reference.group_norm(weights, planes(x), groups, 1e-5)) < TOLERANCE
 
 
 @pytest.mark.parametrize("mean", [100.0, -100.0])
-def test_group_norm_far_from_zero(mean):
-    """Mean 100 and deviation 1: float32 keeps 5 digits after the mean is gone, E[x²] − E[x]² would keep 2.
+def test_group_norm_is_accurate_for_large_mean(mean):
+    """Mean 100 and deviation 1: float32 keeps 5 digits without the mean, where E[x²] − E[x]² would keep 2.
 
-    Beside it, tokens (B, N, C) are normalised over everything but the batch, too.
+    The input is tokens (B, N, C), which are normalised over all tokens too.
     """
     x = draw(2, 32, 8) + np.float32(mean)
     output, weights = run(GroupNorm(2), x)
@@ -68,7 +68,7 @@ def test_group_norm_far_from_zero(mean):
 
 # Absolute: float32 keeps 7 digits of 1 + erf, and bfloat16 3 of results of at most 1.
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-3)])
-def test_gelu_is_the_exact_one(dtype, error):
+def test_gelu_is_exact(dtype, error):
     """The tanh approximation is 5e-4 away in float32, and 1 + erf taken in bfloat16 4e-3."""
     x = jnp.linspace(-6.0, 1.0, 701).astype(dtype)
     values = np.asarray(x, np.float64)
@@ -78,7 +78,7 @@ def test_gelu_is_the_exact_one(dtype, error):
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])
-def test_group_norm_of_weak_inputs_feels_its_epsilon(eps):
+def test_group_norm_applies_epsilon_to_small_inputs(eps):
     x = 1e-3 * draw(2, 4, 4, 8)
     output, weights = run(GroupNorm(4, eps), x)
     assert relative_error(output, reference.group_norm(weights, planes(x), 4, eps)) < TOLERANCE
@@ -86,8 +86,8 @@ def test_group_norm_of_weak_inputs_feels_its_epsilon(eps):
 
 @pytest.mark.parametrize("time", [False, True])
 @pytest.mark.parametrize("features", [8, 12])
-def test_resnet_block(features, time):
-    """With and without a time embedding; with as many channels, and with more, which needs the shortcut."""
+def test_resnet_block_equals_numpy(features, time):
+    """With and without a time embedding; with equal channels, and with more, which needs the shortcut."""
     x, emb = draw(2, 5, 4, 8), draw(2, 6) if time else None
     output, weights = run(ResnetBlock(features, 4, 1e-3), x, emb)
     assert ("conv_shortcut.weight" in weights) == (features != 8)
@@ -96,15 +96,15 @@ def test_resnet_block(features, time):
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 5, 7, 3)])
 @pytest.mark.parametrize("padding", [(1, 1), (0, 1)], ids=["UNet", "VAE"])
-def test_downsample(padding, shape):
+def test_downsample_equals_numpy(padding, shape):
     x = draw(*shape)
     output, weights = run(Downsample(4, (padding, padding)), x)
     expected = reference.conv(weights / "conv", planes(x), stride=2, padding=padding)
     assert relative_error(output, expected) < TOLERANCE
 
 
-def test_where_downsampling_looks():
-    """A kernel of one 1, in its last corner: of 6 pixels the UNet sees 1, 3, 5, the VAE 2, 4 and padding."""
+def test_downsample_reads_expected_pixels():
+    """A kernel of one 1, in its last corner: of 6 pixels the UNet reads 1, 3, 5, the VAE 2, 4 and padding."""
     x, kernel = draw(1, 6, 6, 1), np.zeros((3, 3, 1, 1), np.float32)
     kernel[2, 2] = 1
     variables = {"params": {"conv": {"kernel": kernel, "bias": np.zeros(1, np.float32)}}}
@@ -113,7 +113,7 @@ def test_where_downsampling_looks():
     np.testing.assert_array_equal(vae, np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))[:, 2::2, 2::2])
 
 
-def test_upsample():
+def test_upsample_equals_numpy():
     x = draw(2, 3, 4, 5)
     output, weights = run(Upsample(6), x)
     assert output.shape == (2, 6, 8, 6)
@@ -122,7 +122,7 @@ def test_upsample():
 
 @pytest.mark.parametrize("freq_shift", [0.0, 1.0])
 @pytest.mark.parametrize("flip", [True, False])
-def test_sinusoidal_embedding(flip, freq_shift):
+def test_sinusoidal_embedding_equals_numpy(flip, freq_shift):
     """Timesteps up to 999: an angle of 1000 in float32 is off by 6e-5 rad at most, so values by 1e-4."""
     t = np.asarray([[0.0, 1.0, 20.0], [500.0, 981.0, 999.0]], np.float32)
     ours = sinusoidal_embedding(t, 10, flip, freq_shift)
@@ -130,7 +130,7 @@ def test_sinusoidal_embedding(flip, freq_shift):
     np.testing.assert_allclose(ours, reference.timestep_embedding(t, 10, flip, freq_shift), atol=1e-4)
 
 
-def test_sinusoidal_embedding_by_eye():
+def test_sinusoidal_embedding_has_known_values():
     """At 0 all sines are 0 and cosines 1; the first frequency is 1, the last 1/10000 with a shift of 1."""
     np.testing.assert_array_equal(sinusoidal_embedding(np.zeros(1), 4), [[1, 1, 0, 0]])
     np.testing.assert_array_equal(sinusoidal_embedding(np.zeros(1), 4, flip_sin_to_cos=False), [[0, 0, 1, 1]])

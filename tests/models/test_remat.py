@@ -1,4 +1,4 @@
-"""Rematerialisation changes what is kept, not what comes out."""
+"""Rematerialisation changes how much is computed, not the results."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from realcustom_jax.weights.keys import flatten
 def gradients(micro_configs):
     """{policy: (loss, gradient, floating-point operations)} of a pass with a subject.
 
-    One level with two transformer blocks: what takes time is compiling.
+    One level with two transformer blocks, to compile fast.
     """
     unet = {"block_out_channels": (16,), "attention_head_dim": 2, "transformer_layers_per_block": 2}
     for kind in ("down", "up"):
@@ -45,8 +45,8 @@ def gradients(micro_configs):
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
-def test_the_gradient_is_the_same(gradients, policy):
-    """1e-4 of each array's largest: sums in another order of fusions, about 1e-6 seen."""
+def test_remat_gradients_equal_plain_ones(gradients, policy):
+    """1e-4 of each array's largest value: fusions add in another order; measured about 1e-6."""
     loss, ours, _ = gradients[policy]
     expected_loss, theirs, _ = gradients["none"]
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -56,8 +56,8 @@ def test_the_gradient_is_the_same(gradients, policy):
         np.testing.assert_allclose(ours[path], value, atol=1e-4 * np.abs(value).max(), err_msg=path)
 
 
-def test_less_kept_is_more_computed(gradients):
-    """Nothing but blocks' inputs kept: nearly a second forward pass; with products kept, less than that."""
+def test_stricter_remat_computes_more(gradients):
+    """Keeping only block inputs costs nearly a second forward pass; keeping products costs less."""
     flops = {policy: cost for policy, (_, _, cost) in gradients.items()}
     assert flops["none"] < flops["dots"] < flops["blocks"]
     assert 1.2 * flops["none"] < flops["blocks"] < 1.5 * flops["none"]

@@ -1,4 +1,4 @@
-"""A loop over a transformer's blocks gives what the blocks one by one give."""
+"""A scan over a transformer's blocks equals the unrolled blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ CONFIG = UNetConfig(
 ADDED = RealCustomConfig(token_dim=16, scoring=False)
 
 
-def test_values_maps_attentions_and_gradients_are_the_same():
-    """With a subject; the loop under rematerialisation, too.
+def test_scan_values_maps_and_gradients_equal_unrolled():
+    """With a subject; the scan also uses rematerialisation.
 
     Tolerance 1e-5 relative: the same sums, compiled in another program.
     """
@@ -47,16 +47,16 @@ def test_values_maps_attentions_and_gradients_are_the_same():
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    looped = measure(UNet(CONFIG, ADDED, remat="blocks", scan=True))
-    apart = measure(UNet(CONFIG, ADDED))
-    (_, (_, maps, attention)), _ = looped
+    scanned = measure(UNet(CONFIG, ADDED, remat="blocks", scan=True))
+    unrolled = measure(UNet(CONFIG, ADDED))
+    (_, (_, maps, attention)), _ = scanned
     # 1 + 1 + 2 transformers (down, middle, up) of three blocks.
     assert len(maps) == 12 and attention.shape == (1, 64, 64)
-    for ours, theirs in zip(jax.tree.leaves(looped), jax.tree.leaves(apart), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(scanned), jax.tree.leaves(unrolled), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_parameters_are_the_same_and_the_program_is_shorter():
+def test_scan_keeps_parameters_and_shortens_program():
     shapes, lines = [], []
     for scan in (True, False):
         unet = UNet(CONFIG, ADDED, scan=scan)

@@ -56,7 +56,7 @@ def case():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_scores_are_those_of_the_equations(case, alpha):
+def test_scores_equal_equations_5_to_8(case, alpha):
     """Tolerance 1e-5: scores are float32 shares of 1, through logits of about 30."""
     params, inputs = case
     weights = 1.0 - np.sqrt([alpha, 0.5]), np.sqrt([alpha, 0.5])  # another time for each sample
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_equations(case, alpha):
     ("gamma", "count", "kept"),
     [(1.0, 10, 10), (0.7, 10, 7), (0.8, 16, 12), (0.3, 10, 3), (0.79, 10, 7), (0.05, 10, 1), (1e-6, 10, 1)],
 )
-def test_the_floor_of_gamma_n_tokens_is_kept_and_at_least_one(gamma, count, kept):
+def test_keep_top_tokens_keeps_floor_of_gamma_n(gamma, count, kept):
     """0.7·10 is 6.9999998 in float32 and must give 7; the kept tokens are the best ones."""
     scores = np.random.default_rng(1).permutation(count)[None] / count
     bias = np.asarray(keep_top_tokens(jnp.asarray(scores, jnp.float32), jnp.full((1,), gamma, jnp.float32)))[
@@ -80,12 +80,12 @@ def test_the_floor_of_gamma_n_tokens_is_kept_and_at_least_one(gamma, count, kept
     assert np.all(np.isneginf(bias[bias != 0.0]))
 
 
-def test_each_sample_has_its_own_gamma_and_equal_scores_keep_the_earlier_token():
+def test_gamma_is_per_sample_and_ties_keep_earlier_token():
     bias = keep_top_tokens(jnp.full((2, 4), 0.25), jnp.asarray([0.5, 0.75]))
     assert (np.asarray(bias) == 0.0).tolist() == [[True, True, False, False], [True, True, True, False]]
 
 
-def test_a_bias_of_minus_infinity_is_a_gather():
+def test_minus_infinity_bias_equals_gather():
     """Attention with the bias over all tokens against attention over the kept tokens alone (float32 sums of
     a dozen terms in another order: 1e-5)."""
     rng = np.random.default_rng(2)
@@ -128,9 +128,7 @@ def token_selection():
     return TokenSelection(half, half, half)
 
 
-def test_gradients_of_the_prediction_reach_both_score_nets(
-    micro_denoise, micro_params, inputs, token_selection
-):
+def test_prediction_gradients_reach_both_score_networks(micro_denoise, micro_params, inputs, token_selection):
     """Training moves text_attention, visual_attention and both MLPs: gradients far above rounding."""
     unet = micro_params["unet"]
 
@@ -146,9 +144,7 @@ def test_gradients_of_the_prediction_reach_both_score_nets(
         assert kernels and all(np.abs(kernel).max() > 1e-7 for kernel in kernels), name
 
 
-def test_latents_outside_the_mask_do_not_touch_the_scores(
-    micro_denoise, micro_params, inputs, token_selection
-):
+def test_latents_outside_mask_do_not_change_scores(micro_denoise, micro_params, inputs, token_selection):
     """In the generation branch only the subject's part of z_t judges the subject (exact: the rest is 0)."""
     latents, t, text, features = inputs
     masks = jnp.zeros((2, 1, 8, 8)).at[:, :, 2:6, 2:6].set(1.0)
@@ -171,7 +167,7 @@ def test_latents_outside_the_mask_do_not_touch_the_scores(
     assert np.abs(unmasked_scores - scores).max() > 1e-4
 
 
-def test_the_pass_reports_the_scores_of_the_equations(micro_denoise, micro_params, inputs, token_selection):
+def test_unet_pass_reports_scores_of_equations(micro_denoise, micro_params, inputs, token_selection):
     """aux.scores of two subjects, each with its own mask, against the transcription (1e-5)."""
     latents, t, text, (features,) = inputs
     rng = np.random.default_rng(5)

@@ -1,4 +1,4 @@
-"""VAE, CLIP text encoder and vision transformer against float64 transcriptions; fresh parameters."""
+"""VAE, CLIP text encoder and vision transformer against float64 transcriptions; initial parameters."""
 
 import dataclasses
 import math
@@ -84,7 +84,7 @@ def text_case(micro_pipe):
     return config, micro_pipe.params["text_encoder"], ids
 
 
-def test_text_encoder_is_the_transcription(text_case):
+def test_text_encoder_equals_transcription(text_case):
     config, params, ids = text_case
     out = jax.jit(CLIPText(config).apply)({"params": params}, ids)
     for i in range(2):
@@ -105,8 +105,8 @@ def test_old_configs_pool_at_the_highest_id(text_case):
         np.testing.assert_allclose(out.pooled[i], wanted, **TOLERANCE)
 
 
-def test_text_after_a_token_does_not_change_it(text_case):
-    """Causality: changing tokens from the 8th on leaves the first eight outputs as they are, bit for bit."""
+def test_text_encoder_is_causal(text_case):
+    """Changing tokens from index 8 on leaves the first eight outputs bit-identical."""
     config, params, ids = text_case
     apply = jax.jit(CLIPText(config).apply)
     changed = ids.copy()
@@ -157,7 +157,7 @@ def numpy_vit(p: dict, c: ViTConfig, image: np.ndarray) -> tuple[list[np.ndarray
 
 
 @pytest.mark.parametrize("config", [CLIP_LIKE, DINO_LIKE, SIGLIP_LIKE], ids=["clip", "dino", "siglip"])
-def test_image_tower_is_the_transcription(config):
+def test_image_tower_equals_transcription(config):
     """Class token and pre-norm; registers, layer scale and no class position; no class token at all."""
     rng = np.random.default_rng(0)
     tower = ViT(config)
@@ -227,7 +227,7 @@ def test_vae_shapes(vae_case):
     assert out["decoded"].dtype == out["latents"].dtype == jnp.float32
 
 
-def test_latents_are_scaled_and_sampled_from_the_posterior(vae_case):
+def test_vae_latents_are_scaled_posterior_samples(vae_case):
     """latents = factor · mean, and factor · (mean + σ ε) with a key; float32 products: 1e-5."""
     pipe, _, out = vae_case
     mean, log_variance = out["moments"]
@@ -238,7 +238,7 @@ def test_latents_are_scaled_and_sampled_from_the_posterior(vae_case):
     np.testing.assert_allclose(out["sampled"], factor * (mean + jnp.exp(log_variance / 2) * noise), atol=1e-5)
 
 
-def test_decoding_undoes_the_scaling(vae_case):
+def test_vae_decode_undoes_latent_scaling(vae_case):
     """The same image from latents of another factor, scaled alike; and the call is decode(encode(x))."""
     pipe, _, out = vae_case
     other = dataclasses.replace(
@@ -251,7 +251,7 @@ def test_decoding_undoes_the_scaling(vae_case):
     np.testing.assert_array_equal(out["call"][1], out["moments"][0])
 
 
-# ---------------------------------------------------------------- fresh parameters
+# ---------------------------------------------------------------- initial parameters
 
 SHAPES = {
     "a": {
@@ -266,7 +266,7 @@ SHAPES = {
 }
 
 
-def test_fresh_parameters_depend_on_seed_and_path_alone():
+def test_initial_parameters_depend_only_on_seed_and_path():
     whole = flatten(init_params(SHAPES, seed=1))
     part = flatten(init_params({"b": SHAPES["b"]}, seed=1))
     again = flatten(init_params(dict(reversed(SHAPES.items())), seed=1))
@@ -279,7 +279,7 @@ def test_fresh_parameters_depend_on_seed_and_path_alone():
     assert not np.array_equal(whole["a/kernel"], other["a/kernel"])
 
 
-def test_fresh_parameters_have_the_stated_spread():
+def test_initial_parameters_have_expected_standard_deviation():
     """Standard deviations 1/√fan_in and 0.02, within 5 % for some 10,000 draws (their error is below 1 %)."""
     flat = flatten(init_params(SHAPES, seed=0))
     assert flat["a/kernel"].std() == pytest.approx(144**-0.5, rel=0.05)
@@ -288,7 +288,7 @@ def test_fresh_parameters_have_the_stated_spread():
     assert not flat["a/bias"].any() and (flat["b/scale"] == 1.0).all()
 
 
-def test_the_zeros_regex_finds_whole_paths():
+def test_zeros_regex_matches_whole_paths():
     flat = flatten(init_params(SHAPES, seed=0, zeros=r"^a/kernel$"))
     free = flatten(init_params(SHAPES, seed=0))
     assert not flat["a/kernel"].any()

@@ -18,7 +18,7 @@ from realcustom_jax.models.unet import UNet
 from realcustom_jax.weights.keys import flatten, from_torch, torch_key, torch_shape, unflatten
 
 PROJECTOR = "encoder_hidden_states_vision_projection"
-# Relative L2, by file. The passes are the same float32 sums in another order: 1e-6. The weights of cut-down
+# Relative L2, by file. The passes are the same float32 sums in another order: 1e-6. The weights of reduced
 # files are rounded to 13 bits, which changes a pass by 9e-5.
 TOLERANCE = {golden_files.WHOLE: 1e-5, golden_files.HERE: 1e-4}
 
@@ -105,7 +105,7 @@ def golden(request) -> Golden:
     return Golden(request.param)
 
 
-def test_parameters_have_the_names_and_shapes_of_the_published_state_dict(golden):
+def test_parameter_names_and_shapes_match_published_state_dict(golden):
     """Every key of the state dict but the projector's, and no other."""
     wanted = {
         key.removeprefix("w/"): value.shape
@@ -120,7 +120,7 @@ def test_parameters_have_the_names_and_shapes_of_the_published_state_dict(golden
     assert found == wanted
 
 
-def test_guidance_branch_gives_the_golden_prediction_and_word_maps(golden):
+def test_guidance_branch_equals_golden_prediction_and_word_maps(golden):
     out, aux = golden.text_only()
     assert relative_error(out, channels_last(golden.values["t2i_out"])) < golden.tolerance
     assert len(aux.word_maps) == int(golden.values["n_maps"])
@@ -128,7 +128,7 @@ def test_guidance_branch_gives_the_golden_prediction_and_word_maps(golden):
         assert relative_error(maps[:, 0], golden.values[f"map_{i:02d}"]) < golden.tolerance, f"map {i}"
 
 
-def test_generation_branch_gives_the_golden_predictions(golden):
+def test_generation_branch_equals_golden_predictions(golden):
     """With the golden mask (8×8, resized to 8 and 4) and with a mask of ones for the pass without one."""
     mask = golden.values["mask_max_norm"]
     masked, unmasked = golden.with_subject([mask, np.ones_like(mask)])
@@ -136,7 +136,7 @@ def test_generation_branch_gives_the_golden_predictions(golden):
     assert relative_error(unmasked, channels_last(golden.values["ti2i_nomask_out"])) < golden.tolerance
 
 
-def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, micro_denoise):
+def test_context_encoded_once_is_reusable(micro_models, micro_params, micro_denoise):
     """Context from its own call, used at two timesteps, against encoding within each pass (float32, two
     compiled programs: 1e-5)."""
     unet, variables = micro_models.unet, {"params": micro_params["unet"]}
@@ -161,7 +161,7 @@ def test_a_context_encoded_once_serves_every_pass(micro_models, micro_params, mi
     np.testing.assert_array_equal(context.text_only().layers[0][0].text_k, context.layers[0][0].text_k)
 
 
-def test_a_strength_scales_the_mask_but_not_the_scores(micro_params, micro_denoise):
+def test_strength_scales_mask_but_not_scores(micro_params, micro_denoise):
     """Without scoring it is the mask times the strength, with it the scores stay the same; 1e-5, float32."""
     rng = np.random.default_rng(1)
 
@@ -189,13 +189,13 @@ def test_a_strength_scales_the_mask_but_not_the_scores(micro_params, micro_denoi
     assert np.abs(weak - full).max() > 1e-2
 
 
-def test_latents_that_cannot_be_halved_are_refused_in_one_sentence(micro_denoise, micro_params):
+def test_latents_that_cannot_be_halved_raise(micro_denoise, micro_params):
     text, t = jnp.zeros((1, 77, 16)), jnp.zeros(1)
     with pytest.raises(UserError, match=r"latents of 8x7 cannot be halved 1 times.*multiples of 2"):
         micro_denoise(micro_params["unet"], jnp.zeros((1, 8, 7, 4)), t, text)
 
 
-def test_subjects_need_a_unet_that_takes_them(micro_models):
+def test_subjects_for_base_unet_raise(micro_models):
     unet = UNet(micro_models.unet_config)
     features = (np.zeros((1, 1, 16, 16), np.float32),)
     with pytest.raises(UserError, match="can take no subjects"):
@@ -222,7 +222,7 @@ def test_masks_are_resized_bilinearly_without_antialiasing(size):
     np.testing.assert_allclose(resize_mask(jnp.asarray(mask), *size), numpy_resize(mask, *size), atol=1e-6)
 
 
-def test_a_mask_of_one_pixel_is_spread():
+def test_one_pixel_mask_fills_larger_size():
     np.testing.assert_array_equal(
         resize_mask(jnp.full((1, 2, 1, 1), 0.3), 3, 2), np.full((1, 2, 3, 2), np.float32(0.3))
     )

@@ -42,7 +42,8 @@ UNETS = {
         projection_class_embeddings_input_dim=10 + 6 * 6,
         norm_num_groups=4,
     ),
-    # Other values of what both bases have alike; the large ε tells the UNet's norms from the transformers'.
+    # Other values for options that are equal in both bases; the large ε separates the UNet's norms from the
+    # transformers'.
     "other numbers": UNetConfig(
         in_channels=3,
         out_channels=5,
@@ -92,7 +93,7 @@ def relative_error(value, expected) -> float:
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_unet_text_only(name):
+def test_unet_equals_numpy_reference(name):
     """Latents that are not square, two images at different timesteps; every parameter takes part.
 
     Also the self-attention of level 1, averaged over its heads and layers.
@@ -129,7 +130,7 @@ def test_unet_text_only(name):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_vae_encodes_and_decodes(layers):
+def test_vae_equals_numpy_reference(layers):
     """Mean and log-variance, scaled latents, images; sizes that are not square."""
     config = VAEConfig(
         latent_channels=3,

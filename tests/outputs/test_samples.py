@@ -1,4 +1,4 @@
-"""What `sample` gives: showing it, saving it, looking on, and making it again from a file."""
+"""Results of `sample`: display, saving, previews, and reproduction from a saved file."""
 
 import dataclasses
 import io
@@ -41,7 +41,7 @@ def made(flat_pipe, subjects):
     return rc.sample(flat_pipe, PROMPT, subjects, [5, 6], negative_prompt="a house", **options)
 
 
-def test_one_prompt_with_seeds_is_an_image_each(flat_pipe):
+def test_each_seed_gives_one_image(flat_pipe):
     out = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], [1, 2, 3, 4], **FEW)
     assert out.images.shape == (4, 16, 16, 3) and [r.seed for r in out.records] == [1, 2, 3, 4]
     assert len({image.tobytes() for image in out.images}) == 4
@@ -49,7 +49,7 @@ def test_one_prompt_with_seeds_is_an_image_each(flat_pipe):
     assert np.abs(single.images[0].astype(int) - out.images[2]).max() <= 1
 
 
-def test_none_is_the_default(flat_pipe):
+def test_none_means_the_default(flat_pipe):
     given = rc.sample(flat_pipe, "a cat", seed=0, negative_prompt="", **FEW)
     none = rc.sample(flat_pipe, "a cat", seed=None, negative_prompt=None, **FEW)
     np.testing.assert_array_equal(none.images, given.images)
@@ -67,7 +67,7 @@ def test_samples_can_be_indexed(made):
         made[2]
 
 
-def test_pictures_and_texts_are_of_one_screen(made, flat_pipe, subjects):
+def test_representations_fit_on_one_screen(made, flat_pipe, subjects):
     assert [np.asarray(image).tolist() for image in made.pil()] == made.images.tolist()
     sheet = np.asarray(Image.open(io.BytesIO(made._repr_png_())))
     np.testing.assert_array_equal(sheet, np.concatenate(list(made.images), axis=1))
@@ -81,8 +81,8 @@ def test_pictures_and_texts_are_of_one_screen(made, flat_pipe, subjects):
     assert "images=2 photos" in repr(subjects[1])
 
 
-def test_files_say_what_makes_them_again(made, subjects, tmp_path):
-    """Read back, the record gives equal pixels, masks and options, also after the photo's file is gone."""
+def test_saved_record_contains_the_request(made, subjects, tmp_path):
+    """The record read back has the prompts, seed, options, photos and masks."""
     paths = made.save(tmp_path / "out", masks=True)
     assert [path.name for path in paths] == ["image_5.png", "image_6.png"]
     np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), made.images[1])
@@ -98,8 +98,8 @@ def test_files_say_what_makes_them_again(made, subjects, tmp_path):
     assert list(dog.words) == ["dogs", "dog"] and dog.plurals and dog.mask is None
 
 
-def test_made_again_is_the_same(flat_pipe, subjects, tmp_path):
-    """To the bit, through the file."""
+def test_sampling_from_record_reproduces_image(flat_pipe, subjects, tmp_path):
+    """Bit for bit, through the saved file."""
     first = rc.sample(flat_pipe, PROMPT, subjects, 5, **FEW)
     record = read_record(first.save(tmp_path)[0])
     options = {name: record.options[name] for name in ("steps", "gamma_scope")}
@@ -108,8 +108,8 @@ def test_made_again_is_the_same(flat_pipe, subjects, tmp_path):
     np.testing.assert_array_equal(again.masks, first.masks)
 
 
-def test_a_record_has_the_photo_that_was_sampled_from(flat_pipe, tmp_path):
-    """Another picture in its file later, or none, changes nothing."""
+def test_record_keeps_original_photo(flat_pipe, tmp_path):
+    """A later change of the photo's file has no effect."""
     photo = tmp_path / "cat.png"
     Image.fromarray(CAT).save(photo)
     out = rc.sample(flat_pipe, "a cat", [rc.Subject(photo, "cat")], 1, **FEW)
@@ -120,13 +120,13 @@ def test_a_record_has_the_photo_that_was_sampled_from(flat_pipe, tmp_path):
     assert subject.image == content
 
 
-def test_equal_seeds_get_files_of_their_own(flat_pipe, tmp_path):
+def test_equal_seeds_get_separate_files(flat_pipe, tmp_path):
     out = rc.sample(flat_pipe, ["a cat", "a dog"], seed=7, **FEW)
     assert [path.name for path in out.save(tmp_path)] == ["image_0_7.png", "image_1_7.png"]
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", "5", '{"subjects": [{}]}', "[" * 5000])
-def test_a_file_that_says_nothing_is_one_sentence(tmp_path, text):
+def test_image_without_valid_record_raises(tmp_path, text):
     info = PngImagePlugin.PngInfo()
     if text is not None:
         info.add_text(KEY, text)
@@ -135,15 +135,15 @@ def test_a_file_that_says_nothing_is_one_sentence(tmp_path, text):
         read_record(tmp_path / "x.png")
 
 
-def test_the_settings_are_text_that_viewers_show(made):
+def test_record_is_stored_as_png_text(made):
     buffer = io.BytesIO()
     Image.fromarray(CAT).save(buffer, "PNG", pnginfo=made.records[0].png_info())
     values = json.loads(Image.open(buffer).text[KEY])
     assert values["prompt"] == PROMPT and values["subjects"][0]["words"] == "cat" and values["seed"] == 5
 
 
-def test_looking_on_changes_nothing_and_compiles_nothing(flat_pipe, capfd):
-    """Previews at every n steps and at the end; the same bits, from programs that are there."""
+def test_preview_does_not_change_results_or_recompile(flat_pipe, capfd):
+    """Previews come every n steps and at the end; images are bit-identical, and nothing is compiled."""
     subject = [rc.Subject(CAT, "cat")]
     plain = rc.sample(flat_pipe, "a cat", subject, steps=7, progress=False)
     traces, seen = [], []
@@ -171,8 +171,8 @@ def test_looking_on_changes_nothing_and_compiles_nothing(flat_pipe, capfd):
     assert default == [5, 7]
 
 
-def test_looking_on_over_several_devices(flat_pipe):
-    """3 requests on 2 devices: previews are of the requests alone, and the result is the same."""
+def test_preview_works_on_several_devices(flat_pipe):
+    """3 requests on 2 devices: previews omit the padding, and the result is the same."""
     pipe = flat_pipe.on_mesh(Mesh(np.asarray(jax.devices()[:2]), ("data",)))
     request, seen = ("a cat", [rc.Subject(CAT, "cat")], [1, 2, 3]), []
     plain = rc.sample(pipe, *request, steps=3, progress=False)
@@ -190,13 +190,13 @@ def test_looking_on_over_several_devices(flat_pipe):
         ({"preview": print, "every": 0}, "every must be 1 or more"),
     ],
 )
-def test_a_preview_that_cannot_be_is_one_sentence(flat_pipe, arguments, sentence):
+def test_invalid_preview_arguments_raise(flat_pipe, arguments, sentence):
     with pytest.raises(rc.UserError, match=sentence):
         rc.sample(flat_pipe, "a cat", **arguments)
 
 
-def test_the_command_makes_an_image_again(flat_pipe, tmp_path, monkeypatch, capsys):
-    """From the file alone; a flag beside it changes what the file says."""
+def test_command_reproduces_image_from_file(flat_pipe, tmp_path, monkeypatch, capsys):
+    """From the file alone; further flags override the record."""
     rc.save(flat_pipe, tmp_path / "model")
     photo, model = tmp_path / "cat.png", str(tmp_path / "model")
     Image.fromarray(CAT).save(photo)
@@ -251,7 +251,7 @@ def vary(flat_pipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("before", "flags", "gone"),
+    ("before", "flags", "reset"),
     [
         (
             {"image_weight": 3.0, "guidance_scope": "mask"},
@@ -265,24 +265,24 @@ def vary(flat_pipe, tmp_path, monkeypatch):
         ({"image_weight": 3.0, "guidance_scope": "mask"}, ("--text-weight", "2"), ""),
     ],
 )
-def test_a_given_option_makes_recorded_ones_idle(flat_pipe, vary, before, flags, gone):
-    """They fall back to the model's defaults, the others stay. Given by hand, each would be a mistake."""
+def test_given_option_resets_conflicting_recorded_options(flat_pipe, vary, before, flags, reset):
+    """Those return to the model's defaults, the others stay. Given explicitly, each is an error."""
     subject = rc.Subject(CAT, "cat")
     made = rc.sample(flat_pipe, "a cat", [subject], 5, **{**FEW, **before})
     record = vary(made, *flags)
     (name, value), defaults = (flags[0][2:].replace("-", "_"), flags[1]), flat_pipe.defaults
-    expected = {**made.records[0].options, **{one: getattr(defaults, one) for one in gone.split()}}
+    expected = {**made.records[0].options, **{one: getattr(defaults, one) for one in reset.split()}}
     kind = rc.SamplingOptions.rules()[name].kind
     assert record.options == {**json.loads(json.dumps(expected)), name: kind(value)}
-    for one in gone.split():
+    for one in reset.split():
         if one != "mask_steps":
             again = {name: kind(value), one: before[one], **FEW}
             with pytest.raises(rc.UserError, match=one):
                 rc.sample(flat_pipe, "a cat", [subject], 5, **again)
 
 
-def test_options_that_the_record_makes_idle_are_found(flat_pipe, vary, capsys):
-    """As in a call that has all of them."""
+def test_option_without_effect_on_record_raises(flat_pipe, vary, capsys):
+    """As in a call with all of these options."""
     made = rc.sample(
         flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 5, guidance="direct", scoring="none", **FEW
     )
@@ -295,8 +295,8 @@ def test_options_that_the_record_makes_idle_are_found(flat_pipe, vary, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_recorded_options_fit_a_model_of_other_defaults():
-    """A record of all options is only what its own guidance uses, also where the model's defaults changed."""
+def test_recorded_options_apply_to_model_with_other_defaults():
+    """Only options that the recorded guidance uses are kept, whatever the model's defaults."""
     recorded = {"guidance": "direct", "image_weight": 12.5, "guidance_scope": "image", "steps": 50}
     defaults = SDXL.changed({"guidance": "paper", "guidance_scope": "mask", "image_weight": 2.0})
     kept = still_used(recorded, {}, defaults)
@@ -304,7 +304,7 @@ def test_recorded_options_fit_a_model_of_other_defaults():
 
 
 @pytest.mark.filterwarnings("ignore:the model does not know")
-def test_switches_of_words_reach_recorded_subjects(flat_pipe, vary):
+def test_word_flags_apply_to_recorded_subjects(flat_pipe, vary):
     made = rc.sample(flat_pipe, "a cat", [rc.Subject(CAT, "cat")], 5, **FEW)
     record = vary(made, "--plurals", "--prompt", "two cats")
     assert record.subjects[0].plurals and not record.subjects[0].match_case
@@ -325,8 +325,8 @@ def hub(flat_pipe, tmp_path, monkeypatch):
     return pipes
 
 
-def test_a_record_has_the_revision_and_the_dtype_of_parameters(hub, tmp_path, monkeypatch):
-    """Those that were given, for the command to load the same model again."""
+def test_record_contains_revision_and_param_dtype(hub, tmp_path, monkeypatch):
+    """Those that were given to `load`, so that the command loads the same model again."""
     request = ("a cat", [rc.Subject(CAT, "cat")], 5)
     pipe = rc.load("someone/model", revision="v1", param_dtype="bfloat16")
     first = rc.sample(pipe, *request, **FEW)
@@ -337,7 +337,7 @@ def test_a_record_has_the_revision_and_the_dtype_of_parameters(hub, tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["sample", "--from", str(path), "--out", str(again.parent)])
     runpy.run_module("realcustom_jax.sample", run_name="__main__")
     assert again.read_bytes() == path.read_bytes()
-    # Without them it is another picture, by more than the rounding of a pixel.
+    # Without them the image differs by more than rounding.
     for other in (hub["main"], hub["v1"]):
         assert np.abs(rc.sample(other, *request, **FEW).images - first.images.astype(int)).max() > 1
     plain = rc.load("someone/model", param_dtype=jnp.float32)

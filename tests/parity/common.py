@@ -1,4 +1,4 @@
-"""What the comparisons with diffusers and transformers share; run with `runpy`, as tests are no package."""
+"""Helpers of the comparisons with diffusers and transformers; loaded by `runpy`, as tests are no package."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from realcustom_jax.weights.keys import check_keys, flatten, from_torch, torch_k
 # Relative L2 of float32 networks of some dozen layers, both sides float32: sums in another order leave about
 # 1e-6. A wrong activation, epsilon, order of channels or padding shows as 1e-3 and more.
 TOLERANCE = 1e-4
-# Norms tell their epsilon only where variances are about as small: what feeds them is made this weak.
+# A norm's epsilon matters only for variances of about its size, so inputs of norms are scaled by this.
 WEAK = 1e-3
 
 torch.set_num_threads(1)  # the models are tiny, and other test workers want the cores
@@ -38,7 +38,7 @@ def randomise(module: torch.nn.Module, seed: int, weak: str | None = None) -> to
 
 
 def state(module: torch.nn.Module, unused: str | None = None) -> dict[str, torch.Tensor]:
-    """The state dict without the keys that the regex `unused` finds."""
+    """The state dict without the keys that match the regex `unused`."""
     tensors = module.state_dict().items()
     return {key: value for key, value in tensors if not (unused and re.search(unused, key))}
 
@@ -99,13 +99,13 @@ _DINO = {
 
 
 def dino_key(key: str) -> str:
-    """Our name of one of transformers' DINOv2; raises for a key that the table has not exactly once."""
+    """Our key for a key of transformers' DINOv2; raises unless exactly one pattern matches."""
     [name] = [re.sub(old, new, key) for old, new in _DINO.items() if re.fullmatch(old, key)]
     return f"vision_model.{name}"
 
 
 def dino_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens and positions have leading dimensions of 1 there."""
+    """In transformers, tokens and positions have leading dimensions of 1."""
     keep = {"class_embedding": 1, "register_tokens": 2, "position_embedding.weight": 2}
     rank = next((rank for end, rank in keep.items() if name.endswith(end)), len(shape))
     return tuple(shape[len(shape) - rank :])

@@ -46,11 +46,11 @@ def folder(clip, micro_tokenizer, tmp_path_factory):
     return path
 
 
-def test_logits(clip, folder, micro_tokenizer):
+def test_clip_logits_equal_transformers(clip, folder, micro_tokenizer):
     """Preprocessing included: theirs resizes the short side bicubically and crops the centre.
 
-    The images are of the model's size or have their short side there already, so that no two resamplings
-    are compared; 1e-5 is what float32 leaves of two small towers.
+    The images already have the model's short side, so that no two resamplings are compared; 1e-5 is
+    float32 rounding through two small towers.
     """
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, width, 3), np.uint8) for width in (32, 48)]
@@ -65,8 +65,8 @@ def test_logits(clip, folder, micro_tokenizer):
     common.assert_close(pair.logits(images, PHRASES), expected, tolerance=1e-5)
 
 
-def test_a_model_without_a_pair_takes_it(micro_pipe, folder):
-    """`rc.load(…, matcher=)`: the word is the one that CLIP likes best, over the model's own encoders."""
+def test_matcher_chooses_words_for_unpaired_model(micro_pipe, folder):
+    """`rc.load(…, matcher=)`: CLIP chooses the word in place of the model's own encoders."""
     image = np.full((16, 16, 3), 200, np.uint8)
     prompt = "a dog and a cat on the beach"
     pair = load_pair(folder)
@@ -77,7 +77,7 @@ def test_a_model_without_a_pair_takes_it(micro_pipe, folder):
     assert chosen.subjects[0].words == best
 
 
-def test_another_model_is_no_matcher(folder, tmp_path):
+def test_non_clip_matcher_raises(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(UserError, match="has model_type 'siglip': it is not a whole CLIP"):
         load_pair(tmp_path)

@@ -26,10 +26,10 @@ IDS = np.array([[38, 5, 45, END, 7, 7, 7, 7, 7], [38, 45, 9, 9, 1, 8, 3, END, EN
 
 @pytest.mark.parametrize("end", [END, 2], ids=["eos_token_id", "old config"])
 @pytest.mark.parametrize(("projects", "activation"), [(False, "quick_gelu"), (True, "gelu")])
-def test_text_encoder_is_transformers(projects, activation, end):
+def test_text_encoder_equals_transformers(projects, activation, end):
     """Last and penultimate states, pooled text: SD1.5's and SDXL's first encoder, and SDXL's second.
 
-    A second time with weak embeddings and branches, so that the norms' epsilon (1e-5) counts.
+    A second time with weak embeddings and branches, so that the norms' epsilon (1e-5) matters.
     """
     settings = transformers.CLIPTextConfig(
         vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,

@@ -31,7 +31,7 @@ common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.p
 # diffusers' Flax GEGLU takes GELU's tanh approximation, off by up to 5e-4; PyTorch's and ours are exact.
 GELU_TOLERANCE = 1e-3
 UNET = {
-    "block_out_channels": (32, 64),  # 32 groups are fixed there
+    "block_out_channels": (32, 64),  # diffusers' Flax UNet always has 32 groups
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "layers_per_block": 1,
@@ -53,7 +53,7 @@ def draw(shapes, seed: int):
     )
 
 
-def test_unet_is_diffusers_flax():
+def test_unet_equals_diffusers_flax():
     config = from_mapping(UNetConfig, UNET)
     unet, rng = UNet(config), np.random.default_rng(15)
     latents = rng.standard_normal((2, 6, 10, 4)).astype(np.float32)
@@ -72,7 +72,7 @@ def test_unet_is_diffusers_flax():
     common.assert_close(ours, np.moveaxis(np.asarray(expected), 1, -1), GELU_TOLERANCE)
 
 
-def test_text_encoder_is_transformers_flax():
+def test_text_encoder_equals_transformers_flax():
     settings = transformers.CLIPTextConfig(
         vocab_size=50, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=9, eos_token_id=40,
@@ -81,7 +81,7 @@ def test_text_encoder_is_transformers_flax():
     text = CLIPText(from_mapping(CLIPTextConfig, settings.to_dict()))
     params = draw(param_shapes(text, ids), seed=17)
     ours = jax.jit(lambda p: text.apply({"params": p}, ids))(params)
-    # A list of layers is a level of its own there.
+    # transformers nests the list of layers one level deeper.
     renamed = unflatten({path.replace("layers_", "layers/"): v for path, v in flatten(params).items()})
     with jax.numpy_dtype_promotion("standard"):
         theirs = transformers.FlaxCLIPTextModel(settings, _do_init=False)

@@ -31,7 +31,7 @@ published = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("publi
 
 
 def their_shapes(make, unused: str | None = None) -> dict[str, tuple[int, ...]]:
-    """{key: shape} of the module that `make` makes, without those that the regex finds."""
+    """{key: shape} of the module that `make` returns, without keys that match the regex."""
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in common.state(make(), unused).items()}
 
@@ -45,19 +45,19 @@ def images(size: int) -> jax.ShapeDtypeStruct:
 
 
 @pytest.mark.parametrize("name", published.UNETS)
-def test_unet(name):
+def test_unet_shapes_match_diffusers(name):
     unet = UNet(from_mapping(UNetConfig, published.UNETS[name]))
     ours = our_shapes(unet_shapes(unet, text_tokens=77, visual_tokens=4, vision_dim=8))
     assert ours == their_shapes(lambda: diffusers.UNet2DConditionModel(**published.UNETS[name]))
 
 
-def test_vae():
+def test_vae_shapes_match_diffusers():
     ours = our_shapes(param_shapes(VAE(from_mapping(VAEConfig, published.VAE_VALUES)), images(64)))
     assert ours == their_shapes(lambda: diffusers.AutoencoderKL(**published.VAE_VALUES))
 
 
 @pytest.mark.parametrize("name", published.TEXTS)
-def test_text_encoder(name):
+def test_text_encoder_shapes_match_transformers(name):
     projects, values = published.TEXTS[name]
     text = CLIPText(from_mapping(CLIPTextConfig, values | {"with_projection": projects}))
     ours = our_shapes(param_shapes(text, jax.ShapeDtypeStruct((1, 77), jnp.int32)))
@@ -65,13 +65,13 @@ def test_text_encoder(name):
     assert ours == their_shapes(lambda: make(transformers.CLIPTextConfig(**values)))
 
 
-def test_clip_vision():
+def test_clip_vision_shapes_match_transformers():
     ours = our_shapes(param_shapes(ViT(from_mapping(ViTConfig, published.CLIP_VISION)), images(224)))
     settings = transformers.CLIPVisionConfig(**published.CLIP_VISION)
     assert ours == their_shapes(lambda: transformers.CLIPVisionModelWithProjection(settings))
 
 
-def test_siglip():
+def test_siglip_shapes_match_transformers():
     """27×27 = 729 positions; the pooling head is not used."""
     config = from_mapping(
         ViTConfig,
@@ -84,7 +84,7 @@ def test_siglip():
     assert ours == their_shapes(lambda: transformers.SiglipVisionModel(settings), r"^vision_model\.head\.")
 
 
-def test_dinov2_with_registers():
+def test_dinov2_with_registers_shapes_match_transformers():
     config = ViTConfig(
         **published.DINOV2_LARGE, intermediate_size=4096, registers=4, pre_norm=False, patch_bias=True,
         layer_scale=True, projection_dim=None,
@@ -97,7 +97,7 @@ def test_dinov2_with_registers():
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_the_configs_have_the_published_shapes(name):
+def test_configs_match_published_values(name):
     """What configs/*.py tells the ahead-of-time compiler, field by field, against the published values."""
     path = Path(__file__).resolve().parents[2] / "configs" / f"{name}.py"
     model = runpy.run_path(str(path))["get_config"]().model.to_dict()

@@ -1,4 +1,4 @@
-"""A model folder of ours read by diffusers and transformers, and theirs read by us: the same bits."""
+"""Model folders exchanged with diffusers and transformers, in both directions: the same bits."""
 
 import inspect
 import re
@@ -56,7 +56,7 @@ CLASSES = {
 
 
 def assert_same_state(params, module) -> None:
-    """Bit for bit, and neither has a tensor that the other has not."""
+    """Equal keys, and tensors that are equal bit for bit."""
     ours = {torch_key(path): to_torch(path, np.asarray(value)) for path, value in flatten(params).items()}
     theirs = common.numpy_state(module)
     assert ours.keys() == theirs.keys()
@@ -65,8 +65,8 @@ def assert_same_state(params, module) -> None:
 
 
 @pytest.mark.parametrize("part", CLASSES)
-def test_they_read_our_folder(micro_pipe, saved, part):
-    """No key is missing or unexpected, every tensor is bit-equal, and no config field is news to them."""
+def test_diffusers_and_transformers_read_our_components(micro_pipe, saved, part):
+    """No key is missing or unexpected, every tensor is bit-equal, and they know every config field."""
     module, info = CLASSES[part].from_pretrained(saved / part, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     if CLASSES[part].__module__.startswith("diffusers"):
@@ -77,15 +77,15 @@ def test_they_read_our_folder(micro_pipe, saved, part):
 
 
 @pytest.mark.parametrize("name", ["AutoTokenizer", "CLIPTokenizer", "CLIPTokenizerFast"])
-def test_they_read_our_tokenizer(micro_pipe, saved, name):
+def test_transformers_reads_our_tokenizer(micro_pipe, saved, name):
     prompts = ["a cat on the beach", "Ünknown words, 12!"]
     theirs = getattr(transformers, name).from_pretrained(saved / "tokenizer")
     ids = theirs(prompts, padding="max_length", truncation=True)["input_ids"]
     np.testing.assert_array_equal(ids, tokenize(*micro_pipe.tokenizers, prompts))
 
 
-def test_they_read_our_scheduler(micro_pipe, saved):
-    """Its ᾱ (theirs float32, see `test_solvers`), what is predicted and at which timesteps, no clipping."""
+def test_diffusers_reads_our_scheduler(micro_pipe, saved):
+    """ᾱ (theirs is float32, see `test_solvers`), prediction type, timestep spacing, and no clipping."""
     theirs, ours = diffusers.DDIMScheduler.from_pretrained(saved / "scheduler"), micro_pipe.schedule
     np.testing.assert_allclose(theirs.alphas_cumprod, ours.alphas_cumprod(), rtol=6e-5)
     assert theirs.config.prediction_type == ours.prediction_type != ScheduleConfig().prediction_type
@@ -93,10 +93,10 @@ def test_they_read_our_scheduler(micro_pipe, saved):
     assert theirs.config.steps_offset == ours.steps_offset and not theirs.config.clip_sample
 
 
-def test_their_pipeline_makes_our_image(micro_pipe, saved):
+def test_diffusers_pipeline_makes_same_image(micro_pipe, saved):
     """`StableDiffusionPipeline` on our folder: text alone, DDIM, 4 steps with guidance, from the same noise.
 
-    Images in 0 … 1; ours are rounded to 8 bits, so half a level, and 1e-4 for the passes before.
+    Images in 0 … 1; tolerance half a level, as ours are rounded to 8 bits, plus 1e-4 for the passes before.
     """
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(saved, safety_checker=None)
     theirs.set_progress_bar_config(disable=True)
@@ -111,7 +111,7 @@ def test_their_pipeline_makes_our_image(micro_pipe, saved):
     np.testing.assert_allclose(ours / 255.0, expected, atol=0.5 / 255 + 1e-4)
 
 
-def test_we_read_their_unet_and_vae(tmp_path):
+def test_unet_and_vae_of_diffusers_are_read(tmp_path):
     """SDXL's form of UNet and a VAE, written by `save_pretrained`."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -137,7 +137,7 @@ def test_we_read_their_unet_and_vae(tmp_path):
     assert_same_state(load_params(tmp_path / "vae", "vae", shapes, on_host(np.float32)), vae)
 
 
-def test_we_read_their_text_encoder(tmp_path):
+def test_text_encoder_of_transformers_is_read(tmp_path):
     sizes = {"hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=50, **sizes))
     common.randomise(text, seed=13).save_pretrained(tmp_path / "text_encoder")
@@ -169,8 +169,8 @@ TOWERS = {
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_image_towers_go_both_ways(tmp_path, name):
-    """Theirs, saved by them, gives the same last state in ours; ours, saved by us, the same tensors."""
+def test_image_towers_round_trip_with_transformers(tmp_path, name):
+    """Their saved tower gives the same last state in ours; our saved tower gives them the same tensors."""
     theirs = common.randomise(TOWERS[name](), seed=14)
     theirs.save_pretrained(tmp_path / "theirs")
     config, params = load_tower(tmp_path / "theirs", on_host(np.float32))
@@ -189,7 +189,7 @@ def test_image_towers_go_both_ways(tmp_path, name):
     write_params(tmp_path / "ours" / "model.safetensors", layout, params, "float32")
     again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
-    # What comes after the features, and DINOv2's token for masked patches, which only its training uses.
+    # The pooling head after the features, and DINOv2's mask token, which only its training uses.
     assert all(re.match(r"vision_model\.head\.|embeddings\.mask_token", key) for key in info["missing_keys"])
     for key, value in theirs.state_dict().items():
         if key not in info["missing_keys"]:

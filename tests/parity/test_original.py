@@ -1,4 +1,4 @@
-"""Original one-file checkpoints: diffusers' own conversion of what we write gives diffusers' tensors."""
+"""Original one-file checkpoints: diffusers converts the ones that we write to its own tensors."""
 
 import runpy
 from pathlib import Path
@@ -58,11 +58,11 @@ def converted(pipe, part: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_they_convert_what_we_write(pipes, kind, part):
+def test_diffusers_converts_our_original_checkpoint(pipes, kind, part):
     _compare(pipes[kind], part)
 
 
-def test_they_convert_sdxl_s_second_text_encoder(pipes):
+def test_diffusers_converts_sdxl_second_text_encoder(pipes):
     _compare(pipes["sdxl"], "text_encoder_2")
 
 
@@ -100,7 +100,7 @@ def _full_shapes(name: str) -> tuple[dict, UNetConfig]:
     }, config
 
 
-# Of the published files, from all parts: first and last blocks, changes of resolution, fused tensors.
+# Shapes in the published files, from all parts: first and last blocks, resampling layers, fused tensors.
 PUBLISHED = {
     "Stable Diffusion 1.5": {
         "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
@@ -143,11 +143,11 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", published.UNETS)
-def test_the_real_files_shapes_tell_the_published_configs(name):
+def test_published_configs_are_derived_from_shapes(name):
     shapes, expected = _full_shapes(name)
     for key, shape in PUBLISHED[name].items():
         assert shapes[key] == shape, key
-    # names of the published files, seen there: the last blocks of both paths and what lies between
+    # keys of the published files: the last UNet block, and the VAE's latents
     last = "11.1.proj_out" if name.endswith("1.5") else "8.0.skip_connection"
     assert {
         f"model.diffusion_model.output_blocks.{last}.weight",

@@ -19,7 +19,7 @@ MIXING = np.array([[0.5, -0.2, 0.1], [0.3, 0.4, -0.3], [-0.1, 0.2, 0.6]])
 
 
 def network(x, t):
-    """What a network might predict: linear in x, changing with t."""
+    """A fake network: linear in x, changing with t."""
     return x @ MIXING + np.array([0.3, -0.5, 0.1]) * (t / 1000.0)
 
 
@@ -37,7 +37,7 @@ def run_ours(solver, schedule, spacing, steps, x):
 
 
 def run_theirs(scheduler, steps, x, first_alpha):
-    """Euler's x is x/α there: `scale_model_input` gives ours back."""
+    """In diffusers, Euler's x is x/α; `scale_model_input` converts it to ours."""
     scheduler.set_timesteps(steps)
     euler = isinstance(scheduler, diffusers.EulerDiscreteScheduler)
     x = torch.from_numpy(x / first_alpha if euler else x)
@@ -48,7 +48,7 @@ def run_theirs(scheduler, steps, x, first_alpha):
 
 
 @pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear"])
-def test_noise_schedule_is_diffusers(beta_schedule):
+def test_noise_schedule_equals_diffusers(beta_schedule):
     """ᾱ of all 1000 timesteps; theirs is a product in float32, off by up to 1000 roundings of 6e-8."""
     values = BASE | {"beta_schedule": beta_schedule}
     ours = ScheduleConfig(**values).alphas_cumprod()
@@ -56,13 +56,13 @@ def test_noise_schedule_is_diffusers(beta_schedule):
     np.testing.assert_allclose(ours, theirs, rtol=6e-5)
 
 
-# Spacings and step counts at which both have the same timesteps. They differ elsewhere, where ours are what
-# the papers and the published inference say:
-# - DDIM steps to t − ⌊1000/steps⌋ there, ours to the next timestep of the list; the same where 1000 is a
-#   multiple of the steps, and never with "linspace";
-# - Euler's "linspace" has fractional timesteps there, with interpolated noise, unless steps − 1 divides 999;
-# - DPM-Solver++'s "leading" and "linspace" space steps + 1 timesteps there and drop the last;
-# - "trailing" rounds before it subtracts 1 there, so halves go the other way (16 steps).
+# Spacings and step counts at which both have the same timesteps. Elsewhere they differ, and ours follow the
+# papers and the published inference:
+# - Their DDIM steps to t − ⌊1000/steps⌋, ours to the next timestep of the list; these are equal where 1000 is
+#   a multiple of the steps, and never with "linspace";
+# - their "linspace" of Euler has fractional timesteps, with interpolated noise, unless steps − 1 divides 999;
+# - their "leading" and "linspace" of DPM-Solver++ make steps + 1 timesteps and drop the last;
+# - their "trailing" rounds before it subtracts 1, so halves round the other way (16 steps).
 CASES = [
     ("ddim", "trailing", 10),
     ("ddim", "leading", 50),
@@ -76,7 +76,7 @@ CASES = [
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("solver", "spacing", "steps"), CASES)
-def test_solver_is_diffusers(solver, spacing, steps, prediction_type):
+def test_solver_equals_diffusers(solver, spacing, steps, prediction_type):
     values = BASE | {"prediction_type": prediction_type, "timestep_spacing": spacing, "steps_offset": 1}
     scheduler = {
         "ddim": lambda: diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=True, **values),

@@ -45,11 +45,11 @@ SDXL = {
 
 
 @pytest.mark.parametrize("values", [SD15, SDXL], ids=["SD1.5", "SDXL"])
-def test_unet_is_diffusers(values):
-    """Latents that are not square, and of odd size at the lowest level; a timestep an image.
+def test_unet_equals_diffusers(values):
+    """Latents that are not square, and of odd size at the lowest level; one timestep per image.
 
-    A second time with weak inputs to the norms, so that their epsilons count: 1e-5 in the residual blocks and
-    at the end, 1e-6 before the transformers.
+    A second time with weak inputs to the norms, so that their epsilons matter: 1e-5 in the residual blocks
+    and at the end, 1e-6 before the transformers.
     """
     theirs = diffusers.UNet2DConditionModel(sample_size=16, **values)
     config = from_mapping(UNetConfig, theirs.config)

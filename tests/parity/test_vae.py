@@ -18,8 +18,11 @@ from realcustom_jax.models.vae import VAE, VAEConfig  # noqa: E402
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("common.py"))))
 
 
-def test_vae_is_diffusers():
-    """Mean, log-variance and decoded image, not square; also with the norms' epsilon (1e-6) in view."""
+def test_vae_equals_diffusers():
+    """Mean, log-variance and decoded image, not square.
+
+    A second time with weak inputs to the norms, so that their epsilon (1e-6) matters.
+    """
     theirs = diffusers.AutoencoderKL(
         block_out_channels=(4, 8, 12),
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -25,7 +25,7 @@ SIZES = {
     "image_size": 16,
     "patch_size": 4,
 }
-# A second time with weak embeddings and branches, so that the norms' epsilons count.
+# A second time with weak embeddings and branches, so that the norms' epsilons matter.
 WEAK = (None, "embedding|cls_token|register|out_proj|output.dense|fc2")
 
 
@@ -43,7 +43,7 @@ def assert_states_close(ours, theirs) -> None:
         common.assert_close(state, expected)
 
 
-def test_vit_is_transformers_clip():
+def test_vit_equals_transformers_clip():
     """All hidden states and the projected class token."""
     theirs = transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig(intermediate_size=40, projection_dim=6, **SIZES)
@@ -57,7 +57,7 @@ def test_vit_is_transformers_clip():
         common.assert_close(ours.pooled, out.image_embeds)
 
 
-def test_vit_is_transformers_siglip():
+def test_vit_equals_transformers_siglip():
     """All hidden states and the last one normed; the pooling head is not used."""
     theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(intermediate_size=40, **SIZES))
     config = from_mapping(
@@ -76,7 +76,7 @@ def test_vit_is_transformers_siglip():
 
 
 @pytest.mark.parametrize("registers", [0, 3])
-def test_vit_is_transformers_dinov2(registers):
+def test_vit_equals_transformers_dinov2(registers):
     """All hidden states and the last one normed, with and without registers."""
     if registers:
         settings = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **SIZES)

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 24), ("validation", 8)])
-def test_every_record_is_the_scene_that_its_metadata_names(folder, split, count):
+def test_records_equal_the_scenes_of_their_seeds(folder, split, count):
     """Bit-exact after the PNG; subjects of the validation split, and only those, are held out."""
     data = open_split(folder, split)
     assert len(data) == count
@@ -34,11 +34,11 @@ def test_every_record_is_the_scene_that_its_metadata_names(folder, split, count)
         assert held_out == [split == "validation"] * len(scene.identities)
 
 
-def test_scenes_differ(folder):
+def test_training_scenes_differ(folder):
     data = open_split(folder, "train")
     assert len({data[i]["image"].tobytes() for i in range(24)}) == 24
 
 
-def test_wrong_counts_are_one_sentence(tmp_path):
+def test_invalid_example_count_raises(tmp_path):
     with pytest.raises(UserError, match="not train=0"):
         write_dataset(tmp_path / "none", train=0)

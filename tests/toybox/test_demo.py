@@ -1,4 +1,4 @@
-"""The demo asks for the right images and lays them out where a person, and this test, expects them."""
+"""The demo samples the right images and puts them in the right places."""
 
 import subprocess
 import sys
@@ -47,8 +47,8 @@ def row(identities, backgrounds, **changes):
     return Row(**{**values, **changes})
 
 
-def count(sheet, image, side=IMAGE):
-    """How often the image, enlarged, stands in one of the sheet's columns; at which columns."""
+def columns_with(sheet, image, side=IMAGE):
+    """The index of the sheet's column for each place that shows the enlarged image."""
     pixels, tile = np.asarray(sheet), np.asarray(enlarge(image, side))
     found = []
     for column, x in enumerate(COLUMNS):
@@ -58,22 +58,22 @@ def count(sheet, image, side=IMAGE):
     return found
 
 
-def test_every_image_stands_in_its_column():
+def test_images_are_in_their_columns():
     single, double = row([demo.BIRD], ("beach", "snow")), row([demo.BIRD, demo.BALLOON], ("meadow",))
     sheet = demo_sheet([single, double])
     assert sheet.mode == "RGB"
     assert sheet.width == WIDTH
-    assert count(sheet, single.references[0]) == [0, 0]  # the bird is in both rows
-    assert count(sheet, double.references[1]) == [1]
+    assert columns_with(sheet, single.references[0]) == [0, 0]  # the bird is in both rows
+    assert columns_with(sheet, double.references[1]) == [1]
     for k, shown in enumerate(single.pictures):
-        assert count(sheet, shown.text_only) == [2 * k + 1]
-        assert count(sheet, shown.customized) == [2 * k + 2]
-    assert count(sheet, spotlight(double.pictures[0].customized, double.pictures[0].masks[-1])) == [2]
-    assert count(sheet, double.pictures[0].text_only) == [3]
-    assert count(sheet, double.pictures[0].customized) == [4]
+        assert columns_with(sheet, shown.text_only) == [2 * k + 1]
+        assert columns_with(sheet, shown.customized) == [2 * k + 2]
+    assert columns_with(sheet, spotlight(double.pictures[0].customized, double.pictures[0].masks[-1])) == [2]
+    assert columns_with(sheet, double.pictures[0].text_only) == [3]
+    assert columns_with(sheet, double.pictures[0].customized) == [4]
 
 
-def test_rows_and_masks_make_the_sheet_longer():
+def test_rows_and_masks_increase_sheet_height():
     one = row([demo.BIRD], ("beach", "snow"))
     with_masks = row([demo.BIRD], ("beach", "snow"), show_masks=True)
     heights = [demo_sheet(rows).height for rows in ([], [one], [with_masks], [one, with_masks])]
@@ -96,8 +96,8 @@ def test_labels_stay_in_their_boxes(prompt):
         assert (pixels[line + 1 : frame - 1, x - SPACE + 5 : x - 5] == paper).all()
 
 
-def test_a_line_gets_smaller_until_it_fits():
-    """A cut one would be as high as a short one."""
+def test_long_label_shrinks_to_fit():
+    """A truncated label would be as high as a short one."""
 
     def ink(description):
         shown = row([demo.BIRD], ("beach",), descriptions=(description,))
@@ -114,7 +114,7 @@ def test_a_line_gets_smaller_until_it_fits():
     assert smaller < height
 
 
-def test_spotlight_keeps_the_inside_and_pales_the_outside():
+def test_spotlight_keeps_inside_and_fades_outside():
     image = np.full((64, 64, 3), (200, 40, 40), np.uint8)
     mask = np.zeros((1, 16, 16), np.float32)
     mask[0, 4:12, 4:12] = 0.3
@@ -130,7 +130,7 @@ def test_spotlight_keeps_the_inside_and_pales_the_outside():
 
 
 @pytest.mark.parametrize(("side", "sharp"), [(192, True), (160, False), (100, False)])
-def test_enlarge(side, sharp):
+def test_enlarge_keeps_colours_and_sharp_pixels(side, sharp):
     image = render_reference(demo.BIRD).image
     large = np.asarray(enlarge(image, side))
     assert large.shape == (side, side, 3)
@@ -140,14 +140,14 @@ def test_enlarge(side, sharp):
     np.testing.assert_allclose(large.mean((0, 1)), image.mean((0, 1)), atol=1.0)
 
 
-def test_steps_shown():
+def test_steps_shown_are_evenly_spaced():
     assert steps_shown(25) == [0, 5, 10, 14, 19, 24]
     assert steps_shown(3) == [0, 1, 2]
     assert steps_shown(1) == [0]
 
 
 class FakeSampler:
-    """Stands for `rc.sample` with a pipeline: returns scenes, remembers the calls."""
+    """Replaces `rc.sample` with a pipeline: returns scenes and records the calls."""
 
     def __init__(self):
         self.calls = []
@@ -159,7 +159,7 @@ class FakeSampler:
         return types.SimpleNamespace(images=images, masks=masks)
 
 
-def test_subjects_are_held_out_and_start_from_the_same_noise():
+def test_demo_uses_held_out_subjects_and_equal_seeds():
     sampler = FakeSampler()
     rows = demo.sample_rows(sampler, seed=5)
     (prompts, no_subjects, seeds), (same_prompts, subjects, same_seeds) = sampler.calls
@@ -176,7 +176,7 @@ def test_subjects_are_held_out_and_start_from_the_same_noise():
     assert sum(r.show_masks for r in rows) == 1
 
 
-def test_all_files_are_written(tmp_path):
+def test_demo_writes_all_files(tmp_path):
     rows = demo.sample_rows(FakeSampler(), seed=0)
     sheet = demo.write_images(rows, tmp_path / "made" / "here")
     written = {str(p.relative_to(sheet.parent)) for p in sheet.parent.rglob("*.png")}
@@ -194,14 +194,14 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_help_tells_the_story():
+def test_help_describes_the_demo():
     result = run("--help")
     assert result.returncode == 0
     assert "from the text alone" in result.stdout
 
 
 @pytest.mark.parametrize("mistake", ["model", "out", "seed"])
-def test_a_users_mistake_is_one_sentence(mistake, tmp_path):
+def test_user_mistake_gives_one_line_error(mistake, tmp_path):
     (tmp_path / "file").touch()
     arguments = {
         "model": ("--model", tmp_path / "nowhere", "--out", tmp_path / "out"),

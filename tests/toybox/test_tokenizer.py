@@ -1,4 +1,4 @@
-"""The toybox's tokenizer: every word one token, every text a spelling, all loaders agree."""
+"""The toybox's tokenizer: one token per word, tokens for any text, and equal results of all loaders."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CAPTIONS = [
     "an alarm clock under the night sky",
     "a cart of art, and the cat's car",
 ]
-STRANGE = "A Zebra's 12 cats!! ünï 🙂 \t don't"
+UNUSUAL = "A Zebra's 12 cats!! ünï 🙂 \t don't"
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +30,21 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_every_word_is_one_token(folder):
+def test_each_caption_word_is_one_token(folder):
     tokenizer = load_tokenizer(folder)
     for word in re.findall(r"\w+", " ".join(CAPTIONS).lower().replace("'s", "")):
         assert tokenizer.tokenize(word) == [word + "</w>"]
         assert tokenizer.tokenize(word.upper()) == [word + "</w>"]
 
 
-def test_any_text_has_a_spelling_and_comes_back(folder):
+def test_any_text_round_trips(folder):
     tokenizer = load_tokenizer(folder)
-    ids = tokenizer(STRANGE, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(UNUSUAL, add_special_tokens=False)["input_ids"]
     assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids).replace(" ", "") == "".join(STRANGE.lower().split())
+    assert tokenizer.decode(ids).replace(" ", "") == "".join(UNUSUAL.lower().split())
 
 
-def test_every_byte_has_a_token_inside_and_at_the_end_of_a_word(folder):
+def test_every_character_has_tokens(folder):
     tokenizer = load_tokenizer(folder)
     everything = " ".join(chr(code) for code in range(33, 0x2000) if chr(code).isprintable())
     assert (
@@ -53,9 +53,9 @@ def test_every_byte_has_a_token_inside_and_at_the_end_of_a_word(folder):
     )
 
 
-def test_slow_fast_and_auto_agree(folder):
+def test_slow_fast_and_auto_tokenizers_agree(folder):
     # transformers 4 has two implementations, 5 rebuilds one from vocab.json and merges.txt: all must agree.
-    texts = [*CAPTIONS, STRANGE, "", "  two   spaces "]
+    texts = [*CAPTIONS, UNUSUAL, "", "  two   spaces "]
     auto = load_tokenizer(folder)(texts)["input_ids"]
     files = {"vocab_file": str(folder / "vocab.json"), "merges_file": str(folder / "merges.txt")}
     assert CLIPTokenizer.from_pretrained(folder)(texts)["input_ids"] == auto
@@ -64,7 +64,7 @@ def test_slow_fast_and_auto_agree(folder):
         assert CLIPTokenizer(**files)(texts)["input_ids"] == auto
 
 
-def test_layout_and_special_tokens(folder):
+def test_files_and_special_tokens_match_clip(folder):
     names = {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == names
     tokenizer = load_tokenizer(folder)
@@ -76,7 +76,7 @@ def test_layout_and_special_tokens(folder):
     assert tokenizer.model_max_length == 77
 
 
-def test_training_is_reproducible(tmp_path):
+def test_tokenizer_training_is_reproducible(tmp_path):
     # In processes of their own: the trainer's hash order differs between processes.
     code = (
         "import sys; from realcustom_jax.toybox.tokenizer import train_tokenizer; "
@@ -88,7 +88,7 @@ def test_training_is_reproducible(tmp_path):
     assert contents == {(tmp_path / "b" / "tokenizer.json").read_bytes()}
 
 
-def test_tokenize_pads_and_cuts(folder):
+def test_tokenize_pads_and_truncates(folder):
     tokenizer = load_tokenizer(folder)
     ids = tokenize(tokenizer, ["a cat", "cat " * 100])
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -100,12 +100,12 @@ def test_tokenize_pads_and_cuts(folder):
     assert tokenize(tokenizer, []).shape == (0, 77)
 
 
-def test_another_length(tmp_path):
+def test_max_length_is_configurable(tmp_path):
     train_tokenizer(CAPTIONS, tmp_path, max_length=16)
     assert tokenize(load_tokenizer(tmp_path), "a cat").shape == (1, 16)
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_missing_or_empty_folder_raises(tmp_path):
     with pytest.raises(UserError, match=r"'.*nowhere' does not exist"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no tokenizer"):

@@ -1,4 +1,4 @@
-"""The toybox: pure functions, exact masks, true captions, and a clean split of identities."""
+"""The toybox world: deterministic scenes, exact masks, correct captions, and a split of identities."""
 
 import re
 import subprocess
@@ -31,7 +31,7 @@ def scenes():
     return [sample_scene(seed) for seed in range(400)]
 
 
-def empty_place(scene, seed):
+def background_only(scene, seed):
     """The scene's background without its subjects, uint8 (S, S, 3)."""
     size = scene.image.shape[0]
     place = paint_background(scene.background, seed, SUPERSAMPLING * size).reduce(SUPERSAMPLING)
@@ -44,7 +44,7 @@ def silhouette(identity, side=64):
     return np.asarray(alpha) >= 128
 
 
-def test_sampling_is_a_pure_function():
+def test_scene_sampling_is_deterministic():
     first, again, other = sample_scene(5), sample_scene(5), sample_scene(6)
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.masks, again.masks)
@@ -52,7 +52,7 @@ def test_sampling_is_a_pure_function():
     assert (first.image != other.image).any()
 
 
-def test_shapes_and_types(scenes):
+def test_scene_shapes_and_dtypes(scenes):
     for scene in scenes[:40]:
         assert scene.image.shape == (64, 64, 3) and scene.image.dtype == np.uint8
         assert scene.masks.shape == (len(scene.identities), 64, 64) and scene.masks.dtype == bool
@@ -60,14 +60,14 @@ def test_shapes_and_types(scenes):
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_masks_are_where_the_place_changed(background):
-    """Inside a mask the image is the subject; far from the masks it is the untouched place."""
+def test_masks_cover_changed_pixels(background):
+    """Inside a mask the image shows the subject; away from the masks, the plain background."""
     for seed, words in enumerate([("cat",), ("rocket",), ("fish", "house"), ("car", "butterfly")]):
         identities = [Identity(word, 11 * seed + k) for k, word in enumerate(words)]
         scene = render_scene(background, identities, seed)
-        changed = (scene.image != empty_place(scene, seed)).any(-1)
+        changed = (scene.image != background_only(scene, seed)).any(-1)
         covered = scene.masks.any(0)
-        # A subject's pixel may happen to have the colour of the place behind it, but few do.
+        # A few of a subject's pixels may have the background's colour.
         assert changed[covered].mean() > 0.97
         # Half-covered edges and whiskers are outside the mask, at most two pixels away.
         reach = covered.copy()
@@ -77,19 +77,19 @@ def test_masks_are_where_the_place_changed(background):
         if all(word in FLOATING for word in words):
             assert not outside.any()
         else:
-            # What is left is the shadow on the ground: small, and near the feet.
+            # Only the shadow on the ground is left: small, and near the feet.
             assert 0 < outside.mean() < 0.05
             assert np.nonzero(outside)[0].min() > 64 * 0.6
 
 
-def test_masks_are_disjoint_and_inside(scenes):
+def test_masks_are_disjoint_and_inside_image(scenes):
     for scene in scenes:
         assert scene.masks.sum(0).max() == 1
         assert not scene.masks[:, 0].any(), "no subject is cut by the upper edge"
         assert scene.masks.any((1, 2)).all()
 
 
-def test_subjects_cover_the_promised_area(scenes):
+def test_subjects_cover_expected_area(scenes):
     one = [s.masks[0].mean() for s in scenes if len(s.identities) == 1]
     two = [m.mean() for s in scenes if len(s.identities) == 2 for m in s.masks]
     assert 0.23 < np.mean(one) < 0.27 and min(one) > 0.15 and max(one) < 0.31
@@ -98,13 +98,13 @@ def test_subjects_cover_the_promised_area(scenes):
     assert np.mean(reference) > np.mean(one), "a reference shows its subject larger than a scene does"
 
 
-def test_mixture_of_scenes(scenes):
-    """Shares within four standard errors of what is promised, for 400 scenes."""
+def test_scene_kinds_have_expected_shares(scenes):
+    """Shares within four standard errors of what is expected, for 400 scenes."""
     two = np.mean([len(s.identities) == 2 for s in scenes])
     plain = np.mean([s.background == "plain" for s in scenes])
     simple = np.mean([s.caption == prompt([i.word for i in s.identities], s.background) for s in scenes])
-    for share, promised in ((two, 0.30), (plain, 0.08), (simple, 0.55)):
-        assert abs(share - promised) < 4 * np.sqrt(promised * (1 - promised) / len(scenes))
+    for share, expected in ((two, 0.30), (plain, 0.08), (simple, 0.55)):
+        assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / len(scenes))
     assert {s.background for s in scenes} == set(BACKGROUNDS)
     assert {i.word for s in scenes for i in s.identities} == set(WORDS)
     assert all(len({i.word for i in s.identities}) == len(s.identities) for s in scenes)
@@ -145,7 +145,7 @@ def test_both_colours_of_an_identity_are_visible(word):
             assert near.mean() > 0.02, f"{describe(identity)} (seed {seed}) shows no {name}"
 
 
-def test_identity_attributes():
+def test_identities_use_all_patterns_and_colours():
     identities = [Identity("cat", seed) for seed in range(300)]
     assert {i.pattern for i in identities} == set(PATTERNS)
     assert {c for i in identities for c in i.colours} == set(COLOURS)
@@ -156,22 +156,22 @@ def test_identity_attributes():
     assert describe(plain) == f"{plain.colours[0]} and {plain.colours[1]} cat"
 
 
-def test_captions_are_true(scenes):
+def test_captions_match_their_scenes(scenes):
     """Each word once, the background's phrase, and only colours and patterns that the subjects have."""
     for scene in scenes:
-        said = re.findall(r"[a-z-]+", scene.caption)
+        caption_words = re.findall(r"[a-z-]+", scene.caption)
         assert scene.caption == scene.caption.lower()
         for identity in scene.identities:
-            assert said.count(identity.word) == 1
+            assert caption_words.count(identity.word) == 1
         assert PHRASES[scene.background] in scene.caption
-        assert not set(WORDS) & (set(said) - {i.word for i in scene.identities})
+        assert not set(WORDS) & (set(caption_words) - {i.word for i in scene.identities})
         text = set(re.findall(r"[a-z-]+", scene.caption.replace(PHRASES[scene.background], "")))
         true_colours = {c for i in scene.identities for c in i.colours}
         assert text & set(COLOURS) <= true_colours
         assert text & set(PATTERNS) <= {i.pattern for i in scene.identities}
 
 
-def test_prompts():
+def test_prompts_use_background_phrase_and_article():
     assert prompt(["cat"], "beach") == "a cat on the beach"
     assert prompt(["cat", "robot"], "night") == "a cat and a robot under the night sky"
     orange = [s.caption for s in map(sample_scene, range(120)) if "orange" in s.caption.split()]
@@ -179,13 +179,13 @@ def test_prompts():
     assert not any("a orange" in caption for caption in orange)
 
 
-def test_backgrounds_differ_from_each_other_and_by_seed():
+def test_backgrounds_differ_by_name_and_seed():
     places = [np.array(paint_background(b, 3, 128), int) for b in BACKGROUNDS]
     for a in range(len(places)):
         for b in range(a):
             assert np.abs(places[a] - places[b]).mean() > 8, (BACKGROUNDS[a], BACKGROUNDS[b])
         assert (places[a] != np.array(paint_background(BACKGROUNDS[a], 4, 128))).any()
-        assert places[a].max() > 90, "an unpainted place is black"
+        assert places[a].max() > 90, "the background is unpainted, black"
 
 
 @pytest.mark.parametrize(
@@ -200,13 +200,13 @@ def test_backgrounds_differ_from_each_other_and_by_seed():
         (lambda: render_scene("beach", [], 0), "1 to 3 subjects, got 0"),
     ],
 )
-def test_mistakes_are_named(call, message):
+def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_an_example_is_one_held_out_subject_of_its_word(word):
+def test_example_is_fixed_held_out_subject(word):
     """The same at every call, and a reference that `rc.Subject` takes."""
     image = rc.example(word)
     identity = example_identity(word)
@@ -217,12 +217,12 @@ def test_an_example_is_one_held_out_subject_of_its_word(word):
 
 
 @pytest.mark.parametrize("word", ["zebra", "", "Bird", None])
-def test_an_example_of_an_unknown_word_lists_the_known_ones(word):
+def test_example_of_unknown_word_lists_known_words(word):
     with pytest.raises(rc.UserError, match=f"no example of {word!r}; .*cat, dog, bird"):
         rc.example(word)
 
 
-def test_an_example_needs_no_jax():
+def test_example_does_not_import_jax():
     code = "import sys, realcustom_jax as rc; rc.example('bird'); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -43,7 +43,7 @@ def model(micro_pipe, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data set of a few captions, from which a run without `init_from` learns its tokenizer."""
+    """A data set of a few captions, on which a run without `init_from` trains its tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     write(folder, {"train": (make_example(seed, held_out=False) for seed in range(4))})
     return folder
@@ -51,7 +51,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_run(model, micro_pipe, micro_configs, data, tmp_path_factory):
-    """A function that writes checkpoints of the steps 1 and 2; their parameters differ by the step."""
+    """A function that writes checkpoints of steps 1 and 2, with different parameters."""
 
     def make(**changes) -> tuple[Path, dict, dict]:
         config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]("customize")
@@ -88,14 +88,14 @@ def written(workdir: Path, out: Path, form: str = "realcustom", choice: Choice |
 
 
 def assert_loads(pipe, micro_pipe, trained: dict) -> None:
-    """The model that the run began with, with other values where it trained."""
+    """The initial model, except for the trained parameters."""
     found, start = flatten(pipe.params), flatten(micro_pipe.params)
     assert found.keys() == start.keys() and len(trained) > 10
     for path, value in start.items():
         np.testing.assert_array_equal(found[path], trained.get(path, value), err_msg=path)
 
 
-def test_the_adapter_loads_to_the_bit(run, model, micro_pipe, tmp_path):
+def test_exported_adapter_loads_bit_exactly(run, model, micro_pipe, tmp_path):
     workdir, params, ema = run
     out = written(workdir, tmp_path / "average")
     assert {path.name for path in out.iterdir()} == {
@@ -103,7 +103,7 @@ def test_the_adapter_loads_to_the_bit(run, model, micro_pipe, tmp_path):
     }  # fmt: skip
     pipe = rc.load(model, realcustom=out)
     assert_loads(pipe, micro_pipe, ema)
-    assert pipe.defaults.steps == 7  # as where the run began
+    assert pipe.defaults.steps == 7  # as in the initial model
     raw = written(workdir, tmp_path / "raw", choice=Choice(averaged=False))
     assert_loads(rc.load(model, realcustom=raw), micro_pipe, params)
     first = written(workdir, tmp_path / "first", choice=Choice(step=1))
@@ -112,7 +112,7 @@ def test_the_adapter_loads_to_the_bit(run, model, micro_pipe, tmp_path):
     np.testing.assert_array_equal(values, np.asarray(start, np.float32) * np.float32(1.3))
 
 
-def test_the_published_layout(run, model, micro_pipe, tmp_path):
+def test_published_form_uses_pytorch_names_and_axes(run, model, micro_pipe, tmp_path):
     """Names and axes of PyTorch's: a linear layer's are (out, in)."""
     workdir, _, ema = run
     file = written(workdir, tmp_path / "out", "published") / "realcustom.safetensors"
@@ -124,20 +124,20 @@ def test_the_published_layout(run, model, micro_pipe, tmp_path):
     assert_loads(rc.load(model, realcustom=file), micro_pipe, ema)
 
 
-def test_the_published_layout_tells_what_shapes_do_not(make_run, model, micro_configs, tmp_path):
-    """Which layer of the tower the features come from."""
+def test_published_form_keeps_feature_layers(make_run, model, micro_configs, tmp_path):
+    """Shapes do not tell which layer of the tower the features come from."""
     own = {**micro_configs["realcustom"], "feature_layers": ((-3,),)}
     workdir, _, _ = make_run(model={"realcustom": own})
     file = written(workdir, tmp_path / "out", "published") / "realcustom.safetensors"
     assert rc.load(model, realcustom=file).models.realcustom.feature_layers == ((-3,),)
 
 
-def test_the_whole_model(run, micro_pipe, tmp_path):
+def test_diffusers_form_exports_whole_model(run, micro_pipe, tmp_path):
     workdir, _, ema = run
     assert_loads(rc.load(written(workdir, tmp_path / "out", "diffusers")), micro_pipe, ema)
 
 
-def test_a_base_that_trained_is_in_two_forms_and_named_in_the_third(make_run, model, micro_pipe, tmp_path):
+def test_trained_base_is_exported_or_reported_as_left_out(make_run, model, micro_pipe, tmp_path):
     workdir, _, ema = make_run(trainable=("^unet/",))
     added = {path: value for path, value in ema.items() if re.search(ADDED, path)}
     step, left = export_checkpoint(workdir, Choice(), "realcustom", tmp_path, "float32")
@@ -150,7 +150,7 @@ def test_a_base_that_trained_is_in_two_forms_and_named_in_the_third(make_run, mo
     assert_loads(rc.load(written(workdir, tmp_path / "all", "diffusers")), micro_pipe, ema)
 
 
-def test_a_run_without_an_adapter_says_so(make_run, tmp_path):
+def test_run_without_adapter_raises(make_run, tmp_path):
     workdir, _, ema = make_run(trainable=("^vae/encoder/",), stage="base", loss={"subject_weight": 1.0})
     for form in ("realcustom", "published"):
         with pytest.raises(UserError, match=r"trains nothing that RealCustom adds .* --form diffusers"):
@@ -159,13 +159,13 @@ def test_a_run_without_an_adapter_says_so(make_run, tmp_path):
     assert all(np.array_equal(found[path], value) for path, value in ema.items())
 
 
-def test_a_part_of_an_adapter_is_refused(make_run, tmp_path):
+def test_partial_adapter_raises(make_run, tmp_path):
     workdir, _, _ = make_run(trainable=("^unet/scoring/",))
     with pytest.raises(UserError, match=r"only a part of what RealCustom adds, not .*to_k_vision"):
         written(workdir, tmp_path / "out")
 
 
-def test_the_model_that_the_run_began_with_need_not_be_there(make_run, model, tmp_path):
+def test_adapter_export_works_without_initial_model(make_run, model, tmp_path):
     away = Path(shutil.copytree(model, tmp_path / "start"))
     workdir, _, ema = make_run(init_from=str(away))
     shutil.rmtree(away)
@@ -176,8 +176,8 @@ def test_the_model_that_the_run_began_with_need_not_be_there(make_run, model, tm
         written(workdir, tmp_path / "whole", "diffusers")
 
 
-def test_a_run_that_began_with_nothing(make_run, tmp_path, monkeypatch):
-    """Its adapter goes over the base that it made; `init_from` is no path, "" would be the current folder."""
+def test_export_of_run_from_scratch_loads_over_its_base(make_run, tmp_path, monkeypatch):
+    """Its adapter loads over the base that it trained; `init_from` "" must not mean the current folder."""
     (tmp_path / "realcustom").mkdir()
     (tmp_path / "realcustom" / "sampling.json").write_text('{"steps": 3}')
     monkeypatch.chdir(tmp_path)
@@ -200,7 +200,7 @@ def test_a_run_that_began_with_nothing(make_run, tmp_path, monkeypatch):
     assert "| base | none: trained from scratch |" in (whole / "README.md").read_text()
 
 
-def test_the_card_tells_what_it_is(run, model, tmp_path):
+def test_model_card_describes_the_run(run, model, tmp_path):
     card = (written(run[0], tmp_path / "out") / "README.md").read_text()
     front, _ = card.removeprefix("---\n").split("\n---\n", 1)
     assert "license: other" in front.splitlines()
@@ -218,22 +218,22 @@ def test_the_card_tells_what_it_is(run, model, tmp_path):
 # ---------------------------------------------------------------- while the run is still training
 
 
-def everything(path: str) -> bool:
+def any_path(path: str) -> bool:
     return True
 
 
-def test_unfinished_checkpoints_are_not_read(run, tmp_path):
+def test_unfinished_checkpoints_are_ignored(run, tmp_path):
     workdir = Path(shutil.copytree(run[0], tmp_path / "run"))
     steps = workdir / "checkpoints"
     shutil.copytree(steps / "2", steps / "3.orbax-checkpoint-tmp-7")
     shutil.copytree(steps / "2", steps / "4")
     (steps / "4" / "_CHECKPOINT_METADATA").unlink()
     before = sorted(path.name for path in steps.iterdir())
-    assert finished_steps(workdir) == [1, 2] and read_saved(workdir, None, True, everything).step == 2
+    assert finished_steps(workdir) == [1, 2] and read_saved(workdir, None, True, any_path).step == 2
     assert sorted(path.name for path in steps.iterdir()) == before
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_read(run, tmp_path, monkeypatch):
+def test_checkpoint_deleted_during_read_falls_back_to_previous(run, tmp_path, monkeypatch):
     workdir = Path(shutil.copytree(run[0], tmp_path / "run"))
     read = saved._read
 
@@ -244,9 +244,9 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(run, tmp_path, monkeypatc
         return found
 
     monkeypatch.setattr(saved, "_read", read_and_delete)
-    assert read_saved(workdir, None, True, everything).step == 1
+    assert read_saved(workdir, None, True, any_path).step == 1
     with pytest.raises(UserError, match=r"no checkpoint of step 2 .* those of the steps 1 are there"):
-        read_saved(workdir, 2, True, everything)
+        read_saved(workdir, 2, True, any_path)
 
 
 WRITER = """
@@ -262,8 +262,8 @@ for step in range(1, 10**6):
 """
 
 
-def test_a_run_that_writes_and_deletes_meanwhile(tmp_path):
-    """All that is read is of one step."""
+def test_export_during_training_reads_one_consistent_step(tmp_path):
+    """All values that are read come from one step."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], env=environment)
     try:
@@ -271,8 +271,8 @@ def test_a_run_that_writes_and_deletes_meanwhile(tmp_path):
         while len(seen) < 8:
             assert writer.poll() is None
             try:
-                found = read_saved(tmp_path, None, True, everything)
-            except UserError as error:  # it begins
+                found = read_saved(tmp_path, None, True, any_path)
+            except UserError as error:  # the run has only begun
                 assert not seen and re.search("does not exist|no training|no finished checkpoint", str(error))
                 continue
             assert len(found.params) == 20
@@ -283,20 +283,20 @@ def test_a_run_that_writes_and_deletes_meanwhile(tmp_path):
         writer.wait()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, tmp_path, capsys):
+def test_damaged_checkpoint_falls_back_to_previous(run, tmp_path, capsys):
     workdir = Path(shutil.copytree(run[0], tmp_path / "run"))
     for path in (workdir / "checkpoints" / "2" / "state").glob("**/d/*"):
         path.write_bytes(path.read_bytes()[:-20])
-    assert read_saved(workdir, None, True, everything).step == 1
+    assert read_saved(workdir, None, True, any_path).step == 1
     assert "checkpoints/2 cannot be read" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"can be read .step 2: "):
-        read_saved(workdir, 2, True, everything)
+        read_saved(workdir, 2, True, any_path)
     shutil.rmtree(workdir / "checkpoints" / "1" / "state")
     with pytest.raises(UserError, match=r"can be read .step 2: .*; step 1: "):
-        read_saved(workdir, None, True, everything)
+        read_saved(workdir, None, True, any_path)
 
 
-def test_a_changed_number_is_noticed(run, tmp_path, monkeypatch):
+def test_changed_value_fails_checksum(run, tmp_path, monkeypatch):
     restore = saved.ocp.PyTreeCheckpointHandler.restore
 
     def changed(handler, folder, args):
@@ -307,9 +307,9 @@ def test_a_changed_number_is_noticed(run, tmp_path, monkeypatch):
         return tree
 
     monkeypatch.setattr(saved.ocp.PyTreeCheckpointHandler, "restore", changed)
-    assert read_saved(run[0], None, True, everything).step == 1
+    assert read_saved(run[0], None, True, any_path).step == 1
     with pytest.raises(UserError, match="ema/unet/scoring/text_score/linear_1/kernel gives another checksum"):
-        read_saved(run[0], 2, True, everything)
+        read_saved(run[0], 2, True, any_path)
 
 
 MEASURE = """
@@ -321,15 +321,15 @@ from realcustom_jax.training.saved import read_saved
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-read_saved(Path(sys.argv[1]), 1, True, lambda path: "scoring_0" in path)  # what a first call needs
+read_saved(Path(sys.argv[1]), 1, True, lambda path: "scoring_0" in path)  # a first call allocates more
 before = peak()
 read_saved(Path(sys.argv[1]), 1, True, lambda path: "scoring" in path)
 print(peak() - before)
 """
 
 
-def test_what_is_not_asked_for_takes_no_memory(tmp_path):
-    """8 MB of 328 are read; the rest is the optimizer's, the last values', and other trained parameters."""
+def test_unrequested_parameters_use_no_memory(tmp_path):
+    """8 MB of 328 are read; the rest is optimizer state, unaveraged and other trained parameters."""
     rng = np.random.default_rng(0)
 
     def tree(size: int) -> dict:
@@ -354,7 +354,7 @@ def command(monkeypatch, *arguments) -> None:
     export.main()
 
 
-def test_the_command(run, model, micro_pipe, tmp_path, monkeypatch, capsys):
+def test_export_command_writes_adapter(run, model, micro_pipe, tmp_path, monkeypatch, capsys):
     command(monkeypatch, "--workdir", run[0], "--out", tmp_path / "out", "--step", 2)
     assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}, of step 2\n"
     assert_loads(rc.load(model, realcustom=tmp_path / "out"), micro_pipe, run[2])
@@ -362,7 +362,7 @@ def test_the_command(run, model, micro_pipe, tmp_path, monkeypatch, capsys):
         command(monkeypatch, "--workdir", run[0], "--out", tmp_path / "out")
 
 
-def test_a_relative_workdir(run, model, micro_pipe, tmp_path, monkeypatch):
+def test_relative_workdir_is_exported(run, model, micro_pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(run[0].parent)
     out = written(Path(run[0].name), tmp_path / "out")
     assert_loads(rc.load(model, realcustom=out), micro_pipe, run[2])
@@ -372,11 +372,11 @@ DAMAGED_JSON = {
     "binary": b"\xff\xfe\x00\x80", "cut off": b'{"stage": [1, 2', "deep": b"[" * 100_000, "empty": b"",
     "list": b"[1]", "number": b"7", "null": b"null", "NaN": b"NaN", "nothing": b"{}",
 }  # fmt: skip
-ODD_VALUES = (None, "x", -1, float("nan"), [[1]], {"x": 1})
+WRONG_VALUES = (None, "x", -1, float("nan"), [[1]], {"x": 1})
 
 
-def test_damaged_and_odd_checkpoints_are_one_sentence(run, tmp_path):
-    """Of config and data, and of each of their keys; what the export does not read may be anything."""
+def test_damaged_checkpoint_metadata_gives_one_line_error(run, tmp_path):
+    """Config and data as a whole, and each of their keys; keys that the export does not read may be wrong."""
     workdir = Path(shutil.copytree(run[0], tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "1")
     found = Counter()
@@ -385,7 +385,7 @@ def test_damaged_and_odd_checkpoints_are_one_sentence(run, tmp_path):
         whole = path.read_bytes()
         values = json.loads(whole)
         contents = [*DAMAGED_JSON.values()]
-        contents += [json.dumps({**values, key: odd}).encode() for key in values for odd in ODD_VALUES]
+        contents += [json.dumps({**values, key: wrong}).encode() for key in values for wrong in WRONG_VALUES]
         contents += [json.dumps({k: v for k, v in values.items() if k != key}).encode() for key in values]
         for i, content in enumerate(contents):
             path.write_bytes(content)
@@ -403,7 +403,7 @@ def test_damaged_and_odd_checkpoints_are_one_sentence(run, tmp_path):
     assert found["sentences"] > 120, found
 
 
-def test_mistakes_leave_nothing(run, tmp_path, monkeypatch):
+def test_invalid_export_arguments_leave_no_files(run, tmp_path, monkeypatch):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     for workdir, message, *more in (
         (tmp_path / "nowhere", "does not exist"),

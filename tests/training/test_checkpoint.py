@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is torn is not taken."""
+"""Checkpoints on disk: a damaged one is reported and skipped."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workdir(whole, tmp_path) -> Path:
-    """Two whole checkpoints, that a test may add to."""
+    """A copy of two complete checkpoints, to which a test may add."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -47,27 +47,27 @@ def assert_at(workdir: Path, step: int) -> None:
     checkpoints.close()
 
 
-def test_a_new_process_reads_the_newest(workdir):
+def test_newest_checkpoint_is_restored(workdir):
     assert_at(workdir, 2)
 
 
-def test_a_save_that_was_interrupted_is_not_taken(workdir):
-    """Orbax's temporary folder, with all in it but the rename."""
+def test_interrupted_save_is_ignored(workdir):
+    """Orbax's temporary folder, complete but not yet renamed."""
     steps = workdir / "checkpoints"
     shutil.copytree(steps / "2", steps / "3.orbax-checkpoint-tmp-123")
     assert_at(workdir, 2)
 
 
-def forget_commit(folder: Path) -> None:
+def remove_commit_time(folder: Path) -> None:
     path = folder / "_CHECKPOINT_METADATA"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit_timestamp_nsecs": None}))
 
 
 @pytest.mark.parametrize(
-    "tear",
+    "damage",
     [
         lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
-        forget_commit,
+        remove_commit_time,
         lambda folder: shutil.rmtree(folder / "config"),
         lambda folder: shutil.rmtree(folder / "data"),
         lambda folder: shutil.rmtree(folder / "state"),
@@ -93,24 +93,24 @@ def forget_commit(folder: Path) -> None:
         *(f"data {kind}" for kind in ("a number", "a list", "nothing", "no loader", "no checksum")),
     ],
 )
-def test_a_torn_checkpoint_is_not_taken_and_not_in_the_way(workdir, capsys, tear):
-    """The run goes on from the one before, and saves at the torn one's step and before it."""
-    torn = Path(shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "9"))
-    tear(torn)
+def test_damaged_checkpoint_is_skipped_and_set_aside(workdir, capsys, damage):
+    """The run resumes from the previous one, and can save at the damaged one's step and before it."""
+    damaged = Path(shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "9"))
+    damage(damaged)
     assert_at(workdir, 2)
-    assert f"the checkpoint {torn} is corrupt (" in capsys.readouterr().out
+    assert f"the checkpoint {damaged} is corrupt (" in capsys.readouterr().out
     save(workdir, 5, 9)
     assert_at(workdir, 9)
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"1", "2", "5", "9", "9.corrupt"}
 
 
 def data_files(workdir: Path, step: int) -> list[Path]:
-    """Where Orbax keeps the arrays, not their names."""
+    """The files in which Orbax stores array data."""
     return [path for path in (workdir / "checkpoints" / str(step) / "state").glob("**/d/*") if path.is_file()]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_said_and_the_one_before_taken(workdir, capsys):
-    """Its data are cut short; a second time the name `2.corrupt` is taken."""
+def test_truncated_checkpoint_is_reported_and_previous_restored(workdir, capsys):
+    """A second time the name `2.corrupt` is in use already."""
     for aside in ("2.corrupt", "2.corrupt2"):
         for path in data_files(workdir, 2):
             path.write_bytes(path.read_bytes()[:-20])
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_cannot_be_read_is_said_and_the_one_before_taken(workd
         save(workdir, 2)
 
 
-def test_a_changed_bit_is_noticed(workdir, monkeypatch, capsys):
+def test_changed_bit_fails_checksum(workdir, monkeypatch, capsys):
     """What is read differs from what was saved in the lowest bit of one of the numbers."""
     restore = Checkpoints.__init__.__globals__["ocp"].CheckpointManager.restore
 
@@ -135,8 +135,8 @@ def test_a_changed_bit_is_noticed(workdir, monkeypatch, capsys):
     assert "another checksum than they were saved with" in capsys.readouterr().out
 
 
-def test_exchanged_numbers_are_noticed():
-    """Within an array, and with one of its shape; the sum is the same however the array is sharded."""
+def test_swapped_values_change_checksum():
+    """Within an array, and between two of one shape; the checksum does not depend on sharding."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal((4, 16)).astype(np.float32)
     checksum = Checkpoints.save.__globals__["_checksum"]
@@ -151,7 +151,7 @@ def test_exchanged_numbers_are_noticed():
     assert checksum({"a": jax.device_put(values, sharding), "b": jnp.int32(3)}) == sums[0]
 
 
-def test_checkpoints_of_earlier_versions_have_the_same_checksum():
+def test_checksum_is_stable_across_versions():
     """Its value for these arrays at revision 7d79a0f."""
     checksum = Checkpoints.save.__globals__["_checksum"]
     a, b = jnp.arange(24.0).reshape(2, 3, 4), jnp.arange(5, dtype=jnp.bfloat16)
@@ -161,7 +161,7 @@ def test_checkpoints_of_earlier_versions_have_the_same_checksum():
 @pytest.mark.parametrize(
     "error", [MemoryError("no room"), PermissionError("no"), ValueError("UNAVAILABLE: try")]
 )
-def test_a_failure_that_may_pass_leaves_checkpoints_alone(workdir, monkeypatch, error):
+def test_transient_failure_leaves_checkpoints_unchanged(workdir, monkeypatch, error):
     checkpoints = Checkpoints(workdir, keep=10)
 
     def fail(*args, **kwargs):
@@ -176,8 +176,8 @@ def test_a_failure_that_may_pass_leaves_checkpoints_alone(workdir, monkeypatch, 
 
 
 @pytest.mark.parametrize("steps", [(1,), (1, 2)])
-def test_none_of_several_that_can_be_read_is_an_error(tmp_path, steps):
-    """Of the first alone it is not: the run begins again."""
+def test_no_readable_checkpoint_of_several_raises(tmp_path, steps):
+    """With a single checkpoint there is no error: the run starts again."""
     save(tmp_path, *steps)
     for step in steps:
         for path in data_files(tmp_path, step):
@@ -191,8 +191,8 @@ def test_none_of_several_that_can_be_read_is_an_error(tmp_path, steps):
     checkpoints.close()
 
 
-def test_the_retention_rule(tmp_path):
-    """The newest two, and every step that 4 divides."""
+def test_retention_keeps_newest_and_every_nth(tmp_path):
+    """The newest two, and every fourth step."""
     checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)
     for step in range(1, 11):
         checkpoints.save(step, {"a": jnp.zeros(3)}, {}, {})
@@ -215,8 +215,8 @@ with exit_on_user_error():
 """
 
 
-def test_a_disk_that_takes_no_more_is_one_sentence_and_keeps_what_is_there(workdir):
-    """Files may have 100 kB, as if the disk were full; the state has 4 MB."""
+def test_full_disk_gives_one_line_error_and_keeps_checkpoints(workdir):
+    """Files are limited to 100 kB, as if the disk were full; the state has 4 MB."""
     result = subprocess.run(
         [sys.executable, "-c", FULL, str(workdir)], capture_output=True, text=True, timeout=300
     )
@@ -227,7 +227,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_keeps_what_is_there(workd
     assert_at(workdir, 2)
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(workdir):
+def test_checkpoint_of_other_model_raises(workdir):
     checkpoints = Checkpoints(workdir, keep=10)
     wider = {"a": jax.ShapeDtypeStruct((5,), jnp.float32, sharding=DEVICE)}
     with pytest.raises(UserError, match=r"checkpoint 2 in .* mis-shaped: a \(model \(5,\), file \(3,\)\)"):

@@ -1,4 +1,4 @@
-"""What a config must hold, and what may change when a run is resumed."""
+"""Checks of configs, and of the changes that are allowed when a run resumes."""
 
 import json
 import runpy
@@ -19,7 +19,7 @@ get_config = runpy.run_path(str(TINY))["get_config"]
 
 
 @pytest.mark.parametrize("stage", ["vae", "clip", "instance", "base", "customize"])
-def test_the_shipped_configs_pass(stage):
+def test_toybox_configs_are_valid(stage):
     read_config(get_config(stage))
 
 
@@ -30,7 +30,7 @@ def test_the_shipped_configs_pass(stage):
         ("sdxl", ("shallow",), 64), ("sdxl", ("v5e-8",), 16), ("sdxl", ("v5p-128,shallow",), 512),
     ],
 )  # fmt: skip
-def test_the_configs_of_the_published_bases_pass(name, arguments, batch):
+def test_sd15_and_sdxl_configs_are_valid(name, arguments, batch):
     config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arguments)
     read_config(config)
     assert config.batch_size == batch
@@ -39,15 +39,15 @@ def test_the_configs_of_the_published_bases_pass(name, arguments, batch):
         assert config.model.realcustom.projector == ("shallow" if shallow else "deep")
 
 
-def test_options_that_a_config_leaves_out_have_their_defaults():
-    """Those of the dataclasses; the shapes of a fresh model have none."""
+def test_omitted_options_have_defaults():
+    """The defaults of the dataclasses; the shapes of a fresh model have none."""
     config = read_config({"stage": "customize", "init_from": "models/sd15", "optimizer": {"warmup": 7}})
     assert config.optimizer == OptimizerConfig(warmup=7) and config.data == DataConfig()
     with pytest.raises(UserError, match=r"the config lacks model\.image_encoder, model\.scheduler"):
         read_config({"stage": "base"})
 
 
-def test_the_list_of_options_names_each_once():
+def test_describe_options_lists_each_option_once():
     lines = describe_options().splitlines()
     names = [line.split(":")[0].removeprefix("--config.") for line in lines]
     defaults = flatten_dict(default_config().to_dict(), sep=".", is_leaf=lambda _, v: not isinstance(v, dict))
@@ -59,21 +59,21 @@ def test_the_list_of_options_names_each_once():
     "key",
     ["buckets", "bucket_step", "bucket_max_aspect", "encoded", "encoded_text", "reference", "by_word"],
 )
-def test_configs_of_before_buckets_still_pass(key):
+def test_older_configs_without_new_keys_are_valid(key):
     config = get_config("base")
     del config.data[key]
     read_config(config)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("grey_share", 1.5), ("grey_share", -0.1)])
-def test_the_instance_loss_has_bounds(name, value):
+def test_instance_loss_values_out_of_range_raise(name, value):
     config = get_config("instance")
     config.loss[name] = value
     with pytest.raises(UserError, match=rf"config\.loss\.{name} must be"):
         read_config(config)
 
 
-def test_references_and_batches_by_word_are_named_where_they_do_not_fit():
+def test_unknown_reference_or_unsupported_by_word_raises():
     config = get_config("customize")
     config.data.reference = "photo"
     with pytest.raises(UserError, match=r"config\.data\.reference 'photo' is unknown; known: image, subject"):
@@ -86,7 +86,7 @@ def test_references_and_batches_by_word_are_named_where_they_do_not_fit():
         read_config(config)
 
 
-def test_a_subject_can_weigh_more_where_the_reference_marks_it():
+def test_subject_weight_needs_subject_reference():
     config = get_config("customize")
     config.loss.subject_weight = 4.0
     read_config(config)
@@ -108,7 +108,7 @@ def test_a_subject_can_weigh_more_where_the_reference_marks_it():
 
 @pytest.mark.parametrize("key", ["buckets", "encoded"])
 @pytest.mark.parametrize("stage", ["vae", "clip"])
-def test_buckets_and_latents_are_for_diffusion(stage, key):
+def test_buckets_and_latents_outside_diffusion_stages_raise(stage, key):
     config = get_config(stage)
     config.data[key] = True
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_buckets_and_latents_are_for_diffusion(stage, key):
         ("sd15", "knows the slices v5e-1, v5e-8, v5e-16, v4-32, v5p-128, not 'flat'"),
     ],
 )
-def test_an_unknown_choice_is_named(name, message):
+def test_unknown_config_argument_raises(name, message):
     with pytest.raises(UserError, match=message):
         runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]("flat")
 
@@ -159,7 +159,7 @@ def test_an_unknown_choice_is_named(name, message):
         ),
     ],
 )
-def test_an_impossible_value_is_named(key, value, message):
+def test_invalid_value_error_names_key(key, value, message):
     config = get_config("customize")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError) as error:
@@ -168,8 +168,8 @@ def test_an_impossible_value_is_named(key, value, message):
 
 
 @pytest.mark.parametrize(("key", "value", "name"), [("steps", "9", "whole number"), ("data.path", 1, "text")])
-def test_a_value_of_another_type_is_named(key, value, name):
-    """Only a config file can hold one: a flag is read as what the file has."""
+def test_value_of_wrong_type_raises(key, value, name):
+    """Only a config file can hold one: a flag is parsed as the type of the file's value."""
     values = get_config("customize").to_dict()
     *sections, last = key.split(".")
     node = values
@@ -180,7 +180,7 @@ def test_a_value_of_another_type_is_named(key, value, name):
         read_config(ConfigDict(values))
 
 
-def test_missing_and_unknown_keys_are_all_named():
+def test_missing_and_unknown_keys_are_all_listed():
     config = get_config("base")
     del config.model.vae, config.model.scheduler
     config.optimizer.b3 = config.model.unet.chanels = 1
@@ -196,25 +196,25 @@ def test_missing_and_unknown_keys_are_all_named():
 
 @pytest.fixture
 def config() -> ConfigDict:
-    """The customize config, with values that the tests know."""
+    """The customize config, with values that the tests expect."""
     config = get_config("customize")
     config.steps, config.batch_size, config.optimizer.learning_rate = 800, 64, 0.002
-    config.loss.subject_weight = 1.0  # which the stage base takes too
+    config.loss.subject_weight = 1.0  # valid in the stage base too
     config.optimizer.name = "adamw"
     return config
 
 
 @pytest.fixture
 def saved(config) -> dict:
-    """The same as a checkpoint has it."""
+    """The same config as a checkpoint stores it."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def test_the_same_config_resumes_without_a_word(config, saved):
+def test_same_config_resumes_without_message(config, saved):
     assert check_resume(read_config(config), saved, 5) == ""
 
 
-def test_a_checkpoint_of_before_the_optimizer_had_a_name_resumes(config, saved):
+def test_older_checkpoint_without_optimizer_name_resumes(config, saved):
     del saved["optimizer"]["name"]
     assert check_resume(read_config(config), saved, 5) == ""
     config.optimizer.name = "muon"
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_before_the_optimizer_had_a_name_resumes(config, saved):
         ),
     ],
 )
-def test_what_makes_another_run_is_refused(config, saved, key, value, message):
+def test_resume_with_incompatible_change_raises(config, saved, key, value, message):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
         if key.endswith("projector_head_dim"):
@@ -250,7 +250,7 @@ def test_what_makes_another_run_is_refused(config, saved, key, value, message):
     assert message in str(error.value) and key in str(error.value)
 
 
-def test_what_matters_less_is_told_and_what_does_not_matter_is_not(config, saved):
+def test_resume_reports_only_relevant_changes(config, saved):
     changes = {"optimizer.learning_rate": 0.5, "data.path": "elsewhere", "steps": 900}
     free = {"log_every": 7, "checkpoint_every": 7, "export_dtype": "float32", "data.workers": 1}
     free |= {"data.prefetch": 1, "mesh.fsdp": 2, "sharding": (("a", ()), (".*", ())), "checkpoints_kept": 9}
@@ -261,7 +261,7 @@ def test_what_matters_less_is_told_and_what_does_not_matter_is_not(config, saved
     )
 
 
-def test_a_checkpoint_beyond_the_last_step_is_refused(config, saved):
+def test_checkpoint_beyond_last_step_raises(config, saved):
     config.steps = 4
     check_resume(read_config(config), saved, 4)
     with pytest.raises(UserError, match="newest checkpoint is of step 5, beyond the last step, 4"):

@@ -1,4 +1,4 @@
-"""The model folder that a run leaves: what trained from its average, all else as it was."""
+"""The model folder that a run exports: averaged trained parameters, all others unchanged."""
 
 import zlib
 from collections import Counter
@@ -29,8 +29,8 @@ def folder(micro_pipe, tmp_path_factory) -> str:
     return str(path)
 
 
-def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
-    """On the devices it would be bfloat16; the folder has the bits that the run began with."""
+def test_frozen_parameters_are_exported_unrounded(folder, micro_pipe, tmp_path):
+    """On devices they would be bfloat16; the folder has the original bits."""
     values = {"stage": "customize", "init_from": folder, "fresh": "", "seed": 0, "export_dtype": "float32"}
     config = TrainConfig(**values)
     trained, _ = partition.split_trainable(micro_pipe.params, [ADDED], [".*"])
@@ -54,9 +54,7 @@ def test_what_did_not_train_is_not_rounded(folder, micro_pipe, tmp_path):
         ("customize", True, 4.0),
     ],
 )
-def test_the_shapes_of_an_example_are_those_of_the_loader(
-    micro_pipe, tmp_path, stage, stored, subject_weight
-):
+def test_example_shapes_match_loader_batches(micro_pipe, tmp_path, stage, stored, subject_weight):
     """The shapes for the ahead-of-time compiler are those of the loader's examples."""
     write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
     options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
@@ -77,8 +75,8 @@ def test_the_shapes_of_an_example_are_those_of_the_loader(
     assert found == {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in wanted.items()}
 
 
-def test_batches_by_word_have_one_word_each(micro_pipe, tmp_path):
-    """The first of the marked subjects; numbers of the subjects tell from which pictures they came."""
+def test_by_word_batches_have_one_word_each(micro_pipe, tmp_path):
+    """The word of the first marked subject; subject numbers tell which pictures the batch contains."""
     examples = [make_example(seed, held_out=False) for seed in range(64)]
     words = {e.key: e.metadata["subjects"][0]["words"] for e in examples}
     counts = Counter(words.values())

@@ -1,4 +1,4 @@
-"""metrics.jsonl over a stop and a resume, progress in logs and on terminals, and the hash of parameters."""
+"""metrics.jsonl across stop and resume, progress in logs and on terminals, and the hash of parameters."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def run(workdir: Path, first: int, last: int, loss: float) -> None:
     logger.close()
 
 
-def test_a_resumed_run_reports_no_step_twice(tmp_path):
+def test_resumed_run_replaces_later_steps_in_log(tmp_path):
     """Stopped after step 4 in the middle of a line, resumed from the checkpoint of step 2."""
     path = tmp_path / "metrics.jsonl"
     run(tmp_path, 0, 4, loss=1.0)
@@ -36,8 +36,8 @@ def test_a_resumed_run_reports_no_step_twice(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
-def test_a_log_has_a_line_a_minute(monkeypatch):
-    """Of steps of 4 s, after one of 100 s that compiles; reports at every fifth, resumed after step 10."""
+def test_log_has_one_line_per_minute(monkeypatch):
+    """Steps take 4 s, after a compiling one of 100 s; reports every fifth step, resumed after step 10."""
     now, log = [0.0], io.StringIO()
     monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now[0]))
     lines = Lines(total=60, initial=10, stream=log)
@@ -58,7 +58,7 @@ def test_a_log_has_a_line_a_minute(monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_only_a_terminal_gets_a_bar(tmp_path, monkeypatch, terminal):
+def test_only_terminal_gets_progress_bar(tmp_path, monkeypatch, terminal):
     """A log has whole lines, a few of them."""
     log = io.StringIO()
     monkeypatch.setattr(log, "isatty", lambda: terminal)
@@ -78,10 +78,12 @@ def test_only_a_terminal_gets_a_bar(tmp_path, monkeypatch, terminal):
         assert last.startswith("training: step 500 of 500, loss 0.2500, ") and last.endswith("images/s")
 
 
-def test_the_hash_is_of_names_shapes_and_values():
+def test_params_hash_covers_names_shapes_and_values():
     params = {"a": {"kernel": np.arange(4.0)}, "b": {"kernel": np.ones(2)}}
     digest = params_sha256(params)
-    assert digest == params_sha256({"b": params["b"], "a": params["a"]})  # the order of the tree is no matter
+    assert digest == params_sha256(
+        {"b": params["b"], "a": params["a"]}
+    )  # the order of the tree does not matter
     for other in (
         {"a": {"kernel": np.arange(4.0)}, "c": {"kernel": np.ones(2)}},
         {"a": {"kernel": np.arange(4.0).reshape(2, 2)}, "b": {"kernel": np.ones(2)}},

@@ -35,7 +35,7 @@ class Network:
 
 
 class UNetStandIn:
-    """Records what the loss asks of the UNet and predicts `predict(z, t)`."""
+    """Records the calls of the loss to the UNet and predicts `predict(z, t)`."""
 
     def __init__(self, predict: Callable):
         self.predict, self.calls = predict, []
@@ -94,8 +94,8 @@ def numpy_target(prediction_type: str, z, t, z0) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [0.0, 5.0])
-def test_diffusion_loss(prediction_type, gamma):
-    """A UNet that predicts 0 is charged the target's mean square, each sample times its min-SNR weight.
+def test_diffusion_loss_equals_numpy(prediction_type, gamma):
+    """The loss of a prediction of 0 is the target's mean square, each sample times its min-SNR weight.
 
     1e-4: ε is recovered from float32 z_t, where σ_t may be 0.03.
     """
@@ -111,15 +111,15 @@ def test_diffusion_loss(prediction_type, gamma):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_right_prediction_costs_nothing(prediction_type):
-    """The target computed by numpy, given back as the prediction: at most the square of its rounding."""
+def test_exact_prediction_has_zero_loss(prediction_type):
+    """The prediction is the target computed by numpy: the loss is at most the square of its rounding."""
     _, metrics, z, t, z0, *_ = diffusion("base", prediction_type, 5.0)
     target, _ = numpy_target(prediction_type, z, t, z0)
     loss, *_ = diffusion("base", prediction_type, 5.0, lambda z, t: jnp.asarray(target, jnp.float32))
     assert 0.0 <= loss < 1e-8 < 0.5 < metrics["mse"]
 
 
-def test_noise_and_timesteps_cover_what_they_should():
+def test_noise_and_timesteps_have_expected_distribution():
     """64 timesteps over all of 0…999, and z_t whose noise is standard normal (3072 draws: 4 σ is 0.07)."""
     _, _, z, t, z0, *_ = diffusion("base", "epsilon", 0.0)
     noise, _ = numpy_target("epsilon", z, t, z0)
@@ -127,12 +127,12 @@ def test_noise_and_timesteps_cover_what_they_should():
     assert abs(noise.mean()) < 0.075 and noise.std() == pytest.approx(1.0, abs=0.06)
 
 
-def test_base_trains_without_subjects():
+def test_base_stage_trains_without_subjects():
     *_, context, token_selection, _ = diffusion("base", "v_prediction", 5.0)
     assert context[1] is None and context[2] is None and token_selection is None
 
 
-def test_customize_gives_the_reference_and_eq_8_and_10():
+def test_customize_passes_reference_and_token_selection():
     """One subject, absent where the flag is 0; one γ_num in [0.3, 1) for the batch; weights 1 − √ᾱ_t and
     √ᾱ_t (float32: 1e-6)."""
     _, _, _, t, _, (_, (visual,), flags), token_selection, features = diffusion(
@@ -148,8 +148,11 @@ def test_customize_gives_the_reference_and_eq_8_and_10():
     np.testing.assert_allclose(token_selection.text_weight, 1.0 - share, atol=1e-6)
 
 
-def test_the_subject_weighs_more_and_every_example_alike():
-    """By a loop in float64; the first example shows no subject, the second nothing else. 1e-4 as above."""
+def test_subject_weight_loss_equals_numpy_loop():
+    """Against a float64 loop; the first example shows no subject, the second nothing else. 1e-4 as above.
+
+    Every example has the same total weight.
+    """
     loss, metrics, z, t, z0, *_ = diffusion("customize", "v_prediction", 5.0, subject_weight=4.0)
     target, snr = numpy_target("v_prediction", z, t, z0)
     total = 0.0
@@ -200,9 +203,9 @@ class Tower:
 
 
 @pytest.mark.parametrize("grey", [0.0, 1.0])
-def test_instance_loss_tells_each_pair_from_the_others(grey):
-    """By loops in float64 (1e-5: the colours are float32). Of five subjects the third is the first again; a
-    grey batch has no colours."""
+def test_instance_loss_equals_numpy_loop(grey):
+    """Against loops in float64 (1e-5: the colours are float32). The third of five subjects equals the first;
+    a grey batch has no colours."""
     views = np.random.default_rng(1).integers(0, 256, size=(5, 2, 2, 2, 3), dtype=np.uint8)
     subject = np.array([7, 3, 7, 4, 5])
     tower = Tower()
@@ -229,7 +232,7 @@ def test_instance_loss_tells_each_pair_from_the_others(grey):
     assert 0 < hits.mean() < 1 and float(metrics["accuracy"]) == pytest.approx(hits.mean())
 
 
-def test_the_share_of_grey_batches():
+def test_share_of_grey_batches_matches_option():
     """100 keys at 0.3: 4 standard deviations are 0.18."""
     tower = Tower()
     models = types.SimpleNamespace(image_encoders={"image_encoder": tower})
@@ -242,13 +245,13 @@ def test_the_share_of_grey_batches():
     assert grey / 100 == pytest.approx(0.3, abs=0.18)
 
 
-def test_the_instance_stage_needs_an_image_tower():
+def test_instance_stage_without_image_tower_raises():
     models = types.SimpleNamespace(image_encoders={})
     with pytest.raises(UserError, match="the stage instance trains an image tower, but the model has none"):
         make_loss("instance", models, ScheduleConfig(), OPTIONS)
 
 
-def test_vae_loss():
+def test_vae_loss_equals_numpy():
     """L1 of pixels and of neighbour differences, and the Gaussian KL, in float64 (1e-5)."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, size=(2, 6, 5, 3), dtype=np.uint8)
@@ -267,11 +270,11 @@ def test_vae_loss():
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-5)
 
 
-def test_bytes_become_signed():
+def test_to_signed_maps_bytes_to_signed_range():
     np.testing.assert_allclose(to_signed(jnp.asarray([0, 51, 255], jnp.uint8)), [-1.0, -0.6, 1.0], atol=1e-6)
 
 
-def test_an_unknown_stage_is_named(micro_models):
+def test_unknown_stage_raises(micro_models):
     with pytest.raises(
         UserError, match="stage 'bogus' is unknown; known: vae, clip, instance, base, customize"
     ):
@@ -279,7 +282,7 @@ def test_an_unknown_stage_is_named(micro_models):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_shifted_timesteps_lie_where_half_of_them_should(shift):
+def test_shifted_timesteps_equal_formula(shift):
     """Against the formula in float64; without a shift every timestep stays. Half lie above s / (1 + s)."""
     t = np.arange(1000)
     found = np.asarray(shift_timesteps(jnp.asarray(t), shift, 1000))

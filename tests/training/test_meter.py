@@ -1,4 +1,4 @@
-"""What a run tells of its speed, with a clock that the test turns, and the window of a profile."""
+"""Speed metrics of a run, with a fake clock, and the window of a profile."""
 
 import types
 
@@ -18,7 +18,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_rates_are_of_the_steps_since_the_last_reading(clock):
+def test_rates_cover_steps_since_last_read(clock):
     made = logs.Meter(batch_size=8)
     for seconds in (1.0, 3.0):
         for _ in range(4):
@@ -32,7 +32,7 @@ def test_rates_are_of_the_steps_since_the_last_reading(clock):
         assert values["input_wait"] == pytest.approx(0.25)
 
 
-def test_what_is_not_training_does_not_count(clock):
+def test_time_outside_training_is_excluded(clock):
     made = logs.Meter(batch_size=8)
     made.step()
     clock.time += 2.0
@@ -41,7 +41,7 @@ def test_what_is_not_training_does_not_count(clock):
     assert made.read()["step_seconds"] == pytest.approx(2.0)
 
 
-def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
+def test_utilisation_and_memory_are_reported_for_known_devices(clock, monkeypatch):
     """Two v5e chips of 197 TFLOP/s, on which a step of 98.5 TFLOP takes a second: a quarter of the peak."""
     chip = types.SimpleNamespace(device_kind="TPU v5 lite", memory_stats=lambda: {"peak_bytes_in_use": 2**31})
     monkeypatch.setattr(logs.jax, "local_devices", lambda: [chip])
@@ -55,13 +55,13 @@ def test_utilisation_and_memory_where_the_devices_tell(clock, monkeypatch):
     assert values["utilisation"] == pytest.approx(0.25) and values["memory_gib"] == pytest.approx(2.0)
 
 
-def test_a_cpu_is_not_asked_for_its_operations(clock):
+def test_cpu_does_not_count_flops(clock):
     made = logs.Meter(batch_size=8)
     made.count(lambda: pytest.fail("the step was traced for nothing"))
     assert "utilisation" not in made.read()
 
 
-def test_a_profile_has_the_steps_of_its_window(tmp_path):
+def test_profile_covers_steps_of_its_window(tmp_path):
     profile = Profile(parse_window("2:3"), tmp_path / "profile")
     for step in range(1, 5):
         profile.before(step)
@@ -72,6 +72,6 @@ def test_a_profile_has_the_steps_of_its_window(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "5", "5:", "0:3", "7:5", "a:b", "-1:2"])
-def test_a_window_that_is_none_is_refused(text):
+def test_invalid_profile_window_raises(text):
     with pytest.raises(UserError, match="is not FIRST:LAST"):
         parse_window(text)

@@ -13,7 +13,7 @@ from realcustom_jax.weights.keys import flatten, unflatten
 
 RATE, DECAY, B2, NORM = 0.01, 0.1, 0.99, 0.5
 KERNELS = {"unet/proj/kernel": (24, 40), "unet/conv/kernel": (3, 3, 8, 12), "unet/tall/kernel": (64, 16)}
-# Those where images enter or leave, and what is no kernel.
+# Kernels of input and output layers, and parameters that are not kernels.
 OTHERS = {"unet/conv_in/kernel": (3, 3, 4, 8), "tower/patch_embedding/kernel": (2, 2, 3, 8)}
 OTHERS |= {"unet/proj/bias": (40,), "text/token_embedding/embedding": (10, 8), "unet/norm/scale": (8,)}
 
@@ -30,7 +30,7 @@ def drawn() -> tuple[dict, dict]:
 
 
 def step(name: str, params: dict, *gradients: dict) -> dict:
-    """What the last update adds, {path: …}."""
+    """The last update, {path: array}."""
     optimizer = make_optimizer(optax.constant_schedule(RATE), DECAY, B2, NORM, name)
     return flatten(last_update(optimizer, unflatten(params), *map(unflatten, gradients)))
 
@@ -54,10 +54,10 @@ def orthogonalised(matrix: np.ndarray) -> np.ndarray:
     return wide if x.shape[0] <= x.shape[1] else wide.T
 
 
-def test_muon_moves_kernels_by_an_orthogonal_matrix_as_large_as_adamw_s_step(drawn):
-    """1e-4 of the largest: float32 in eight products after one another.
+def test_muon_updates_kernels_by_scaled_orthogonal_matrix(drawn):
+    """1e-4 of the largest value: float32 in eight successive products.
 
-    The first step's momentum is the gradient but for its size, which does not matter.
+    The first step's momentum is the gradient up to a factor, which does not matter.
     """
     params, gradient = drawn
     made = step("muon", params, gradient)
@@ -69,12 +69,12 @@ def test_muon_moves_kernels_by_an_orthogonal_matrix_as_large_as_adamw_s_step(dra
         update = -np.asarray(made[path]).reshape(matrix.shape) / RATE
         np.testing.assert_allclose(update, expected, atol=1e-4 * np.abs(expected).max())
         spread = np.linalg.svd(orthogonalised(matrix), compute_uv=False)
-        assert spread.min() > 0.5 and spread.max() < 1.25  # the gradient's: a factor of 10 and more
+        assert spread.min() > 0.5 and spread.max() < 1.25  # the gradient's differ by a factor above 10
         assert np.linalg.cond(matrix) > 10
 
 
-def test_muon_leaves_the_rest_to_adamw_without_decay(drawn):
-    """Nesterov's Adam, twice, since the first step of any Adam is the sign; 1e-5: the same arithmetic."""
+def test_muon_updates_other_parameters_by_adam_without_decay(drawn):
+    """Two steps of Nesterov's Adam, since the first step of any Adam is the sign; 1e-5: same arithmetic."""
     params, gradient = drawn
     gradients = gradient, jax.tree.map(jnp.square, gradient)
     made = step("muon", params, *gradients)
@@ -88,7 +88,7 @@ def test_muon_leaves_the_rest_to_adamw_without_decay(drawn):
         np.testing.assert_allclose(made[path], expected[path], atol=1e-6 * RATE, rtol=1e-5)
 
 
-def test_muon_of_sharded_kernels_is_muon_of_whole_ones(drawn):
+def test_muon_on_sharded_kernels_equals_unsharded(drawn):
     """Each kernel's first dimension over the devices that divide it; 1e-5: float32 sums in another order."""
     params, gradient = drawn
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("fsdp",))
@@ -100,7 +100,7 @@ def test_muon_of_sharded_kernels_is_muon_of_whole_ones(drawn):
         np.testing.assert_allclose(made[path], update, rtol=1e-5, atol=1e-5 * np.abs(update).max())
 
 
-def test_adamw_decays_arrays_of_two_dimensions_alone(drawn):
+def test_adamw_decays_only_parameters_with_several_dimensions(drawn):
     params, gradient = drawn
     still = jax.tree.map(jnp.zeros_like, gradient)
     for path, update in step("adamw", params, still).items():

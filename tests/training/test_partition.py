@@ -24,14 +24,14 @@ from realcustom_jax.weights.keys import flatten
         ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
     ],
 )
-def test_mesh_sizes(sizes, shape):
+def test_mesh_has_requested_shape(sizes, shape):
     mesh = partition.make_mesh(**sizes)
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert mesh.devices.shape == shape
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
-def test_a_mesh_of_some_devices():
+def test_mesh_can_use_some_devices():
     mesh = partition.make_mesh(fsdp=2, devices=jax.devices()[2:6])
     assert mesh.devices.shape == (2, 2, 1) and set(mesh.devices.flat) == set(jax.devices()[2:6])
 
@@ -39,7 +39,7 @@ def test_a_mesh_of_some_devices():
 @pytest.mark.parametrize(
     "sizes", [{"data": 3}, {"fsdp": 3}, {"fsdp": 16}, {"data": -1, "fsdp": -1}, {"tensor": 0}]
 )
-def test_a_mesh_that_does_not_fit_is_refused(sizes):
+def test_mesh_not_matching_device_count_raises(sizes):
     with pytest.raises(UserError, match=r"a mesh of .* does not fit 8 devices") as error:
         partition.make_mesh(**sizes)
     assert all(f"'{name}': {size}" in str(error.value) for name, size in sizes.items())
@@ -60,7 +60,7 @@ RULES = (
 )
 
 
-def test_rules_shard_the_last_dimensions_and_the_first_rule_wins():
+def test_first_matching_rule_shards_last_dimensions():
     mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
     structs = flatten(partition.with_shardings(TREE, RULES, mesh))
     assert {path: x.shape for path, x in structs.items()} == {p: x.shape for p, x in flatten(TREE).items()}
@@ -73,8 +73,8 @@ def test_rules_shard_the_last_dimensions_and_the_first_rule_wins():
     }
 
 
-def test_host_arrays_go_into_their_shards_and_dtypes_and_come_back():
-    """What trains is float32, the rest bfloat16, whose 8 bits leave 2⁻⁸ of a value."""
+def test_host_arrays_are_sharded_cast_and_read_back():
+    """Trainable parameters are float32, the rest bfloat16, whose 8 bits give a relative error of 2⁻⁸."""
     mesh = partition.make_mesh(data=1, fsdp=4, tensor=2)
     rng = np.random.default_rng(0)
     tree = flatten(jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), TREE))
@@ -92,7 +92,7 @@ def test_host_arrays_go_into_their_shards_and_dtypes_and_come_back():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the mesh's layout asks of a device."""
+    """The attributes of a device that the mesh's layout reads."""
 
     id: int
     slice_index: int
@@ -104,7 +104,7 @@ class Chip:
 @pytest.mark.parametrize(
     ("sizes", "shape"), [({"fsdp": 4}, (2, 4, 1)), ({"fsdp": 2, "tensor": 2}, (2, 2, 2))]
 )
-def test_slices_divide_the_data_axis(monkeypatch, sizes, shape):
+def test_tpu_slices_divide_the_data_axis(monkeypatch, sizes, shape):
     """Two slices of four chips: fsdp and tensor stay within a slice."""
     monkeypatch.setattr(partition, "Mesh", lambda devices, axes: devices)
     chips = [Chip(i, slice_index=i % 2, process_index=i // 4) for i in range(8)]
@@ -116,35 +116,38 @@ def test_slices_divide_the_data_axis(monkeypatch, sizes, shape):
         partition.make_mesh(data=1, fsdp=8, devices=chips)
 
 
-def test_a_parameter_without_a_rule_is_named():
+def test_parameter_without_sharding_rule_raises():
     with pytest.raises(UserError, match="no sharding rule matches parameter unet/conv/kernel"):
         partition.with_shardings(TREE, [("to_q|step", ())], partition.make_mesh())
 
 
-def test_trainable_and_frozen_are_a_partition_that_merge_undoes():
+def test_split_trainable_and_merge_round_trip():
     trained, held = partition.split_trainable(TREE, ["to_q/"], [".*"])
-    assert set(flatten(trained)) == {"unet/to_q/kernel", "unet/to_q/bias"}  # found by both: trainable wins
+    assert set(flatten(trained)) == {
+        "unet/to_q/kernel",
+        "unet/to_q/bias",
+    }  # both regexes match: trainable wins
     assert set(flatten(held)) == {"unet/conv/kernel", "step"}
     merged = flatten(partition.merge(trained, held))
     assert merged.keys() == flatten(TREE).keys()
     assert all(merged[path] is value for path, value in flatten(TREE).items())
 
 
-def test_every_parameter_must_be_matched():
+def test_unmatched_parameter_raises():
     with pytest.raises(UserError, match="parameter unet/conv/kernel is matched by neither"):
         partition.split_trainable(TREE, ["to_q"], ["step"])
 
 
 @pytest.mark.parametrize(("trainable", "frozen"), [(["to_q", "to_kk"], [".*"]), (["to_q"], ["to_kk", ".*"])])
-def test_a_misspelt_regex_is_an_error(trainable, frozen):
+def test_regex_without_match_raises(trainable, frozen):
     with pytest.raises(UserError, match="the parameter regex 'to_kk' matches no parameter"):
         partition.split_trainable(TREE, trainable, frozen)
 
 
-def test_text_stays_divided_by_examples_where_parameters_are_divided(micro_models, micro_params):
-    """No all-reduce after any layer, which there are without whole tables.
+def test_gathered_tables_avoid_all_reduce_in_text_encoder(micro_models, micro_params):
+    """Without gathered embedding tables there is an all-reduce after each layer.
 
-    The features are the same, to 1e-5: sums are taken in another order.
+    The features are equal to 1e-5: sums in another order.
     """
     mesh = partition.make_mesh(data=1, fsdp=8)
     rules = (("(kernel|embedding)$", ("fsdp",)), (".*", ()))

@@ -1,4 +1,4 @@
-"""The pictures that a run shows of itself, against `sample` of the same model."""
+"""The sample images of a training run, against `sample` of the same model."""
 
 import runpy
 from pathlib import Path
@@ -38,7 +38,7 @@ def few_steps(flat_pipe):
 
 
 def picture(config, pipe):
-    """Samples from sharded parameters on a 2×4 mesh, where the UNet trains."""
+    """The sample grid from parameters sharded over a 2×4 mesh, with a trainable UNet."""
     mesh = partition.make_mesh(data=2, fsdp=4)
     rules = (("kernel$", ("fsdp", None)), (".*", ()))
     place = partition.placer(TRAINABLE, np.float32, rules, mesh)
@@ -47,7 +47,7 @@ def picture(config, pipe):
     return SampleGrid(read_config(config), pipe.replace(params={}), mesh)(trained, frozen)
 
 
-def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, few_steps, tmp_path):
+def test_row_shows_reference_text_only_and_customized_image(config, few_steps, tmp_path):
     """References from the toybox and a file; six images on eight devices.
 
     1 of 255: float32 sums in another order may round differently.
@@ -82,7 +82,7 @@ def test_a_row_is_the_reference_the_text_only_and_the_customized_image(config, f
         (("a cat", "dog", "toybox:dog:9"), "dog"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused_at_the_start(config, few_steps, request_, message):
+def test_invalid_sample_request_raises_at_start(config, few_steps, request_, message):
     config.samples.requests = (request_,)
     with pytest.raises(UserError, match=message):
         SampleGrid(read_config(config), few_steps.replace(params={}), partition.make_mesh())
@@ -101,7 +101,7 @@ def test_a_request_that_cannot_be_is_refused_at_the_start(config, few_steps, req
         ),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(stage, requests, message):
+def test_invalid_samples_config_raises(stage, requests, message):
     config = runpy.run_path(str(TINY))["get_config"](stage)
     read_config(config)
     config.samples.every, config.samples.requests = 5, requests

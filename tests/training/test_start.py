@@ -1,4 +1,4 @@
-"""Where a run starts: the drawn toybox, a model folder, what is added to it."""
+"""The start of a run: the drawn toybox, an initial model folder, and parameters added to it."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ DATA = ConfigDict({"path": "toybox", "split": "train", "toybox_examples": 3})
 
 @pytest.fixture
 def drawings(monkeypatch) -> list[Path]:
-    """The folders that were drawn into; without the worker processes of the real thing."""
+    """The folders into which the toybox was drawn, here without worker processes."""
     folders = []
 
     def write_dataset(folder: Path, train: int) -> None:
@@ -35,13 +35,13 @@ def drawings(monkeypatch) -> list[Path]:
     return folders
 
 
-def test_the_toybox_is_drawn_once(drawings, tmp_path):
+def test_toybox_is_drawn_once(drawings, tmp_path):
     for _ in range(2):
         assert len(start.open_data(DATA, tmp_path)) == 3
     assert drawings == [tmp_path / f"toybox-v{WORLD_VERSION}-3"]
 
 
-def test_an_interrupted_drawing_is_drawn_again(drawings, tmp_path):
+def test_interrupted_drawing_is_drawn_again(drawings, tmp_path):
     """A killed process leaves TFDS's temporary folder without the data set."""
     half = tmp_path / f"toybox-v{WORLD_VERSION}-3" / "image_text" / "1.0.0.incompleteABC"
     half.mkdir(parents=True)
@@ -50,7 +50,7 @@ def test_an_interrupted_drawing_is_drawn_again(drawings, tmp_path):
     assert not half.exists()
 
 
-def test_another_world_is_another_data_set(drawings, tmp_path, monkeypatch):
+def test_new_world_version_makes_new_data_set(drawings, tmp_path, monkeypatch):
     start.open_data(DATA, tmp_path)
     monkeypatch.setattr(start, "WORLD_VERSION", WORLD_VERSION + 1)
     start.open_data(DATA, tmp_path)
@@ -109,14 +109,14 @@ def make_config(micro_configs, monkeypatch, open_once):
         ("scheduler", "prediction_type", "epsilon"),
     ],
 )
-def test_a_model_that_the_folder_does_not_hold_is_refused(folder, make_config, part, name, value):
+def test_config_not_matching_model_folder_raises(folder, make_config, part, name, value):
     config = make_config(folder, **{f"{part}__{name}": value})
     with pytest.raises(UserError) as error:
         start.starting_pipeline(read_config(config), None)
     assert f"config.model.{part}.{name} is {value}, but the model in '{folder}' has " in str(error.value)
 
 
-def test_what_a_run_determines_itself_may_differ(folder, make_config, micro_pipe):
+def test_values_that_the_run_computes_may_differ(folder, make_config, micro_pipe):
     config = make_config(
         folder, text_encoder__vocab_size=0, text_encoder__eos_token_id=0, vae__scaling_factor=1.0
     )
@@ -125,11 +125,11 @@ def test_what_a_run_determines_itself_may_differ(folder, make_config, micro_pipe
     ours, theirs = flatten(micro_pipe.params), flatten(pipe.params)
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
-        assert type(theirs[path]) is np.ndarray  # the host's: who trains places them in shards
+        assert type(theirs[path]) is np.ndarray  # on the host; training places them in shards
         np.testing.assert_array_equal(theirs[path], value)
 
 
-def test_another_realcustom_that_is_not_fresh_is_refused_by_name(folder, make_config):
+def test_changed_realcustom_without_fresh_raises(folder, make_config):
     with pytest.raises(UserError) as error:
         start.starting_pipeline(read_config(make_config(folder, realcustom__scoring_dim=12)), None)
     assert "unet/scoring/text_score/linear_1/bias (model (12,), file (8,))" in str(error.value)
@@ -138,10 +138,10 @@ def test_another_realcustom_that_is_not_fresh_is_refused_by_name(folder, make_co
 
 
 @pytest.mark.parametrize("kind", ["fresh", "added"])
-def test_only_what_is_fresh_or_missing_is_initialised(
+def test_only_fresh_or_missing_parameters_are_initialised(
     folder, base, make_config, micro_pipe, monkeypatch, kind
 ):
-    """Another width of the scores, in a folder that has them (fresh) and in one that does not."""
+    """With another width of the scoring, from a folder that has it (fresh) and from one without it."""
     init_params, made = start.init_params, []
 
     def record(shapes, *args):
@@ -164,7 +164,7 @@ def test_only_what_is_fresh_or_missing_is_initialised(
     assert flatten(pipe.models.param_shapes()).keys() == params.keys()
 
 
-def test_an_image_tower_that_the_folder_lacks_is_added(base, make_config, micro_configs, micro_pipe):
+def test_missing_trainable_image_tower_is_added(base, make_config, micro_configs, micro_pipe):
     config = make_config(base)
     del config.model.realcustom
     config.model.image_encoder_2 = {**micro_configs["image_encoder"], "num_hidden_layers": 1}
@@ -179,15 +179,15 @@ def test_an_image_tower_that_the_folder_lacks_is_added(base, make_config, micro_
         np.testing.assert_array_equal(params[path], loaded[path])
 
 
-def test_a_lacking_tower_that_does_not_train_is_refused(base, make_config, micro_configs):
-    """It would stay as random as it begins, in the customization of real weights too."""
+def test_missing_frozen_image_tower_raises(base, make_config, micro_configs):
+    """It would keep its random weights, also when real weights are customized."""
     config = make_config(base)
     config.model.image_encoder_2 = micro_configs["image_encoder"]
     with pytest.raises(UserError, match=r"config\.model has a image_encoder_2, but the model in .* has none"):
         start.starting_pipeline(read_config(config), None)
 
 
-def test_a_tower_that_realcustom_does_not_read_is_refused(folder, make_config, micro_configs):
+def test_image_tower_unused_by_realcustom_raises(folder, make_config, micro_configs):
     config = make_config(folder)
     config.model.image_encoder_2 = micro_configs["image_encoder"]
     config.trainable = ("^image_encoder_2/",)
@@ -196,27 +196,27 @@ def test_a_tower_that_realcustom_does_not_read_is_refused(folder, make_config, m
 
 
 WIDER = {"unet__in_channels": 6, "unet__out_channels": 6, "vae__latent_channels": 6}
-JOINTS = (
+LATENT_LAYERS = (
     r"^vae/(encoder/conv_out|quant_conv|post_quant_conv|decoder/conv_in)/|^unet/(conv_in|conv_out|scoring)/"
 )
 
 
-def test_latents_of_another_width_need_fresh_joints(folder, make_config):
+def test_changed_latent_channels_without_fresh_layers_raise(folder, make_config):
     with pytest.raises(UserError) as error:
         start.starting_pipeline(read_config(make_config(folder, **WIDER)), None)
     for path in ("unet/conv_in/kernel", "vae/decoder/conv_in/kernel", "unet/scoring/visual_attention/kernel"):
         assert f"{path} (model (" in str(error.value)
 
 
-def test_all_but_the_joints_is_kept_with_latents_of_another_width(folder, make_config, micro_pipe):
-    pipe = start.starting_pipeline(read_config(make_config(folder, JOINTS, **WIDER)), None)
+def test_changed_latent_channels_initialise_only_fresh_layers(folder, make_config, micro_pipe):
+    pipe = start.starting_pipeline(read_config(make_config(folder, LATENT_LAYERS, **WIDER)), None)
     assert (pipe.models.unet_config.in_channels, pipe.models.vae_config.latent_channels) == (6, 6)
     ours, loaded = flatten(pipe.params), flatten(micro_pipe.params)
     assert ours["unet/conv_in/kernel"].shape[2] == ours["vae/post_quant_conv/kernel"].shape[3] == 6
     for path, value in ours.items():
-        assert bool(re.search(JOINTS, path)) != np.array_equal(value, loaded[path]), path
+        assert bool(re.search(LATENT_LAYERS, path)) != np.array_equal(value, loaded[path]), path
 
 
-def test_a_misspelt_fresh_is_an_error(folder, make_config):
+def test_fresh_regex_without_match_raises(folder, make_config):
     with pytest.raises(UserError, match=r"config\.fresh: 'scorng' matches no parameter"):
         start.starting_pipeline(read_config(make_config(folder, "scorng")), None)

@@ -1,4 +1,4 @@
-"""The train step: its update, and that a step that is not finite changes only the counters."""
+"""The train step: its update, gradient accumulation, and non-finite steps, which are skipped."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ BAD = {"loss": (np.nan, 0.0), "gradient": (0.0, np.inf)}
 
 
 def loss(params, batch, key):
-    """(w − 1)² plus what the batch adds to the value and to the gradient alone."""
+    """(w − 1)² plus a term of the batch for the value alone and one for the gradient alone."""
     del key
     w = params["w"]
     spoilt = batch["gradient"] * (w - jax.lax.stop_gradient(w)).sum()
@@ -32,7 +32,7 @@ def batch(value: float = 0.0, gradient: float = 0.0) -> dict:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_step_that_is_not_finite_changes_only_the_counts(step, kind):
+def test_non_finite_step_changes_only_counters(step, kind):
     run, state = step
     state, metrics = run(state, {}, batch())
     assert int(metrics["skipped"]) == int(metrics["skipped_in_a_row"]) == 0
@@ -49,7 +49,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counts(step, kind):
     assert not np.array_equal(after.params["w"], state.params["w"])
 
 
-def test_parts_of_a_batch_give_its_mean_gradient():
+def test_gradient_accumulation_equals_full_batch():
     """Least squares on 12 examples in 3 parts against all at once, Adam's update included.
 
     1e-5: float32 sums in another order.
@@ -68,15 +68,15 @@ def test_parts_of_a_batch_give_its_mean_gradient():
     for parts in (1, 3):
         made = make_train_step(squares, optimizer, optax.constant_schedule(0.1), 0.5, 0, accumulate=parts)
         results.append(jax.jit(made)(state, {}, examples))
-    (whole, whole_metrics), (parted, parted_metrics) = results
-    np.testing.assert_allclose(parted.params["w"], whole.params["w"], rtol=1e-5)
-    np.testing.assert_allclose(parted.opt_state[0].mu["w"], whole.opt_state[0].mu["w"], rtol=1e-5)
+    (whole, whole_metrics), (accumulated, accumulated_metrics) = results
+    np.testing.assert_allclose(accumulated.params["w"], whole.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(accumulated.opt_state[0].mu["w"], whole.opt_state[0].mu["w"], rtol=1e-5)
     for name in ("loss", "gradient_norm", "largest"):
-        np.testing.assert_allclose(parted_metrics[name], whole_metrics[name], rtol=1e-5)
+        np.testing.assert_allclose(accumulated_metrics[name], whole_metrics[name], rtol=1e-5)
 
 
-def test_parts_have_their_own_random_numbers_and_different_examples():
-    """The loss is what a part draws and which examples it has, so that the test sees both."""
+def test_accumulated_parts_have_own_random_numbers_and_examples():
+    """A spy loss records the random number and the examples of each part."""
     seen = []
 
     def spy(params, batch, key):
@@ -93,7 +93,7 @@ def test_parts_have_their_own_random_numbers_and_different_examples():
     assert float(seen[0][1]) != float(seen[1][1])
 
 
-def test_the_watch_names_the_steps_and_looks_one_step_back():
+def test_finite_watch_names_steps_one_step_later():
     watch = FiniteWatch(limit=3)
     for step, count in ((7, 1), (8, 2), (9, 0), (10, 1), (11, 2), (12, 3)):
         watch.look(step, jnp.int32(count))

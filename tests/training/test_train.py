@@ -62,10 +62,10 @@ def make_config(data, micro_configs):
         config.optimizer.warmup = 0
         config.data.path = data
         config.data.by_word = False  # too few examples of a word for a batch
-        if stage in ("vae", "instance"):  # the others move by Muon, which takes longer to compile
+        if stage in ("vae", "instance"):  # the others use Muon, which takes longer to compile
             config.optimizer.name = "adamw"
         config.curriculum.begin, config.curriculum.finish = 0, steps
-        # One level without self-attention: what takes time here is compiling.
+        # One level without self-attention, to compile fast.
         small = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
         for kind in ("down", "up"):
             small[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
@@ -80,7 +80,7 @@ def make_config(data, micro_configs):
         }
         if stage == "customize":
             config.model.realcustom = {**micro_configs["realcustom"], "feature_layers": ((0,), (-2,))}
-            # With the base frozen, as the method has it; the base stage trains the same UNet.
+            # With the base frozen, as in the method; the base stage trains the same UNet.
             config.trainable = (ADDED,)
             config.loss.subject_weight = 3.0
         return config
@@ -95,7 +95,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
-    """{stage: (config, workdir, sha256)}, trained when first asked for, each from the one before.
+    """{stage: (config, workdir, sha256)}, trained on first use, each from the previous stage.
 
     They have two steps, customize four.
     """
@@ -114,8 +114,8 @@ def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_changes_what_it_trains_and_nothing_else(runs, data, stage):
-    """The exported model (an average of the weights, float32) against the one that the stage began with."""
+def test_stage_changes_only_trainable_parameters(runs, data, stage):
+    """The exported model (averaged weights, float32) against the initial model of the stage."""
     config, workdir, _ = runs[stage]
     before = flatten(starting_pipeline(read_config(config), open_split(data, "train")).params)
     after = flatten(pipeline.load(workdir / "model").params)
@@ -124,7 +124,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(runs, data, stage):
     trainable = {path for path in before if any(re.search(regex, path) for regex in config.trainable)}
     assert changed <= trainable
     kernels = {path for path in trainable if path.endswith("/kernel")}
-    assert len(kernels) >= 8 and kernels <= changed  # every kernel: zeros get gradients, the others decay too
+    assert len(kernels) >= 8 and kernels <= changed  # every kernel, also of zeros
     assert all(np.isfinite(value).all() for value in after.values())
 
 
@@ -133,8 +133,8 @@ def test_only_customization_adds_realcustom(runs):
     assert added == {"vae": False, "clip": False, "instance": False, "base": False, "customize": True}
 
 
-def test_the_vae_stage_measures_the_scale_of_its_latents(runs, data):
-    """Latents of the data have unit variance after it. 1 %: it is measured on 64 images, in five digits."""
+def test_vae_stage_measures_latent_scale(runs, data):
+    """Scaled latents of the data have unit variance. 1 %: it is measured on 64 images, to five digits."""
     pipe = pipeline.load(runs["vae"][1] / "model")
     images = np.stack([open_split(data, "train")[i]["image"] for i in range(64)])
     images = images.reshape(64, 16, 4, 16, 4, 3).mean(axis=(2, 4)) / 127.5 - 1.0  # 64 → 16 pixels
@@ -143,7 +143,7 @@ def test_the_vae_stage_measures_the_scale_of_its_latents(runs, data):
     assert float(latents.std()) == pytest.approx(1.0, rel=0.01)
 
 
-def test_metrics_have_a_line_a_step_and_the_hash(runs):
+def test_metrics_have_one_line_per_step_and_hash(runs):
     _, workdir, digest = runs["customize"]
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 4]
@@ -152,8 +152,8 @@ def test_metrics_have_a_line_a_step_and_the_hash(runs):
     assert records[-1] == {"step": 4, "sha256": digest} and re.fullmatch("[0-9a-f]{64}", digest)
 
 
-def test_a_run_shows_what_its_model_makes(runs):
-    """After its last step, here: the picture in TensorBoard is that of the exported model, up to rounding."""
+def test_run_logs_sample_images_of_its_model(runs):
+    """After its last step: the image in TensorBoard is that of the exported model, up to rounding."""
     config, workdir, _ = runs["base"]
     (board,) = (workdir / "tensorboard").iterdir()
     shown = {
@@ -167,7 +167,7 @@ def test_a_run_shows_what_its_model_makes(runs):
 
 
 def events(path: Path):
-    """Of a TensorBoard file: records of a length (8 bytes), a checksum (4), the event and a checksum (4)."""
+    """Events of a TensorBoard file, whose records are length (8 bytes), checksum (4), event, checksum (4)."""
     data, start = path.read_bytes(), 0
     while start < len(data):
         (length,) = struct.unpack_from("<Q", data, start)
@@ -193,15 +193,15 @@ def command(config, folder: Path, devices: int = 8) -> str:
     return result.stdout
 
 
-def test_the_command_ends_with_the_hash(runs, tmp_path):
-    """On the config of a stage that `train` has run already: the same hash."""
+def test_command_prints_parameter_hash_last(runs, tmp_path):
+    """The same hash as from `train` with the same config."""
     config, _, digest = runs["vae"]
     assert command(config, tmp_path).splitlines()[-1] == f"sha256 {digest}"
     assert (tmp_path / "run" / "model" / "model_index.json").is_file()
 
 
-def test_one_image_a_step(runs, tmp_path):
-    """On one device, with a process that loads."""
+def test_batch_size_one_trains(runs, tmp_path):
+    """On one device, with one loader process."""
     config = runs["vae"][0].copy_and_resolve_references()
     config.batch_size, config.data.workers = 1, 1
     assert re.match("sha256 [0-9a-f]{64}$", command(config, tmp_path, devices=1).splitlines()[-1])
@@ -213,11 +213,11 @@ def test_one_image_a_step(runs, tmp_path):
     [("customize", {"data": 1}, 1), ("customize", {"data": 2, "fsdp": 4}, 8), ("instance", {"data": 1}, 1)],
     ids=["one device", "fsdp", "instance"],
 )
-def test_losses_do_not_depend_on_the_devices(runs, tmp_path, monkeypatch, stage, mesh, devices):
+def test_losses_do_not_depend_on_device_count(runs, tmp_path, monkeypatch, stage, mesh, devices):
     """8 devices of data parallelism against one, and against 2×4 with sharded parameters.
 
-    Also for instance, whose loss joins all examples of the batch. Tolerance 1e-4: float32 sums in another
-    order, amplified over 4 steps of the optimizer.
+    Also for the stage instance, whose loss depends on all examples of the batch together. Tolerance 1e-4:
+    float32 sums in another order, amplified over 4 steps of the optimizer.
     """
     config, workdir, _ = runs[stage]
     config = config.copy_and_resolve_references()
@@ -255,7 +255,7 @@ print(train(ConfigDict(json.loads(config)), Path(workdir), Path(workdir) / "cach
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(runs, tmp_path):
+def test_two_processes_equal_one(runs, tmp_path):
     """One device each, parameters sharded over both: the losses of one process, one model folder.
 
     Tolerance 1e-4, as between numbers of devices.
@@ -269,7 +269,7 @@ def test_two_processes_do_what_one_does(runs, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    flags += " --xla_cpu_collective_timeout_seconds=600"  # on a busy machine one may wait long for the other
+    flags += " --xla_cpu_collective_timeout_seconds=600"  # on a busy machine one may wait long
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -300,8 +300,8 @@ def test_two_processes_do_what_one_does(runs, tmp_path):
     assert one.keys() == two.keys()
 
 
-def test_a_run_stopped_and_resumed_gives_the_same_bits(runs, tmp_path, capsys):
-    """From the checkpoint of step 2, written while step 3 ran already, against the run that went on."""
+def test_resumed_run_is_bit_identical(runs, tmp_path, capsys):
+    """From the checkpoint of step 2, written while step 3 was running, against the uninterrupted run."""
     config, workdir, digest = runs["customize"]
     shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
     assert train(config, tmp_path) == digest
@@ -310,12 +310,12 @@ def test_a_run_stopped_and_resumed_gives_the_same_bits(runs, tmp_path, capsys):
     resumed = losses(tmp_path)
     assert resumed == {step: loss for step, loss in losses(workdir).items() if step > 2}
     ours, theirs = (flatten(pipeline.load(folder / "model").params) for folder in (workdir, tmp_path))
-    for path, value in ours.items():  # the average of the weights is in the checkpoint too
+    for path, value in ours.items():  # the checkpoint also has the averaged weights
         np.testing.assert_array_equal(theirs[path], value)
 
 
-def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(runs, tmp_path, monkeypatch, capsys):
-    """The signal comes while the loader makes the first batch, of a run that saves every second step."""
+def test_sigterm_saves_and_resume_is_bit_identical(runs, tmp_path, monkeypatch, capsys):
+    """The signal comes while the loader makes the first batch; the run saves every second step."""
     config, workdir, digest = runs["vae"]
     load = run.Loader.__next__
 
@@ -335,8 +335,8 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(runs, tmp_path, monk
     assert losses(tmp_path) == losses(workdir)
 
 
-def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
-    """A learning rate beyond float32 spoils the second step's parameters, and all losses after."""
+def test_repeated_non_finite_steps_end_run(runs, tmp_path):
+    """A huge learning rate makes the parameters, and the losses from step 2 on, not finite."""
     config = runs["vae"][0].copy_and_resolve_references()
     config.steps = 4
     config.optimizer.update({"learning_rate": 1e38, "most_skipped": 2, "max_norm": 1e38})
@@ -344,8 +344,8 @@ def test_steps_that_are_not_finite_end_the_run_by_name(runs, tmp_path):
         train(config, tmp_path)
 
 
-def test_parameters_that_are_not_finite_are_no_model(runs, tmp_path, capsys):
-    """The last step spoils them, when its loss is still finite."""
+def test_non_finite_parameters_are_not_exported(runs, tmp_path, capsys):
+    """The last step makes them not finite, while its loss is still finite."""
     config = runs["vae"][0].copy_and_resolve_references()
     config.steps = config.checkpoint_every = 1
     config.optimizer.update({"learning_rate": 1e38, "weight_decay": 1e38})
@@ -357,11 +357,11 @@ def test_parameters_that_are_not_finite_are_no_model(runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path):
+def test_run_on_buckets_and_stored_latents_equals_pixels(runs, make_config, tmp_path):
     """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
 
-    The steps' losses are those of the same run from pixels and captions but for float16, 5e-4 of each number:
-    1e-2. The text encoder's stored output would not change, so it cannot be trained.
+    The losses equal those of the same run from pixels and captions up to float16, 5e-4 of each number: 1e-2.
+    The text encoder cannot be trained, because its stored output would not change.
     """
     images = [Image.fromarray(np.full((24, 40, 3), 10 * i, np.uint8)) for i in range(12)]
     for i, image in enumerate([*images, *(image.transpose(Image.Transpose.ROTATE_90) for image in images)]):
@@ -382,23 +382,23 @@ def test_a_run_on_buckets_of_stored_latents_and_text(runs, make_config, tmp_path
     assert len(found[0]) == 3 and np.isfinite(found[0]).all()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
     exported = [flatten(pipeline.load(tmp_path / name / "model").params) for name in ("True", "False")]
-    assert exported[0].keys() == exported[1].keys()  # also of the encoders, which no device held
+    assert exported[0].keys() == exported[1].keys()  # also of the encoders, which no device loaded
     config.data.update({"encoded": True, "encoded_text": True})
     config.trainable = ("^unet/", "^text_encoder/")
     with pytest.raises(UserError, match="trains text_encoder, but config"):
         train(config, tmp_path / "refused")
 
 
-def test_a_finished_run_is_not_trained_again(runs, tmp_path):
+def test_finished_run_is_not_trained_again(runs, tmp_path):
     config, workdir, digest = runs["customize"]
     copy = shutil.copytree(workdir, tmp_path / "copy")
     assert train(config, copy) == digest
     ours, theirs = ((folder / "metrics.jsonl").read_text() for folder in (workdir, copy))
-    assert theirs == ours  # the hash is there once
+    assert theirs == ours  # the hash is written once
 
 
-def test_a_run_goes_on_after_a_torn_checkpoint_with_changes_told(runs, tmp_path, capsys):
-    """Of step 4 only a part was copied: on from step 2, with a curriculum that differs from then."""
+def test_resume_after_damaged_checkpoint_reports_config_changes(runs, tmp_path, capsys):
+    """The checkpoint of step 4 is incomplete: the run resumes from step 2, with another curriculum."""
     config, workdir, digest = runs["customize"]
     copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints" / "4" / "data")
@@ -409,7 +409,7 @@ def test_a_run_goes_on_after_a_torn_checkpoint_with_changes_told(runs, tmp_path,
     assert "set aside as 4.corrupt" in out and "resuming from step 2" in out
     assert "config differs from the checkpoint's: curriculum.finish (was 4, is now 8)" in out
     records = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 4]  # none twice
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 4]  # no step twice
     assert {folder.name for folder in (copy / "checkpoints").iterdir()} == {"2", "4", "4.corrupt"}
 
 
@@ -422,7 +422,7 @@ def test_a_run_goes_on_after_a_torn_checkpoint_with_changes_told(runs, tmp_path,
         ({"data.path": "more"}, "cannot resume: it was saved with examples=64 and is now examples=72"),
     ],
 )
-def test_the_workdir_of_another_run_is_refused(runs, tmp_path, monkeypatch, change, message):
+def test_workdir_of_other_run_raises(runs, tmp_path, monkeypatch, change, message):
     config, workdir, _ = runs["customize"]
     copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
     write(tmp_path / "more", {"train": (make_example(seed, held_out=False) for seed in range(72))})
@@ -449,7 +449,7 @@ def test_the_workdir_of_another_run_is_refused(runs, tmp_path, monkeypatch, chan
         ({"model.unet.sample_size": 16}, "config.model.unet.sample_size is 16, but the model in .* has 8"),
     ],
 )
-def test_a_mistake_in_the_config_is_named(runs, tmp_path, change, message):
+def test_config_mistake_raises(runs, tmp_path, change, message):
     config = runs["customize"][0].copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):

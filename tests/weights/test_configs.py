@@ -1,4 +1,4 @@
-"""Config files of image towers: what transformers can compute is written as its own, and the rest is not."""
+"""Image tower configs: written as transformers' types where these fit, else as our own type."""
 
 import dataclasses
 import importlib.util
@@ -21,7 +21,7 @@ TYPES = {
     "dinov2": DINO,
     "dinov2_with_registers": dataclasses.replace(DINO, registers=4),
 }
-NOBODYS = {
+OWN_TYPE = {
     "CLIP without a class token": dataclasses.replace(CLIP, class_token=False),
     "CLIP with biased patches": dataclasses.replace(CLIP, patch_bias=True),
     "CLIP with registers": dataclasses.replace(CLIP, registers=4),
@@ -32,7 +32,7 @@ NOBODYS = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_tower_that_transformers_knows_is_written_as_its(kind):
+def test_known_tower_is_written_as_transformers_type(kind):
     values = vision_to_json(TYPES[kind])
     assert values["model_type"] == kind
     config = AutoConfig.for_model(**values)
@@ -42,15 +42,15 @@ def test_a_tower_that_transformers_knows_is_written_as_its(kind):
     assert read_vision(values, "the tower") == TYPES[kind]
 
 
-def test_the_position_of_no_class_token_does_not_matter():
+def test_position_prefix_is_ignored_without_class_token():
     """timm's SigLIP is read without one, transformers' with one."""
     values = vision_to_json(dataclasses.replace(SIGLIP, position_prefix=False))
     assert values["model_type"] == "siglip_vision_model"
 
 
-@pytest.mark.parametrize("name", NOBODYS)
-def test_a_tower_that_transformers_does_not_know_is_refused_by_it(name):
-    values = vision_to_json(NOBODYS[name])
+@pytest.mark.parametrize("name", OWN_TYPE)
+def test_unknown_tower_is_written_as_own_type(name):
+    values = vision_to_json(OWN_TYPE[name])
     with pytest.raises(ValueError, match="realcustom_vit"):
         AutoConfig.for_model(**values)
-    assert read_vision(values, "the tower") == NOBODYS[name]
+    assert read_vision(values, "the tower") == OWN_TYPE[name]

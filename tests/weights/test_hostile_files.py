@@ -1,4 +1,4 @@
-"""Damaged and odd JSON in a model folder: each kind of damage is one sentence that names the file."""
+"""Damaged and unexpected JSON in a model folder: each gives a one-line error that names the file."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def saved(micro_pipe, tmp_path_factory):
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_damaged_config_is_named(saved, tmp_path, name, damage):
+def test_damaged_config_error_names_file(saved, tmp_path, name, damage):
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     (folder / name).write_bytes(DAMAGE[damage])
@@ -54,29 +54,29 @@ def test_a_damaged_config_is_named(saved, tmp_path, name, damage):
     assert "\n" not in str(error.value)
 
 
-# What may stand in place of a value: wrong types, nothing, zero, absurd numbers.
-ODD = {
+# Wrong types, nothing, zero, absurd numbers.
+WRONG_VALUES = {
     "null": None, "text": "x", "no text": "", "below zero": -1, "zero": 0, "huge": 10**9, "long": 10**400,
     "NaN": float("nan"), "infinity": float("inf"), "half": 0.5, "no list": [], "list": [[1]],
     "null in a list": [None], "object": {}, "true": True,
 }  # fmt: skip
-# Values that another model could have, as far as one can see.
+# Values that could be those of another model.
 OTHER_MODELS = {
     *((name, "half") for name in ("norm_eps", "layer_norm_eps", "logit_scale", "beta_start", "beta_end")),
     ("eos_token_id", "zero"), ("steps_offset", "zero"), ("text_paired", "true"), ("feature_layers", "list"),
-    ("timestep_spacing", "text"), ("timestep_spacing", "no text"),  # which only names a default of others
+    ("timestep_spacing", "text"), ("timestep_spacing", "no text"),  # only names other libraries' default
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "sampling" not in name])
-def test_odd_values_in_a_config_are_one_sentence(saved, tmp_path, name):
-    """Or right: of keys that are not read, and of values that mean the same."""
+def test_wrong_config_values_give_one_line_error(saved, tmp_path, name):
+    """Only keys that are not read, and values with the same meaning, are accepted."""
     folder = Path(shutil.copytree(saved, tmp_path / "model"))
     wanted = pipeline.open_model(folder)
     found = Counter()
     values = json.loads((folder / name).read_text())
-    for key, label in itertools.product(values, ODD):
-        (folder / name).write_text(json.dumps({**values, key: ODD[label]}))
+    for key, label in itertools.product(values, WRONG_VALUES):
+        (folder / name).write_text(json.dumps({**values, key: WRONG_VALUES[label]}))
         try:
             pipe = pipeline.open_model(folder)
         except UserError as error:
@@ -86,18 +86,18 @@ def test_odd_values_in_a_config_are_one_sentence(saved, tmp_path, name):
             same = (pipe.models, pipe.schedule) == (wanted.models, wanted.schedule)
             assert same or (key, label) in OTHER_MODELS, (key, label)
             found["right"] += 1
-    assert found.total() == len(values) * len(ODD) > 60 and found["sentences"] > 20, found
+    assert found.total() == len(values) * len(WRONG_VALUES) > 60 and found["sentences"] > 20, found
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, *INDEXES])
-def test_a_damaged_index_is_named(tmp_path, damage):
+def test_damaged_index_error_names_file(tmp_path, damage):
     path = tmp_path / "m.safetensors.index.json"
     path.write_bytes((DAMAGE | INDEXES)[damage])
     with pytest.raises(UserError, match=r"m\.safetensors\.index\.json"):
         open_tensors(path)
 
 
-def test_image_encoders_must_be_a_list():
+def test_image_encoders_other_than_a_list_raise():
     for wrong in (None, 3, "folder"):
         with pytest.raises(UserError, match="image_encoders must be a list"):
             rc.load("toybox", image_encoders=wrong)

@@ -1,4 +1,4 @@
-"""Model configs are derived from tensors' shapes; a missing tensor or an odd shape gives one sentence.
+"""Model configs are derived from tensors' shapes; a missing tensor or a wrong shape gives a one-line error.
 
 Only names and shapes are changed here; test_tensors.py has damaged bytes.
 """
@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def damaged(shapes: Shapes, every: int) -> Iterator[tuple[str, Shapes]]:
-    """(what was damaged, shapes): each tensor is missing once; one in `every` also gets other shapes."""
+    """(description, shapes): each tensor is missing once; one in `every` also gets wrong shapes."""
     yield "nothing", {}
     for number, (key, shape) in enumerate(shapes.items()):
         others = {name: value for name, value in shapes.items() if name != key}
@@ -41,12 +41,12 @@ def damaged(shapes: Shapes, every: int) -> Iterator[tuple[str, Shapes]]:
 
 
 def check(shapes: Shapes, read: Callable[[Tensors], None], every: int = 1) -> int:
-    """Read the sound file, then damaged ones: each must raise one sentence. Returns how many there were."""
+    """Read the intact file, then damaged ones: each must raise a one-line error. Returns their number."""
     read(Tensors("FILE", shapes, None))
     count = 0
-    for what, odd in damaged(shapes, every):
+    for what, wrong_shapes in damaged(shapes, every):
         with pytest.raises(UserError) as error:
-            read(Tensors("FILE", odd, None))
+            read(Tensors("FILE", wrong_shapes, None))
             pytest.fail(f"silent: {what}")
         text = str(error.value)
         assert "\n" not in text, (what, text)
@@ -55,7 +55,7 @@ def check(shapes: Shapes, read: Callable[[Tensors], None], every: int = 1) -> in
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_original_checkpoints(micro_tokenizer, tmp_path, kind):
+def test_damaged_original_checkpoints_give_one_line_errors(micro_tokenizer, tmp_path, kind):
     pipe = make(kind, micro_tokenizer)
     export_original(pipe, tmp_path / "m.safetensors", "float16")
 
@@ -71,7 +71,7 @@ def test_original_checkpoints(micro_tokenizer, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["siglip", "dinov2"])
-def test_timm_towers(kind):
+def test_damaged_timm_towers_give_one_line_errors(kind):
     config = ViTConfig(
         image_size=32, patch_size=8, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=1, projection_dim=None, pre_norm=False, patch_bias=True,
@@ -88,7 +88,7 @@ def test_timm_towers(kind):
     assert check({entry.key: entry.shape for entry in entries}, read) > 100
 
 
-def test_adapters(micro_models):
+def test_damaged_adapters_give_one_line_errors(micro_models):
     _, added = pipeline.split_added(micro_models.component_shapes("unet"))
     entries = DIFFUSERS.entries(flatten(added))
 

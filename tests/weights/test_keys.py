@@ -39,11 +39,11 @@ from realcustom_jax.weights.keys import check_keys, from_torch, to_torch, torch_
         ("scoring/text_score/linear_2/kernel", "scoring.text_score.linear_2.weight"),
     ],
 )
-def test_paths_become_the_names_of_diffusers_and_transformers(path, key):
+def test_paths_become_diffusers_and_transformers_keys(path, key):
     assert torch_key(path) == key
 
 
-def test_kernels_are_transposed_as_pytorch_multiplies():
+def test_kernels_are_transposed_to_pytorch_layout():
     """A dense kernel applied as x Wᵀ, and a convolution's kernel as (out, in, height, width)."""
     dense = np.arange(6.0).reshape(2, 3)
     np.testing.assert_array_equal(to_torch("a/kernel", dense), dense.T)
@@ -62,7 +62,7 @@ def test_from_torch_undoes_to_torch(shape):
     assert torch_shape("a/bias", (3,)) == (3,)
 
 
-def test_every_difference_of_keys_is_said():
+def test_check_keys_lists_every_difference():
     wanted = {"a": (1, 2), "b": (3,), "c": (4,)}
     with pytest.raises(UserError) as error:
         check_keys("FILE", wanted, {"a": (2, 1), "c": (4,), "d": (5,)})
@@ -73,13 +73,13 @@ def test_every_difference_of_keys_is_said():
     assert "c (" not in text
 
 
-def test_long_lists_of_keys_are_counted():
-    """The first 20 are named, so 20 are all named."""
+def test_check_keys_shortens_long_lists():
+    """Only the first 20 keys are listed."""
     with pytest.raises(UserError, match=r"20 missing: k00, .*, k19$"):
         check_keys("FILE", {f"k{i:02d}": (1,) for i in range(20)}, {})
     with pytest.raises(UserError, match=r"32 missing: k00, .*, k19 and 12 more$"):
         check_keys("FILE", {f"k{i:02d}": (1,) for i in range(32)}, {})
 
 
-def test_equal_keys_pass():
+def test_check_keys_accepts_equal_keys():
     assert check_keys("FILE", {"a": (1, 2)}, {"a": (1, 2)}) is None

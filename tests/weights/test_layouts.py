@@ -1,4 +1,4 @@
-"""Key layouts: names as the libraries have them, and round trips to the bit."""
+"""Key layouts: names as in the libraries, and bit-exact round trips."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def tensors_of(values: dict) -> Tensors:
 
 
 def random_params(shapes, seed: int = 0):
-    """Every number another, so that no tensor can be mistaken for another or turned around."""
+    """Random numbers, so that a swapped or transposed tensor is noticed."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), init_params(shapes, 0))
 
@@ -49,8 +49,8 @@ def random_params(shapes, seed: int = 0):
     ids=lambda x: getattr(x, "name", x),
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_component_comes_back_to_the_bit(micro_models, tmp_path, layout, component, ending, dtype):
-    """Also in the half precisions: what was rounded once is not rounded again."""
+def test_component_round_trips_bit_exactly(micro_models, tmp_path, layout, component, ending, dtype):
+    """Also in bfloat16: values that are rounded once do not change again."""
     shapes = micro_models.component_shapes(component)
     params = random_params(shapes)
     path, again = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
@@ -68,7 +68,7 @@ def test_a_component_comes_back_to_the_bit(micro_models, tmp_path, layout, compo
      (SIGLIP, CLIP_VISION), (CLIP, CLIP_VISION), (CLIP, FLAX)],
     ids=["dinov2", "dinov2-flax", "dinov2-timm", "siglip-timm", "siglip", "clip", "clip-flax"],
 )  # fmt: skip
-def test_a_tower_comes_back_to_the_bit(tmp_path, config, layout):
+def test_tower_round_trips_bit_exactly(tmp_path, config, layout):
     shapes = tower_shapes(config)
     params = random_params(shapes)
     path = tmp_path / ("a.msgpack" if layout is FLAX else "a.safetensors")
@@ -77,7 +77,7 @@ def test_a_tower_comes_back_to_the_bit(tmp_path, config, layout):
     jax.tree.map(np.testing.assert_array_equal, read, params)
 
 
-def test_timm_fuses_queries_keys_and_values_as_rows_of_one_matrix():
+def test_timm_fuses_qkv_as_rows_of_one_matrix():
     """Against an explicit stack: q above k above v, each (out, in)."""
     params = flatten(random_params(tower_shapes(SIGLIP)))
     (entry,) = [e for e in TIMM.entries(params) if e.key == "blocks.1.attn.qkv.weight"]
@@ -86,8 +86,8 @@ def test_timm_fuses_queries_keys_and_values_as_rows_of_one_matrix():
     np.testing.assert_array_equal(entry.to_file(params[path] for path in entry.paths), expected)
 
 
-def test_names_of_the_layouts():
-    """Written down from state dicts of timm, of transformers' DINOv2 and of Flax models."""
+def test_layout_names_match_libraries():
+    """Copied from state dicts of timm, of transformers' DINOv2 and of Flax models."""
     shapes = flatten(tower_shapes(DINO))
     dino = {entry.key: entry.shape for entry in DINOV2.entries(shapes)}
     assert dino["embeddings.cls_token"] == (1, 1, 8)
@@ -103,14 +103,14 @@ def test_names_of_the_layouts():
     assert timm["patch_embed.proj.weight"] == (8, 3, 4, 4) and timm["norm.weight"] == (8,)
 
 
-def test_old_names_of_the_vae(micro_models):
+def test_old_vae_layout_uses_old_names(micro_models):
     keys = {entry.key for entry in OLD_VAE.entries(flatten(micro_models.component_shapes("vae")))}
     for name in ("query", "key", "value", "proj_attn"):
         assert f"encoder.mid_block.attentions.0.{name}.weight" in keys
     assert not any("to_q" in key for key in keys)
 
 
-def test_a_tower_of_a_whole_clip_is_read_and_its_other_half_left(tmp_path):
+def test_vision_tower_is_read_from_whole_clip(tmp_path):
     shapes = tower_shapes(CLIP)
     params = random_params(shapes)
     tensors = {
@@ -130,7 +130,7 @@ def test_a_tower_of_a_whole_clip_is_read_and_its_other_half_left(tmp_path):
         )
 
 
-def test_positions_are_resampled_as_pytorch_does_with_antialiasing():
+def test_positions_are_resampled_like_pytorch_with_antialiasing():
     """Bicubic, half-pixel centres, down from 9×9 to 5×5 and up to 14×14; 1e-5 is float32 rounding."""
     torch = pytest.importorskip("torch", reason="the extra `convert` is not installed")
     old = dataclasses.replace(DINO, image_size=36)

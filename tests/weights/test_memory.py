@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Each part is a process of its own, so that one's memory is not counted with the other's.
+# Each part runs in its own process, so that its memory is measured alone.
 WRITE = """
 import dataclasses, sys
 from pathlib import Path
@@ -61,8 +61,8 @@ def run(script: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_loading_takes_little_more_than_the_model(tmp_path):
-    """At most 1.3 times the parameters in their final dtype; then one pass, of 16×16 latents to be cheap."""
+def test_loading_memory_is_close_to_model_size(tmp_path):
+    """At most 1.3 times the parameters in their final dtype; then one pass with 16×16 latents."""
     run(WRITE, str(tmp_path))
     half = json.loads(run(LOAD, str(tmp_path), "bfloat16", "load"))
     whole = json.loads(run(LOAD, str(tmp_path), "float32", "run"))

@@ -1,4 +1,4 @@
-"""A model folder written and read back: the same bits, and every misfit named."""
+"""A model folder written and read back: the same bits, and errors that name what does not fit."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ def edit(path, change) -> None:
     safetensors.numpy.save_file(tensors, path)
 
 
-def test_a_folder_gives_back_the_same_bits(micro_pipe, saved):
+def test_model_folder_round_trips_bit_exactly(micro_pipe, saved):
     loaded = pipeline.load(saved)
     assert loaded.models == micro_pipe.models
     assert loaded.schedule == micro_pipe.schedule != type(micro_pipe.schedule)()
@@ -56,7 +56,7 @@ def test_a_folder_gives_back_the_same_bits(micro_pipe, saved):
     )
 
 
-def test_realcustom_holds_the_added_weights_and_nothing_else(saved):
+def test_realcustom_folder_contains_only_added_weights(saved):
     base = set(safetensors.numpy.load_file(saved / UNET))
     added = set(safetensors.numpy.load_file(saved / "realcustom/diffusion_pytorch_model.safetensors"))
     kinds = ("to_k_vision", "to_v_vision", "encoder_hidden_states_vision_projection", "scoring")
@@ -69,7 +69,7 @@ def test_realcustom_holds_the_added_weights_and_nothing_else(saved):
     assert counts[0] == counts[1] == counts[2] > 0
 
 
-def test_the_folder_says_what_each_part_is(saved):
+def test_model_index_names_each_component(saved):
     index = json.loads((saved / "model_index.json").read_text())
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "image_encoder"):
@@ -81,9 +81,7 @@ def test_the_folder_says_what_each_part_is(saved):
 @pytest.mark.parametrize(
     ("with_projection", "name"), [(False, "CLIPTextModel"), (True, "CLIPTextModelWithProjection")]
 )
-def test_the_text_encoder_s_class_says_whether_it_projects(
-    micro_pipe, tmp_path, monkeypatch, with_projection, name
-):
+def test_text_encoder_class_depends_on_projection(micro_pipe, tmp_path, monkeypatch, with_projection, name):
     text = dataclasses.replace(micro_pipe.models.text_configs[0], with_projection=with_projection)
     monkeypatch.setattr("realcustom_jax.weights.folder.write_params", lambda *args: None)
     pipeline.save(
@@ -99,11 +97,11 @@ def test_the_text_encoder_s_class_says_whether_it_projects(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
-    """Bytes of the parameters as they are on the device, up to all of them, those of the scoring float32."""
+def test_load_reports_bytes_read(saved, monkeypatch, dtype):
+    """Bytes of the parameters in their dtypes on the device, up to the total."""
     stages, reports, shown = [], [], []
 
-    class Told(pipeline.Progress):
+    class RecordedProgress(pipeline.Progress):
         def __init__(self, wanted):
             super().__init__(wanted)
             shown.append(wanted)
@@ -114,7 +112,7 @@ def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
         def amount(self, done, total, what):
             reports.append((done, total, what))
 
-    monkeypatch.setattr(pipeline, "Progress", Told)
+    monkeypatch.setattr(pipeline, "Progress", RecordedProgress)
     pipe = pipeline.load(saved, dtype, vae_dtype="float32")
     sizes = [value.nbytes for value in flatten(pipe.params).values()]
     assert stages == [f"loading {saved}", "reading the model"] and shown == [True]
@@ -126,8 +124,8 @@ def test_load_tells_how_much_is_read(saved, monkeypatch, dtype):
         pipeline.load(saved, progress=1)
 
 
-def test_a_quick_load_is_silent_and_a_slow_one_is_not(saved, monkeypatch, capfd):
-    # Nothing here depends on how fast the machine is: first patience is endless, then the clock races.
+def test_only_slow_load_prints_progress(saved, monkeypatch, capfd):
+    # Independent of the machine's speed: first the patience is endless, then a fake clock runs fast.
     monkeypatch.setattr("realcustom_jax.common.progress._PATIENCE", 1e6)
     pipeline.load(saved)
     assert capfd.readouterr().err == ""
@@ -141,7 +139,7 @@ def test_a_quick_load_is_silent_and_a_slow_one_is_not(saved, monkeypatch, capfd)
     assert lines and all(map(line.fullmatch, lines))
 
 
-def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
+def test_load_uses_devices_and_load_on_host_does_not(saved):
     on_host = flatten(pipeline.load_on_host(saved).params)
     on_device = flatten(pipeline.load(saved).params)
     assert on_host.keys() == on_device.keys()
@@ -151,14 +149,14 @@ def test_load_puts_parameters_on_the_device_and_load_on_host_does_not(saved):
         np.testing.assert_array_equal(on_device[path], value)
 
 
-def test_an_unknown_type_of_weights_is_refused_before_anything_is_written(micro_pipe, tmp_path):
+def test_unknown_dtype_raises_before_writing(micro_pipe, tmp_path):
     with pytest.raises(UserError, match="cannot be written as 'int7'; known: float32, float16, bfloat16"):
         pipeline.save(micro_pipe, tmp_path / "model", "int7")
     assert not (tmp_path / "model").exists()
 
 
-def test_parts_of_another_model_do_not_stay_in_the_folder(micro_pipe, folder):
-    """`load` would add them: SDXL's second text encoder, what RealCustom added, an image tower."""
+def test_saving_over_folder_with_extra_components_raises(micro_pipe, folder):
+    """`load` would read them too: SDXL's second text encoder, RealCustom's weights, an image tower."""
     unet, _ = pipeline.split_added(micro_pipe.params["unet"])
     models = dataclasses.replace(micro_pipe.models, realcustom=None)
     base = micro_pipe.replace(models=models, params={**micro_pipe.params, "unet": unet})
@@ -176,7 +174,7 @@ def test_parts_of_another_model_do_not_stay_in_the_folder(micro_pipe, folder):
         (folder / name).rmdir()
 
 
-def test_a_model_is_saved_over_an_earlier_one(micro_pipe, folder):
+def test_saving_over_earlier_model_replaces_it(micro_pipe, folder):
     params = jax.tree.map(lambda x: x + 1, micro_pipe.params)
     pipeline.save(micro_pipe.replace(params=params), folder)
     jax.tree.map(np.testing.assert_array_equal, pipeline.load_on_host(folder).params, params)
@@ -193,7 +191,7 @@ def test_a_model_is_saved_over_an_earlier_one(micro_pipe, folder):
         ("~/x", "the model folder '~/x' begins with a ~"),
     ],
 )
-def test_where_no_model_can_be_saved_is_named(micro_pipe, tmp_path, monkeypatch, path, reason):
+def test_invalid_save_path_raises(micro_pipe, tmp_path, monkeypatch, path, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
@@ -202,7 +200,7 @@ def test_where_no_model_can_be_saved_is_named(micro_pipe, tmp_path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_is_one_sentence(micro_pipe, tmp_path, small_disk):
+def test_full_disk_gives_one_line_error(micro_pipe, tmp_path, small_disk):
     for write in (
         lambda: pipeline.save(micro_pipe, tmp_path),
         lambda: save_tokenizer(micro_pipe.tokenizers[0], tmp_path / "tokenizer"),
@@ -213,7 +211,7 @@ def test_a_full_disk_is_one_sentence(micro_pipe, tmp_path, small_disk):
         assert "\n" not in str(error.value)
 
 
-def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_path):
+def test_half_precision_is_rounded_and_read_as_float32(micro_pipe, tmp_path):
     """float16 keeps 11 bits: relative error up to 2^-11, and 6e-8 below its normal range."""
     pipeline.save(micro_pipe, tmp_path / "half", "float16")
     loaded, ours = flatten(pipeline.load(tmp_path / "half").params), flatten(micro_pipe.params)
@@ -223,7 +221,7 @@ def test_half_precision_is_written_rounded_and_read_as_float32(micro_pipe, tmp_p
     assert any(not np.array_equal(loaded[path], value) for path, value in ours.items())
 
 
-def test_a_base_without_realcustom_is_a_folder_too(micro_pipe, tmp_path):
+def test_base_without_realcustom_is_saved_and_loaded(micro_pipe, tmp_path):
     base, _ = split_added(micro_pipe.params["unet"])
     models = dataclasses.replace(micro_pipe.models, realcustom=None)
     pipeline.save(
@@ -258,7 +256,7 @@ def test_a_base_without_realcustom_is_a_folder_too(micro_pipe, tmp_path):
     ],
     ids=["missing", "unexpected", "mis-shaped", "realcustom", "text"],
 )
-def test_weights_that_do_not_fit_are_named(folder, file, change, message):
+def test_mismatched_weights_are_named(folder, file, change, message):
     edit(folder / file, change)
     with pytest.raises(UserError) as error:
         pipeline.load(folder)
@@ -276,20 +274,20 @@ def test_weights_that_do_not_fit_are_named(folder, file, change, message):
         ("tokenizer", "tokenizer' does not exist"),
     ],
 )
-def test_a_missing_part_is_named(folder, path, message):
+def test_missing_component_raises(folder, path, message):
     shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
     with pytest.raises(UserError) as error:
         pipeline.load(folder)
     assert message in str(error.value)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_missing_folder_raises(tmp_path):
     with pytest.raises(UserError, match=r"there is no model folder .*nowhere"):
         pipeline.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("file", ["vae/config.json", "scheduler/scheduler_config.json"])
-def test_broken_json_is_named(folder, file):
+def test_broken_json_error_names_file(folder, file):
     (folder / file).write_text("{")
     with pytest.raises(UserError) as error:
         pipeline.load(folder)
@@ -297,12 +295,12 @@ def test_broken_json_is_named(folder, file):
 
 
 @pytest.mark.parametrize("file", [UNET, "text_encoder/model.safetensors"])
-def test_a_damaged_weights_file_is_named(folder, file):
+def test_damaged_weights_error_names_file(folder, file):
     (folder / file).write_bytes((folder / file).read_bytes()[:100])
     with pytest.raises(UserError) as error:
         pipeline.load(folder)
     assert str(folder / file) in str(error.value)
 
 
-def test_modules_are_made_from_what_the_folder_says(saved, micro_models):
+def test_read_models_builds_modules_from_folder(saved, micro_models):
     assert pipeline.read_models(saved) == micro_models

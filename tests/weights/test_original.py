@@ -1,6 +1,6 @@
-"""Original one-file checkpoints: written and read to the bit, with the right shapes; mistakes are named.
+"""Original one-file checkpoints: bit-exact round trips, and errors that name what is wrong.
 
-That the names are those of the real files is compared with diffusers in tests/parity/test_original.py.
+tests/parity/test_original.py compares the names with diffusers.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def changed(file: Path, path: Path, change) -> Path:
 def assert_same(loaded, expected) -> None:
     for name, config in expected.models.configs.items():
         read = loaded.models.configs[name]
-        if name == "unet":  # its values by level may be written once for all
+        if name == "unet":  # its values per level may be written as one number
             assert (read.heads, read.depths) == (config.heads, config.depths)
             same = {"attention_head_dim": 0, "transformer_layers_per_block": 0}
             read, config = (dataclasses.replace(c, **same) for c in (read, config))
@@ -63,13 +63,13 @@ def assert_same(loaded, expected) -> None:
         np.testing.assert_array_equal(ours[path], value, err_msg=path)
 
 
-def test_a_file_gives_back_the_same_model_to_the_bit(pipe, file, tokenizer):
+def test_original_file_round_trips_bit_exactly(pipe, file, tokenizer):
     count = len(pipe.models.text_configs)
     assert_same(pipeline.load(file, tokenizers=[tokenizer] * count), pipe)
 
 
-def test_what_training_left_in_a_file_is_passed_over(pipe, file, tokenizer, tmp_path):
-    """Averages and tables of the noise schedule are; a tensor of no known part is an error."""
+def test_training_leftovers_in_file_are_ignored(pipe, file, tokenizer, tmp_path):
+    """Averaged weights and noise-schedule tables are ignored; a tensor of an unknown part raises."""
     left = ("model_ema.decay", "betas", "sqrt_alphas_cumprod", "posterior_variance", "denoiser.sigmas")
     path = changed(
         file, tmp_path / "a.safetensors", lambda t: t.update({name: np.ones(2, np.float32) for name in left})
@@ -81,14 +81,14 @@ def test_what_training_left_in_a_file_is_passed_over(pipe, file, tokenizer, tmp_
         pipeline.load_on_host(path, tokenizers=tokenizers)
 
 
-def test_a_missing_tensor_is_named_as_the_file_has_it(pipe, file, tokenizer, tmp_path):
+def test_missing_tensor_is_named_by_its_original_key(pipe, file, tokenizer, tmp_path):
     name = "input_blocks.1.0.in_layers.2.weight"
     path = changed(file, tmp_path / "x.safetensors", lambda t: t.pop(f"model.diffusion_model.{name}"))
     with pytest.raises(UserError, match=f"named as the original UNet does.*1 missing: {name}"):
         pipeline.load_on_host(path, tokenizers=[tokenizer] * len(pipe.models.text_configs))
 
 
-def test_stable_diffusion_2_is_refused(pipe, file, tokenizer, tmp_path):
+def test_stable_diffusion_2_raises(pipe, file, tokenizer, tmp_path):
     def change(tensors):
         for key in [k for k in tensors if k.startswith(("cond_stage_model.", "conditioner."))]:
             tensors["cond_stage_model.model." + key] = tensors.pop(key)
@@ -98,21 +98,21 @@ def test_stable_diffusion_2_is_refused(pipe, file, tokenizer, tmp_path):
         pipeline.load(path, tokenizers=[tokenizer])
 
 
-def test_sdxl_s_second_tokenizer_pads_as_it_was_trained(pipe, file, tokenizer):
+def test_sdxl_second_tokenizer_pads_with_exclamation_mark(pipe, file, tokenizer):
     """With "!", id 0 of CLIP's vocabulary, though its own file may say otherwise."""
     count = len(pipe.models.text_configs)
     loaded = pipeline.load_on_host(file, tokenizers=[tokenizer] * count)
     assert [one.pad_token for one in loaded.tokenizers] == [pipe.tokenizers[0].pad_token, "!"][:count]
 
 
-def test_an_inpainting_model_is_refused(pipe, file, tokenizer, tmp_path):
+def test_inpainting_model_raises(pipe, file, tokenizer, tmp_path):
     name = "model.diffusion_model.input_blocks.0.0.weight"
     path = changed(file, tmp_path / "x.safetensors", lambda t: t.update({name: np.ones((32, 9, 3, 3))}))
     with pytest.raises(UserError, match="its UNet takes 9 channels and its VAE gives 4: inpainting"):
         pipeline.load(path, tokenizers=[tokenizer] * len(pipe.models.text_configs))
 
 
-def test_the_last_token_may_be_written_as_old_configs_do(micro_tokenizer, tmp_path):
+def test_old_eos_token_id_can_be_exported(micro_tokenizer, tmp_path):
     """SD1.5's own text config says 2."""
     pipe = make("sd15", micro_tokenizer)
     texts = (dataclasses.replace(pipe.models.text_configs[0], eos_token_id=2),)
@@ -121,19 +121,19 @@ def test_the_last_token_may_be_written_as_old_configs_do(micro_tokenizer, tmp_pa
     assert (tmp_path / "x.safetensors").is_file()
 
 
-def test_as_many_tokenizers_as_text_encoders_are_needed(pipe, file, tokenizer):
+def test_wrong_number_of_tokenizers_raises(pipe, file, tokenizer):
     count = len(pipe.models.text_configs)
     with pytest.raises(UserError, match=f"needs {count} tokenizers, not 3"):
         pipeline.load(file, tokenizers=[tokenizer] * 3)
 
 
-def test_a_file_that_is_no_model_is_named(tmp_path):
+def test_file_that_is_no_model_raises(tmp_path):
     safetensors.numpy.save_file({"x": np.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="is neither a model folder nor an original checkpoint"):
         pipeline.load(tmp_path / "x.safetensors")
 
 
-def test_a_folder_has_its_own_tokenizers(tokenizer):
+def test_tokenizers_for_model_folder_raise(tokenizer):
     with pytest.raises(UserError, match="has its own tokenizers"):
         pipeline.load("toybox", tokenizers=[tokenizer])
 
@@ -146,7 +146,7 @@ def test_a_folder_has_its_own_tokenizers(tokenizer):
         ("vae", {"scaling_factor": 0.5}, r"vae\.scaling_factor is 0\.5: it is read as 0\.18215"),
     ],
 )  # fmt: skip
-def test_what_such_a_file_cannot_tell_is_not_exported(micro_tokenizer, tmp_path, part, change, message):
+def test_config_that_original_file_cannot_store_raises(micro_tokenizer, tmp_path, part, change, message):
     pipe = make("sd15", micro_tokenizer)
     config = dataclasses.replace(pipe.models.configs[part], **change)
     pipe = pipe.replace(models=dataclasses.replace(pipe.models, **{f"{part}_config": config}))
@@ -155,7 +155,7 @@ def test_what_such_a_file_cannot_tell_is_not_exported(micro_tokenizer, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_convert_writes_and_reads_it(micro_tokenizer, tokenizer, tmp_path, monkeypatch):
+def test_convert_writes_and_reads_original_file(micro_tokenizer, tokenizer, tmp_path, monkeypatch):
     pipe = make("sdxl", micro_tokenizer)
 
     def run(*arguments):

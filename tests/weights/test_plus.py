@@ -1,4 +1,4 @@
-"""RealCustom++ in small: SDXL's two text encoders, SigLIP and DINOv2 towers, the published form."""
+"""A small RealCustom++ model: SDXL's two text encoders, SigLIP and DINOv2 towers, the published form."""
 
 import copy
 import dataclasses
@@ -77,14 +77,14 @@ def assert_same(loaded: Pipeline, expected: Pipeline) -> None:
         np.testing.assert_array_equal(theirs[path], value, err_msg=path)
 
 
-def test_a_folder_gives_back_the_same_bits(plus, saved):
+def test_plus_folder_round_trips_bit_exactly(plus, saved):
     loaded = rc.load(saved)
     assert_same(loaded, plus)
     assert loaded.defaults == SDXL and len(loaded.tokenizers) == 2
 
 
-def test_it_samples_and_the_second_prompt_encoder_and_both_towers_matter(plus):
-    """Everything that conditions changes the image: pooled text, either tower, the image's fine detail."""
+def test_every_encoder_changes_the_image(plus):
+    """Other weights in any text encoder or image tower give another image."""
     reference = render_reference(Identity("cat", 3)).image
     few = {"steps": 3, "mask_steps": 2}
 
@@ -99,7 +99,7 @@ def test_it_samples_and_the_second_prompt_encoder_and_both_towers_matter(plus):
         assert not np.array_equal(first, image(plus.replace(params={**plus.params, component: changed})))
 
 
-def test_reference_views_are_the_whole_and_the_strided_parts():
+def test_reference_views_are_whole_image_and_strided_parts():
     """A picture of 2×2 blocks of four grays: each part of the split is flat, the whole keeps the corners."""
     tile = np.array([[0, 80], [160, 240]], np.uint8)
     picture = np.repeat(np.tile(tile, (8, 8))[..., None], 3, axis=-1)
@@ -112,8 +112,8 @@ def test_reference_views_are_the_whole_and_the_strided_parts():
 
 
 @pytest.mark.parametrize("export", [export_unet, export_added])
-def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export, caplog):
-    """As the published one: with a base's weights in it, which are used, or without."""
+def test_checkpoint_file_loads_over_base(plus, saved, tmp_path, export, caplog):
+    """With a base's weights in the file, which are then used, as in the published one, or without."""
     other = jax.tree.map(lambda x: x + np.float32(1.0), plus.params["unet"])
     export(plus.replace(params={**plus.params, "unet": other}), tmp_path / "plus.safetensors", "float32")
     base = tmp_path / "base"
@@ -123,20 +123,20 @@ def test_a_checkpoint_file_is_laid_over_a_base(plus, saved, tmp_path, export, ca
     pipeline.save(plus.replace(models=bare, params=params), base)
     towers = [saved / "image_encoder", saved / "image_encoder_2"]
     loaded = rc.load(base, realcustom=tmp_path / "plus.safetensors", image_encoders=towers)
-    # Heads of 64 channels are what the published one has; nothing in a file tells.
+    # Heads of 64 channels are assumed, as in the published model; a file does not tell.
     expected = dataclasses.replace(plus.models.realcustom, projector_head_dim=64, scoring_dim=256)
     assert loaded.models == dataclasses.replace(plus.models, realcustom=expected)
     whole = export is export_unet
     wanted = other if whole else join_added(params["unet"], split_added(other)[1])
     jax.tree.map(np.testing.assert_array_equal, loaded.params["unet"], wanted)
     assert ("also holds a base UNet" in caplog.text) == whole
-    # A UNet that is asked for wins.
+    # A UNet that is given explicitly has priority.
     given = rc.load(base, realcustom=tmp_path / "plus.safetensors", image_encoders=towers, unet=base / "unet")
     ours, _ = split_added(given.params["unet"])
     jax.tree.map(np.testing.assert_array_equal, ours, params["unet"])
 
 
-def test_a_checkpoint_with_a_part_of_a_base_is_refused(plus, saved, tmp_path):
+def test_checkpoint_with_partial_base_raises(plus, saved, tmp_path):
     tensors = to_tensors(DIFFUSERS, plus.params["unet"], "float32")
     del tensors["conv_in.weight"]
     write_tensors(tmp_path / "part.safetensors", tensors)
@@ -145,7 +145,7 @@ def test_a_checkpoint_with_a_part_of_a_base_is_refused(plus, saved, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["folder", "diffusers", "original"])
-def test_another_base_unet_comes_from_a_folder_or_a_file(plus, saved, tmp_path, form):
+def test_other_base_unet_loads_from_folder_or_file(plus, saved, tmp_path, form):
     other = jax.tree.map(lambda x: x + np.float32(1.0), plus.params["unet"])
     base, _ = split_added(other)
     if form == "folder":
@@ -162,13 +162,13 @@ def test_another_base_unet_comes_from_a_folder_or_a_file(plus, saved, tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, added, kept)
 
 
-def test_a_base_unet_of_another_shape_is_refused(plus, saved, micro_pipe, tmp_path):
+def test_base_unet_of_other_shape_raises(plus, saved, micro_pipe, tmp_path):
     pipeline.save(micro_pipe, tmp_path / "other")
     with pytest.raises(UserError, match=r"the UNet in .*other/unet has another shape: \w+ is .*, not "):
         rc.load(saved, unet=tmp_path / "other")
 
 
-def test_a_checkpoint_of_another_shape_or_of_nothing_is_refused(plus, micro_pipe, saved, tmp_path):
+def test_mismatched_or_unrelated_checkpoint_raises(plus, micro_pipe, saved, tmp_path):
     export_added(micro_pipe, tmp_path / "other.safetensors", "float32")
     with pytest.raises(UserError, match="takes 1 layers of each of 2 image towers"):
         rc.load(saved, realcustom=tmp_path / "other.safetensors")
@@ -181,8 +181,8 @@ def test_a_checkpoint_of_another_shape_or_of_nothing_is_refused(plus, micro_pipe
         rc.load(saved, realcustom=vae)
 
 
-def test_flax_weights_are_read_to_the_bit(plus, saved, tmp_path):
-    """The folder's `.msgpack` alone."""
+def test_flax_weights_load_bit_exactly(plus, saved, tmp_path):
+    """From a folder with only `.msgpack` weights."""
     export_flax(plus, tmp_path, "float32")
     assert not list(tmp_path.rglob("*.safetensors"))
     for name in ("tokenizer", "tokenizer_2", "scheduler", "realcustom"):
@@ -190,8 +190,8 @@ def test_flax_weights_are_read_to_the_bit(plus, saved, tmp_path):
     assert_same(rc.load(tmp_path), plus)
 
 
-def test_timm_towers_are_read_to_the_bit_and_give_the_same_features(plus, saved, tmp_path):
-    """The class token's position joins the class token, as timm has it: the same float32 sum."""
+def test_timm_towers_load_with_equal_features(plus, saved, tmp_path):
+    """timm adds the class token's position to the class token itself: the same float32 sum."""
     export_timm(plus, tmp_path, "float32")
     loaded = rc.load(saved, image_encoders=[tmp_path / "image_encoder", tmp_path / "image_encoder_2"])
     # transformers' default for SigLIP is the tanh GELU, timm's the exact one, which the fixture has
@@ -210,14 +210,14 @@ def test_timm_towers_are_read_to_the_bit_and_give_the_same_features(plus, saved,
         assert files[0] == files[1]
 
 
-def test_a_tower_at_another_size_has_its_positions_resampled(saved):
+def test_tower_at_other_size_has_resampled_positions(saved):
     config, params = open_tower(saved / "image_encoder_2", image_size=24)
     assert config.image_size == 24
     positions = params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
     assert positions.shape == np.asarray(positions).shape == (1 + 36, 128)
 
 
-def test_towers_that_do_not_fit_each_other_are_refused(plus):
+def test_mismatched_towers_raise(plus):
     small = dataclasses.replace(plus.models.image_configs[1], patch_size=8)
     with pytest.raises(
         UserError, match=r"must take images of one size and give as many tokens; got 16 \(16 "
@@ -230,8 +230,8 @@ def test_towers_that_do_not_fit_each_other_are_refused(plus):
         dataclasses.replace(plus.models, realcustom=layers)
 
 
-def test_parameters_go_straight_to_their_dtype_and_shards(saved):
-    """Eight devices: a matrix is split, a vector copied; and the values are those of the file."""
+def test_parameters_load_into_dtype_and_shards(saved):
+    """Eight devices: a matrix is sharded, a vector replicated; the values are those of the file."""
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("fsdp",))
 
     def sharding(path: str, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
@@ -253,7 +253,7 @@ def test_parameters_go_straight_to_their_dtype_and_shards(saved):
 
 @pytest.fixture
 def cached(saved, tmp_path, monkeypatch):
-    """A local hub cache that holds the model as `someone/plus`, and no hub."""
+    """A local hub cache with the model as `someone/plus`, and no network."""
     repository = tmp_path / "models--someone--plus"
     (repository / "snapshots").mkdir(parents=True)
     (repository / "snapshots" / "abc").symlink_to(saved, target_is_directory=True)
@@ -263,18 +263,18 @@ def cached(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-def test_a_hub_id_is_found_in_the_cache(plus, cached):
+def test_hub_id_loads_from_cache(plus, cached):
     assert_same(rc.load("someone/plus"), plus)
 
 
-def test_a_hub_id_that_is_nowhere_is_named(cached):
+def test_unknown_hub_id_raises(cached):
     with pytest.raises(UserError, match="'someone/else' is neither a folder nor in the local hub cache"):
         rc.load("someone/else")
     with pytest.raises(UserError, match="'someone/plus' at revision 'v2' is neither a folder nor"):
         rc.load("someone/plus", revision="v2")
 
 
-def test_a_revision_is_of_the_hub(saved):
+def test_revision_without_hub_repository_raises(saved):
     for path, revision, sentence in (
         (saved, "v1", f"revision 'v1' needs a hub repository, but '{saved}' is not on the hub"),
         ("toybox", "v1", "but 'toybox' is not on the hub"),

@@ -1,4 +1,4 @@
-"""Files of tensors: every kind gives back the same bits; damage is named."""
+"""Tensor files: every format gives back the same bits; damaged files raise."""
 
 import json
 import os
@@ -35,12 +35,12 @@ def assert_same(tensors: Tensors, values: dict) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.msgpack"])
-def test_what_is_written_is_read_to_the_bit(tmp_path, name):
+def test_written_tensors_are_read_bit_exactly(tmp_path, name):
     write_tensors(tmp_path / name, VALUES)
     assert_same(open_tensors(tmp_path / name), VALUES)
 
 
-def test_the_libraries_read_what_is_written(tmp_path):
+def test_safetensors_and_flax_read_our_files(tmp_path):
     write_tensors(tmp_path / "m.safetensors", VALUES)
     theirs = safetensors.numpy.load_file(tmp_path / "m.safetensors")
     write_tensors(tmp_path / "m.msgpack", VALUES)
@@ -49,7 +49,7 @@ def test_the_libraries_read_what_is_written(tmp_path):
     np.testing.assert_array_equal(tree["b"]["c"]["scale"], VALUES["b/c/scale"])
 
 
-def test_msgpack_of_flax_itself_is_read(tmp_path):
+def test_msgpack_written_by_flax_is_read(tmp_path):
     path = tmp_path / "flax_model.msgpack"
     path.write_bytes(flax.serialization.to_bytes(unflatten(VALUES)))
     assert_same(open_tensors(path), VALUES)
@@ -57,18 +57,18 @@ def test_msgpack_of_flax_itself_is_read(tmp_path):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Flax splits arrays of more than 16 bytes, as it does those of more than 2**30."""
+    """Flax splits arrays of more than 16 bytes instead of 2**30."""
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 16)
 
 
-def test_msgpack_of_arrays_in_chunks_is_read(tmp_path, small_chunks):
+def test_msgpack_with_chunked_arrays_is_read(tmp_path, small_chunks):
     path = tmp_path / "flax_model.msgpack"
     path.write_bytes(flax.serialization.to_bytes(unflatten(VALUES)))
     assert path.read_bytes().count(b"__msgpack_chunked_array__") == 2  # of 48 and of 20 bytes
     assert_same(open_tensors(path), VALUES)
 
 
-def test_large_arrays_are_written_as_flax_reads_them(tmp_path, small_chunks):
+def test_large_arrays_are_written_in_flax_chunks(tmp_path, small_chunks):
     path = tmp_path / "m.msgpack"
     write_tensors(path, VALUES)
     assert b"__msgpack_chunked_array__" in path.read_bytes()
@@ -122,7 +122,7 @@ DAMAGED_TREES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED_TREES)
-def test_a_damaged_tree_of_arrays_is_named(tmp_path, damage):
+def test_damaged_msgpack_tree_raises(tmp_path, damage):
     path = tmp_path / "m.msgpack"
     path.write_bytes(msgpack.packb(DAMAGED_TREES[damage], strict_types=True))
     with pytest.raises(UserError, match=r"m\.msgpack is not a complete Flax msgpack file") as error:
@@ -133,15 +133,15 @@ def test_a_damaged_tree_of_arrays_is_named(tmp_path, damage):
 @pytest.mark.parametrize(
     "content", [b"\x81\xa1a" * 100_000, b"\x81\xa1a\xdd\x7f\xff\xff\xff", b"\xdf\xff\xff\xff\xff"]
 )
-def test_trees_that_are_deep_or_announce_much_are_named(tmp_path, content):
-    """100,000 maps, one in the other; a list of 2**31 values; a map of 2**32."""
+def test_deep_or_oversized_msgpack_raises(tmp_path, content):
+    """100,000 nested maps; a list that announces 2**31 values; a map that announces 2**32."""
     path = tmp_path / "m.msgpack"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"m\.msgpack is not a complete Flax msgpack file"):
         open_tensors(path)
 
 
-def test_large_files_are_written_in_shards_of_at_most_the_size_asked_for(tmp_path):
+def test_large_files_are_split_into_shards(tmp_path):
     values = {f"layer.{i}": np.full(25, i, np.float32) for i in range(7)}  # 100 bytes each
     write_tensors(tmp_path / "model.safetensors", values, shard_bytes=250)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -155,8 +155,8 @@ def test_large_files_are_written_in_shards_of_at_most_the_size_asked_for(tmp_pat
     assert_same(open_tensors(tmp_path / names[-1]), values)
 
 
-def test_what_is_written_over_a_file_in_another_form_is_what_is_read(tmp_path):
-    """A model that was whole and is now in shards, and the other way round; `find_weights` looks for both."""
+def test_overwriting_in_other_form_leaves_no_old_file(tmp_path):
+    """One file replaced by shards, and the reverse; `find_weights` looks for both."""
     path = tmp_path / "model.safetensors"
     for number, shard_bytes in enumerate((1000, 100, 200, 1000, 100)):
         values = {f"layer.{i}": np.full(25, number, np.float32) for i in range(3)}
@@ -166,7 +166,7 @@ def test_what_is_written_over_a_file_in_another_form_is_what_is_read(tmp_path):
         assert (tmp_path / "model.safetensors.index.json").exists() == (shard_bytes < 1000)
 
 
-def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
+def test_shards_not_matching_index_raise(tmp_path):
     values = {f"layer.{i}": np.zeros(25, np.float32) for i in range(3)}
     write_tensors(tmp_path / "m.safetensors", values, shard_bytes=100)
     index = tmp_path / "m.safetensors.index.json"
@@ -181,7 +181,7 @@ def test_shards_that_do_not_hold_what_the_index_names_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
-def test_a_file_that_does_not_fit_on_the_disk_is_named_and_not_left(tmp_path, small_disk, name):
+def test_write_to_full_disk_raises_and_leaves_no_file(tmp_path, small_disk, name):
     if name.endswith(".pth"):
         pytest.importorskip("torch", reason="the extra `convert` is not installed")
     with pytest.raises(UserError, match=rf"{name} cannot be written: File too large"):
@@ -191,7 +191,7 @@ def test_a_file_that_does_not_fit_on_the_disk_is_named_and_not_left(tmp_path, sm
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack", "m.pth"])
 @pytest.mark.parametrize("read", [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float16), np.zeros(())])
-def test_a_tensor_that_is_not_what_it_announced_is_named(tmp_path, name, read):
+def test_lazy_tensor_with_other_shape_or_dtype_raises(tmp_path, name, read):
     if name.endswith(".pth"):
         pytest.importorskip("torch", reason="the extra `convert` is not installed")
     tensors = {"a": VALUES["a/bias"], "b": LazyArray((2, 3), lambda: read, np.dtype(np.float32))}
@@ -202,23 +202,23 @@ def test_a_tensor_that_is_not_what_it_announced_is_named(tmp_path, name, read):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kind_of_numbers_that_safetensors_cannot_hold_is_named(tmp_path):
+def test_dtype_unsupported_by_safetensors_raises(tmp_path):
     with pytest.raises(UserError, match=r"m\.safetensors cannot be written: a is complex64, which"):
         write_tensors(tmp_path / "m.safetensors", {"a": np.zeros(3, np.complex64)})
 
 
-def test_select_takes_the_tensors_below_a_prefix(tmp_path):
+def test_select_returns_tensors_below_prefix(tmp_path):
     write_tensors(tmp_path / "m.safetensors", VALUES)
     part = open_tensors(tmp_path / "m.safetensors").select("a/")
     assert_same(part, {"kernel": VALUES["a/kernel"], "bias": VALUES["a/bias"]})
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
-def test_a_file_that_changes_while_it_is_open_is_named(tmp_path, name):
-    """Of the same names and size, but with the tensors elsewhere: its numbers would be taken for others."""
+def test_file_changed_while_open_raises(tmp_path, name):
+    """With the same names and size, but other offsets, wrong numbers would be read without an error."""
     path = tmp_path / name
     write_tensors(path, {"a": np.zeros(4, np.float32), "b": np.ones(4, np.float32)})
-    os.utime(path, (1, 1))  # clocks of file systems are coarse
+    os.utime(path, (1, 1))  # timestamps of file systems are coarse
     tensors, size = open_tensors(path), path.stat().st_size
     np.testing.assert_array_equal(tensors.read("a"), np.zeros(4))
     write_tensors(path, {"a": np.ones(4, np.float32), "b": np.zeros(4, np.float32)})
@@ -237,7 +237,7 @@ def test_a_file_that_changes_while_it_is_open_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
-def test_a_relative_path_stays_the_same_file(tmp_path, monkeypatch, name):
+def test_relative_path_stays_valid_after_chdir(tmp_path, monkeypatch, name):
     write_tensors(tmp_path / name, VALUES)
     monkeypatch.chdir(tmp_path)
     tensors = open_tensors(Path(name))
@@ -247,7 +247,7 @@ def test_a_relative_path_stays_the_same_file(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.msgpack"])
 @pytest.mark.parametrize("keep", [0, 40, 0.9])
-def test_a_damaged_file_is_named(tmp_path, name, keep):
+def test_damaged_file_raises(tmp_path, name, keep):
     path = tmp_path / name
     write_tensors(path, {"a": RNG.standard_normal(100)})
     data = path.read_bytes()
@@ -256,7 +256,7 @@ def test_a_damaged_file_is_named(tmp_path, name, keep):
         open_tensors(path)
 
 
-def test_an_unknown_kind_of_file_is_refused(tmp_path):
+def test_unknown_file_type_raises(tmp_path):
     (tmp_path / "m.h5").write_bytes(b"")
     with pytest.raises(UserError, match=r"m\.h5 is not a known kind of weights file; known: \.safetensors"):
         open_tensors(tmp_path / "m.h5")
@@ -264,14 +264,14 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
         write_tensors(tmp_path / "m.h5", VALUES)
 
 
-def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
+def test_pickle_without_pytorch_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)  # as if it were not installed
     (tmp_path / "m.pth").write_bytes(b"x")
     with pytest.raises(UserError, match=r"needs PyTorch: install realcustom_jax\[convert\]"):
         open_tensors(tmp_path / "m.pth")
 
 
-def test_pickles_are_read_and_written_with_pytorch(tmp_path):
+def test_pickles_round_trip_with_pytorch(tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `convert` is not installed")
     values = {key.replace("/", "."): value for key, value in VALUES.items()}
     write_tensors(tmp_path / "m.pth", values)
@@ -282,7 +282,7 @@ def test_pickles_are_read_and_written_with_pytorch(tmp_path):
     assert_same(open_tensors(tmp_path / "nested.bin"), values)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
+def test_pickle_with_code_raises(tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `convert` is not installed")
     torch.save({"weight": print}, tmp_path / "m.pth")
     with pytest.raises(UserError, match=r"m\.pth holds more than plain PyTorch weights"):

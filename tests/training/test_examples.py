@@ -1,4 +1,4 @@
-"""How references get harder, and how captions and references are dropped."""
+"""Training examples: the curriculum of references, and dropout of captions and references."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ CAPTION = "a cat on the beach"
 
 
 @pytest.mark.parametrize(("step", "strength"), [(0, 0.2), (100, 0.2), (150, 0.5), (200, 0.8), (10**6, 0.8)])
-def test_strength_is_linear_between_two_steps(step, strength):
+def test_curriculum_strength_is_linear_between_two_steps(step, strength):
     curriculum = Curriculum(start=0.2, end=0.8, begin=100, finish=200)
     assert curriculum.strength(step) == pytest.approx(strength)
 
 
-def test_a_curriculum_without_length_jumps():
+def test_curriculum_of_zero_length_jumps():
     curriculum = Curriculum(start=0.0, end=1.0, begin=5, finish=5)
     assert [curriculum.strength(step) for step in (4, 5, 6)] == [0.0, 0.0, 1.0]
 
@@ -40,8 +40,8 @@ def run(make_example: MakeExample, index: int, seed: int = 0) -> dict[str, np.nd
     return make_example(example, np.random.default_rng((seed, index)))
 
 
-def test_captions_and_references_are_dropped_in_the_shares_asked_for(make_example):
-    """Alone 10 % and 20 %, both 30 %; 1500 draws, so 4 standard deviations are 5 %. Of either kind a quarter
+def test_dropout_shares_match_their_options(make_example):
+    """Alone 10 % and 20 %, both 30 %; 1500 draws, so 4 standard deviations are 5 %. A quarter of each kind
     trains the text alone."""
     empty, full = (tokenize(*make_example.tokenizers, text) for text in ("", CAPTION))
     counts, flags = np.zeros((2, 2)), np.zeros((2, 2))
@@ -49,7 +49,7 @@ def test_captions_and_references_are_dropped_in_the_shares_asked_for(make_exampl
         out = run(make_example, index)
         no_text, no_image = np.array_equal(out["ids"], empty), not out["reference"].any()
         assert no_text or np.array_equal(out["ids"], full)
-        assert np.array_equal(out["image"], IMAGE)  # what is learned is never dropped
+        assert np.array_equal(out["image"], IMAGE)  # the training image is never dropped
         counts[int(no_text), int(no_image)] += 1
         assert out["flag"] in (0, 1) and out["flag"].dtype == np.float32
         flags[int(no_text), int(no_image)] += out["flag"]
@@ -57,7 +57,7 @@ def test_captions_and_references_are_dropped_in_the_shares_asked_for(make_exampl
     np.testing.assert_allclose(counts / COUNT, [[0.4, 0.2], [0.1, 0.3]], atol=0.05)
 
 
-def test_nothing_is_dropped_unless_asked(make_example):
+def test_zero_dropout_drops_nothing(make_example):
     keep = dataclasses.replace(make_example, drop_text=0.0, drop_image=0.0, drop_both=0.0, text_only=0.0)
     full = tokenize(*keep.tokenizers, CAPTION)
     for index in range(50):
@@ -65,7 +65,7 @@ def test_nothing_is_dropped_unless_asked(make_example):
         assert np.array_equal(out["ids"], full) and out["reference"].any() and out["flag"] == 1
 
 
-def test_an_example_is_a_function_of_its_random_numbers(make_example):
+def test_example_depends_only_on_its_random_numbers(make_example):
     outs = [[run(make_example, index, seed) for index in range(990, 1010)] for seed in (1, 1, 2)]
     same = [
         all(np.array_equal(x[name], y[name]) for name in x) for x, y in zip(outs[0], outs[1], strict=True)
@@ -76,7 +76,7 @@ def test_an_example_is_a_function_of_its_random_numbers(make_example):
     assert all(same) and not all(other)
 
 
-def test_the_reference_is_the_image_first_and_varies_later(make_example):
+def test_reference_equals_image_first_and_varies_later(make_example):
     """The step is index // batch_size: strength 0 in step 0 and 1 from step 100 on."""
     keep = dataclasses.replace(make_example, drop_text=0.0, drop_image=0.0, drop_both=0.0)
 
@@ -88,13 +88,13 @@ def test_the_reference_is_the_image_first_and_varies_later(make_example):
     assert 0.0 < change(10) < change(100)
 
 
-def test_stages_without_a_reference_get_none(make_example):
+def test_no_reference_size_gives_no_reference(make_example):
     out = run(dataclasses.replace(make_example, reference_size=None), 3)
     assert out.keys() == {"image", "ids"}
     assert out["ids"].dtype == np.int32 and out["image"].dtype == np.uint8
 
 
-def test_the_reference_has_its_own_size(make_example):
+def test_reference_has_its_own_size(make_example):
     keep = dataclasses.replace(make_example, reference_size=24, drop_image=0.0, drop_both=0.0)
     out = run(keep, 0)
     assert out["reference"].shape == (1, 24, 24, 3) and out["reference"].dtype == np.uint8
@@ -111,27 +111,27 @@ def two_subjects() -> dict:
 
 
 def colour(photo: np.ndarray) -> str:
-    """Of the middle of a photo, from which nothing of the dark ground may be seen."""
-    assert photo.min(axis=2).max() > 140 and photo.max(axis=2).min() > 100  # a light ground and no dark one
+    """The colour in the middle of a photo; its dark original background must not show."""
+    assert photo.min(axis=2).max() > 140 and photo.max(axis=2).min() > 100  # a light background
     red, green, _ = photo[6:10, 6:10].reshape(-1, 3).mean(axis=0)
     assert abs(red - green) > 100
     return "red" if red > green else "green"
 
 
-def test_a_reference_of_a_subject_shows_one_of_those_marked_and_nothing_else(make_example):
+def test_subject_reference_shows_only_one_marked_subject(make_example):
     of_subject = dataclasses.replace(make_example, of_subject=True, drop_image=0.0, drop_both=0.0)
     seen, example = [], two_subjects()
     whole = make_example({**example, "index": 0}, np.random.default_rng(0))
     for index in range(40):
         out = of_subject({**example, "index": index}, np.random.default_rng(index))
         seen.append(colour(out["reference"][0]))
-        assert np.array_equal(out["image"], whole["image"])  # what is learned is the picture as ever
+        assert np.array_equal(out["image"], whole["image"])  # the training image is unchanged
     assert 8 < seen.count("red") < 32
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 16)])
-def test_only_a_subject_that_the_crop_shows_becomes_the_reference(make_example, shape):
-    """The picture is 24×72 with the red one at its left end, and training sees its middle."""
+def test_subject_outside_crop_is_no_reference(make_example, shape):
+    """The picture is 24×72 with the red subject at its left end, and training crops its middle."""
     of_subject = dataclasses.replace(make_example, of_subject=True, drop_image=0.0, drop_both=0.0)
     example = two_subjects()
     example["image"] = np.pad(example["image"], ((0, 0), (0, 48), (0, 0)))
@@ -150,8 +150,8 @@ def test_only_a_subject_that_the_crop_shows_becomes_the_reference(make_example, 
 
 
 @pytest.mark.parametrize("shape", [None, (12, 16)])
-def test_the_region_is_where_the_references_subject_is(make_example, shape):
-    """How much of each 4×4 square has the reference's colour; nothing where no reference acts."""
+def test_region_covers_the_reference_subject(make_example, shape):
+    """The share of each 4×4 square with the reference's colour; 0 without a reference."""
     of_subject = dataclasses.replace(
         make_example, of_subject=True, region_downscale=4, drop_image=0.3, drop_both=0.0
     )
@@ -178,7 +178,7 @@ def test_the_region_is_where_the_references_subject_is(make_example, shape):
     assert seen == {"red", "green", "none"}
 
 
-def test_a_reference_of_a_subject_names_an_example_without_one(make_example):
+def test_example_without_subject_raises(make_example):
     of_subject = dataclasses.replace(make_example, of_subject=True)
     example = {"key": "k17", "image": IMAGE, "caption": CAPTION, "metadata": {}, "index": 0}
     with pytest.raises(UserError, match="the example 'k17' marks no subjects"):
@@ -200,7 +200,7 @@ def test_views_are_two_photos_of_one_subject(first):
     assert len(set(seen)) == (1 if first else 2)  # a subject has one number
 
 
-def test_views_of_a_speck_name_its_example():
+def test_views_of_tiny_subject_raise():
     mask = np.zeros((24, 24), bool)
     mask[3, 3] = True
     example = {**two_subjects(), "metadata": {"subjects": [mark("cat", mask)]}}
