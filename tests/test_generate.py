@@ -429,9 +429,14 @@ def test_mistakes_are_found_before_loading_a_model(monkeypatch, tmp_path, capsys
     """Words, sizes and steps, from the model's configs alone."""
     Image.fromarray(CAT).save(tmp_path / "cat.png")
     monkeypatch.setattr("realcustom_jax.pipeline.load", lambda *_, **__: pytest.fail("loaded"))
-    for wrong in (["--subject", f"dog={tmp_path / 'cat.png'}"], ["--width", "33"], ["--mask-steps", "99"]):
-        with pytest.raises(SystemExit):
+    for wrong, message in (
+        (["--subject", f"dog={tmp_path / 'cat.png'}"], "'dog' are not in the prompt"),
+        (["--width", "33"], "33"),
+        (["--mask-steps", "99"], "mask_steps"),
+    ):
+        with pytest.raises(SystemExit) as status:
             run_sample(monkeypatch, "--prompt", "a cat", "--out", str(tmp_path / "out"), *wrong)
+        assert status.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_public_names_and_sample_docstring_are_complete():

@@ -299,8 +299,6 @@ def test_fingerprint_covers_encoders_in_half_precision(two_texts):
 
 
 def test_damaged_empty_text_file_raises(encoded, data):
-    if not encoded.encoding.text:
-        return
     path = encoded_folder(data) / "empty.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:20])

@@ -51,7 +51,11 @@ def written(source, tmp_path_factory) -> Path:
 def test_damaged_data_set_description_raises(written, tmp_path, name, damage):
     copy = Path(shutil.copytree(written, tmp_path / "data"))
     (copy / "image_text" / "1.0.0" / name).write_bytes(DAMAGED[damage])
-    with pytest.raises(UserError, match=r"is damaged or of another kind|has no split") as error:
+    # A description that is valid JSON of another content may hold no split at all.
+    message = "is damaged or of another kind" + (
+        "|has no split 'train'" if name == "dataset_info.json" else ""
+    )
+    with pytest.raises(UserError, match=message) as error:
         open_split(copy, "train")
     assert "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.common.errors import UserError, exit_on_user_error
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.image_text import Example, is_written, open_split, write
 
 
@@ -138,19 +138,3 @@ def test_jax_and_tensorflow_are_not_imported():
     code = "import sys, realcustom_jax.data.image_text; print({'jax', 'tensorflow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
-
-
-def test_command_reports_a_user_error_in_one_line(capsys):
-    @exit_on_user_error()
-    def main():
-        raise UserError("no such dog")
-
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    assert capsys.readouterr().err == "error: no such dog\n"
-
-
-def test_command_does_not_hide_bugs():
-    with pytest.raises(ValueError, match="a bug"), exit_on_user_error():
-        raise ValueError("a bug")

@@ -112,10 +112,9 @@ def test_resize_sets_the_short_side(format_):
         assert image.size == (16, 12) == (made.width, made.height)
         assert image.format == format_.upper()
         # Halved noise is on average within 40 of 255 of the mean of each 2×2 pixels (Lanczos is not a mean).
-        # A crop or a mirrored image differs by 70.
+        # A crop or a mirrored image differs by 70. JPEG and WebP blur the colours of noise.
         mean = np.asarray(picture(0), np.float32).reshape(12, 2, 16, 2, 3).mean(axis=(1, 3))
-        if format_ == "png":
-            assert np.abs(np.asarray(image, np.float32) - mean).mean() < 40
+        assert np.abs(np.asarray(image, np.float32) - mean).mean() < (40 if format_ == "png" else 55)
     assert make(raw(), Recipe(resize=24)).example.image == raw().image  # nothing is enlarged
 
 

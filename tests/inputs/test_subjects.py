@@ -123,7 +123,9 @@ def test_subjects_may_share_word_with_mask_or_zero_strength(flat_pipe):
     half = np.arange(8) < np.full((8, 1), 4)
     rest = [dataclasses.replace(rc.Subject(CAT, "dog"), **c) for c in ({"mask": half}, {"strength": 0})]
     for other in rest:
-        conditioning(flat_pipe, [rc.Subject(DOG, "dog"), other])
+        made, _ = conditioning(flat_pipe, [rc.Subject(DOG, "dog"), other])
+        np.testing.assert_array_equal(made.words[0, 0], made.words[0, 1])
+        assert made.present[0].tolist() == [1, other.strength]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_center_crop_resize_antialiases_and_keeps_same_size_exact():
     np.testing.assert_array_equal(center_crop_resize(picture(), (6, 8)), picture())
 
 
-def test_to_float_spans_minus_one_to_one():
+def test_to_signed_spans_minus_one_to_one():
     result = to_signed(np.array([0, 255], np.uint8))
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, [-1, 1])

@@ -20,7 +20,7 @@ get_config = runpy.run_path(str(TINY))["get_config"]
 
 @pytest.mark.parametrize("stage", ["vae", "clip", "instance", "base", "customize"])
 def test_toybox_configs_are_valid(stage):
-    read_config(get_config(stage))
+    assert read_config(get_config(stage)).stage == get_config(stage).stage
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_describe_options_lists_each_option_once():
 def test_older_configs_without_new_keys_are_valid(key):
     config = get_config("base")
     del config.data[key]
-    read_config(config)
+    assert getattr(read_config(config).data, key) == getattr(DataConfig(), key)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("grey_share", 1.5), ("grey_share", -0.1)])

@@ -125,7 +125,10 @@ def test_range_limits_are_inclusive():
         ("curriculum.begin", 600), ("mesh.fsdp", -1), ("optimizer.end_fraction", 1), ("data.workers", 0),
         ("model.realcustom.feature_layers", ((-3,), (2,))), ("model.text_encoder.vocab_size", 0),
     ):  # fmt: skip
-        read_config(changed(key, value))
+        found = read_config(changed(key, value))
+        for name in key.split("."):
+            found = getattr(found, name) if hasattr(found, name) else found[name]
+        assert found == value
 
 
 # ---------------------------------------------------------------- errors that need data and model
