@@ -57,7 +57,7 @@ _ENDINGS = (
 
 def on_host(dtype: Any) -> Place:
     """A `Place` that makes numpy arrays of `dtype`."""
-    return lambda path, value: value.astype(dtype, copy=False)
+    return lambda path, value: cast(value, dtype)
 
 
 def on_device(dtype: Any, sharding: Any = None) -> Place:
@@ -71,7 +71,7 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
 
     # Waiting for each transfer keeps host copies short-lived: only a few parameters exist twice at a time.
     def place(path: str, value: np.ndarray) -> jax.Array:
-        value = value.astype(dtype(path) if _chooses(dtype) else dtype, copy=False)
+        value = cast(value, dtype(path) if _chooses(dtype) else dtype)
         target: Any = sharding(path, value.shape) if callable(sharding) else sharding
         if target is None:
             return jax.block_until_ready(jax.device_put(value))
@@ -80,6 +80,25 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
         )
 
     return place
+
+
+def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """`value.astype(dtype, copy=False)`, in a way that lets several threads cast float16 to bfloat16."""
+    if value.dtype != np.float16 or np.dtype(dtype) != ml_dtypes.bfloat16 or value.size < 2:
+        return value.astype(dtype, copy=False)
+    # The direct cast holds Python's lock all the time. Through float32, which is exact, it holds it for a fifth
+    # of that. In parts, so that the float32 numbers stay in the processor's cache.
+    result = np.empty_like(value, dtype)
+    axis = int(np.argmax(value.strides))  # parts along it lie in one piece
+    rows = max(1, _CAST_NUMBERS * value.shape[axis] // value.size)
+    source, target = np.moveaxis(value, axis, 0), np.moveaxis(result, axis, 0)
+    for start in range(0, len(source), rows):
+        target[start : start + rows] = source[start : start + rows].astype(np.float32)
+    return result
+
+
+# Numbers that `cast` converts at a time: 1 MiB of float32.
+_CAST_NUMBERS = 2**18
 
 
 def _chooses(dtype: Any) -> bool:
