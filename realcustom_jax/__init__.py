@@ -19,21 +19,27 @@ with epy.lazy_api_imports(globals()):
     from realcustom_jax.diffusion.conditioning import Conditioning, Settings
     from realcustom_jax.diffusion.sampler import sample_latents
     from realcustom_jax.generate import sample
+    from realcustom_jax.inputs.characters import Character
     from realcustom_jax.inputs.encode import make_conditioning
     from realcustom_jax.inputs.face_detection import find_face
     from realcustom_jax.inputs.subjects import Subject
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
+    from realcustom_jax.story.scene import Scene
+    from realcustom_jax.story.story import Story
     from realcustom_jax.toybox import example
 
 __all__ = [
+    "Character",
     "Conditioning",
     "Pipeline",
     "SamplerConfig",
     "Samples",
     "SamplingOptions",
+    "Scene",
     "Settings",
+    "Story",
     "Subject",
     "UserError",
     "example",

@@ -22,7 +22,7 @@ LAYERS = (
     {"generate"},
     {"data"},
     {"toybox"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "story"},
     {"train", "sample", "evaluate", "convert", "export", "aot"},
 )
 COMMANDS = {"train", "sample", "evaluate", "convert", "export"}

@@ -153,3 +153,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, atomically."""
     write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, atomically."""
+    write_whole(path, lambda half: half.write_bytes(content))

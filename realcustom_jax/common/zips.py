@@ -1,7 +1,9 @@
-"""Reading zip files that may come from anyone."""
+"""Zip files: writing them, and reading those that may come from anyone."""
 
+import io
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from realcustom_jax.common.errors import UserError, one_line
@@ -9,6 +11,16 @@ from realcustom_jax.common.rules import shown
 
 # A character or a story of a few dozen images is far below.
 MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """Files, {name: content}, as a zip; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            # A `ZipInfo` has a fixed date.
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
 
 
 def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:

@@ -12,18 +12,17 @@ import json
 import os
 import re
 import unicodedata
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import check_local, read_json, write_json, write_whole
+from realcustom_jax.common.files import check_local, reading, write_bytes
 from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.common.rules import is_list, shown
-from realcustom_jax.common.zips import read_zip
+from realcustom_jax.common.zips import read_zip, zipped
 from realcustom_jax.inputs.subjects import Box, Subject
 from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
 
@@ -99,19 +98,14 @@ class Character:
           UserError: if it cannot be written.
         """
         check_local(path, "character's path")
-        path = Path(path)
+        path, files = Path(path), character_files(self)
         if path.suffix.lower() == ".zip":
-            write_whole(path, self._write_zip)
+            write_bytes(path, zipped(files))
         else:
             with replacing_folder(path, "the character's folder") as folder:
-                write_character(self, folder)
+                for name, content in files.items():
+                    (folder / name).write_bytes(content)
         return path
-
-    def _write_zip(self, path: Path) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr(FILE, json.dumps(_values(self), indent=2, ensure_ascii=False) + "\n")
-            for number, photo in enumerate(self.photos):
-                file.writestr(_image_name(number), _png(photo))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Character":
@@ -122,16 +116,15 @@ class Character:
         """
         check_local(path, "character's path")
         path = Path(path)
-        if path.is_dir():
-            return read_character(path)
-        files = read_zip(path)
-        if FILE not in files:
-            raise UserError(f"{path} holds no {FILE}: it is not a character")
-        try:
-            values = json.loads(files[FILE])
-        except (ValueError, RecursionError):
-            raise UserError(f"{path}: {FILE} is not valid JSON") from None
-        return _from_values(values, lambda name: files.get(name), str(path))
+        if not path.is_dir():
+            files = read_zip(path)
+            return character_of(files.get(FILE), files.get, str(path))
+
+        def read(name: str) -> bytes | None:
+            with reading():
+                return (path / name).read_bytes() if (path / name).is_file() else None
+
+        return character_of(read(FILE), read, str(path))
 
     def __repr__(self) -> str:
         parts = [repr(self.name), f"word={self.word!r}"]
@@ -160,41 +153,38 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w-]+", "_", name).strip("_") or "character"
 
 
-def write_character(character: Character, folder: Path) -> None:
-    """Write character.json and the images into an existing folder.
+def character_files(character: Character) -> dict[str, bytes]:
+    """The files of a character, {name: content}."""
+    images = [_image_name(number) for number in range(len(character.photos))]
+    plain = ("name", "word", "description", "face", "face_strength", "body_strength")
+    values = {**{name: getattr(character, name) for name in plain}, "images": images}
+    files = {FILE: (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()}
+    return files | {name: _png(photo) for name, photo in zip(images, character.photos, strict=True)}
+
+
+def character_of(text: bytes | None, read: Callable[[str], bytes | None], source: str) -> Character:
+    """A character from its files.
+
+    Args:
+      text: content of character.json; None if it is missing.
+      read: gives the content of another file of the character, or None.
+      source: where it comes from, for errors.
 
     Raises:
-      UserError: if a file cannot be written.
+      UserError: if it is not a character.
     """
-    for number, photo in enumerate(character.photos):
-        content = _png(photo)
-        write_whole(folder / _image_name(number), lambda half, content=content: half.write_bytes(content))
-    write_json(folder / FILE, _values(character))
-
-
-def read_character(folder: Path) -> Character:
-    """Read what `write_character` wrote.
-
-    Raises:
-      UserError: as `Character.load`.
-    """
-
-    def read(name: str) -> bytes | None:
-        path = folder / name
-        return path.read_bytes() if path.is_file() else None
-
-    return _from_values(read_json(folder / FILE), read, str(folder))
-
-
-def _from_values(values: Any, read: Any, source: str) -> Character:
-    """A character from the content of character.json; `read` gives the bytes of a file or None."""
     kinds = {"name": str, "word": str, "description": str, "images": list}
+    try:
+        values = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{source}: {FILE} is not valid JSON") from None
     if not isinstance(values, Mapping) or any(type(values.get(k)) is not kind for k, kind in kinds.items()):
-        raise UserError(f"{source}: {FILE} is not a character: it needs {', '.join(kinds)}")
+        missing = f"there is no {FILE}" if text is None else f"{FILE} needs {', '.join(kinds)}"
+        raise UserError(f"{source} is not a character: {missing}")
     images = []
     for name in values["images"]:
         # Only files beside character.json: the file may come from anyone.
-        if not isinstance(name, str) or name != os.path.basename(name) or name in (".", ".."):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise UserError(f"{source}: the image {shown(name)} is not a file of the character")
         content = read(name)
         if content is None:
@@ -202,19 +192,11 @@ def _from_values(values: Any, read: Any, source: str) -> Character:
         images.append(content)
     rest = {name: values[name] for name in ("face", "face_strength", "body_strength") if name in values}
     one = {"image": images[0]} if len(images) == 1 else {"images": images}
+    texts = {name: values[name] for name in ("name", "word", "description")}
     try:
-        return Character(
-            values["name"], word=values["word"], description=values["description"], **one, **rest
-        )
+        return Character(**texts, **one, **rest)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-
-
-def _values(character: Character) -> dict[str, Any]:
-    """The content of character.json."""
-    plain = ("name", "word", "description", "face", "face_strength", "body_strength")
-    images = [_image_name(number) for number in range(len(character.photos))]
-    return {**{name: getattr(character, name) for name in plain}, "images": images}
 
 
 def _image_name(number: int) -> str:

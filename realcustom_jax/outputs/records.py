@@ -68,15 +68,20 @@ class Record:
         return info
 
 
-def read_record(path: str | Path) -> Record:
+def read_record(file: str | Path | bytes, path: str | Path | None = None) -> Record:
     """Read the record from a PNG file that `Samples.save` wrote.
+
+    Args:
+      file: path or content of the file.
+      path: its name in errors; default: the path.
 
     Raises:
       UserError: if the file is not an image, has no record, or has an invalid record.
     """
-    load_image(path)  # for its error messages
+    path = path or ("the image" if isinstance(file, bytes) else file)
+    load_image(file)  # for its error messages
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             text = getattr(image, "text", {}).get(KEY)
             chunks = [chunk[1] for chunk in getattr(image, "private_chunks", []) if chunk[0] == _CHUNK]
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.common.files import make_folder, write_whole
+from realcustom_jax.common.files import make_folder, write_bytes
 from realcustom_jax.outputs.records import Record
 
 # Maximum number of images that a notebook shows, and their maximum side in pixels: more would bloat the
@@ -72,14 +72,22 @@ class Samples:
         folder = Path(folder)
         make_folder(folder, "folder")
         paths = [folder / f"{name}.png" for name in self._names()]
-        for i, (path, image) in enumerate(zip(paths, self.pil(), strict=True)):
-            info = self.records[i].png_info() if self.records else None
-            _write(image, path, pnginfo=info)
+        for i, (path, content) in enumerate(zip(paths, self.png_files(), strict=True)):
+            write_bytes(path, content)
             for r in range(self.masks.shape[2] if masks else 0):
                 strip = np.concatenate(list(self.masks[i, :, r]), axis=1)  # (steps, h, w) → (h, steps·w)
                 strip = np.round(np.clip(strip, 0.0, 1.0) * 255.0).astype(np.uint8)
-                _write(Image.fromarray(strip), path.with_name(f"{path.stem}_mask_{r}.png"))
+                mask = Image.fromarray(strip)
+                write_bytes(path.with_name(f"{path.stem}_mask_{r}.png"), _png(mask))
         return paths
+
+    def png_files(self) -> list[bytes]:
+        """The images as encoded PNG files, each with its record."""
+        records = self.records or (None,) * len(self)
+        return [
+            _png(image, pnginfo=record and record.png_info())
+            for image, record in zip(self.pil(), records, strict=True)
+        ]
 
     def _names(self) -> list[str]:
         """File names without extension: image_SEED, or image_INDEX_SEED if seeds repeat."""
@@ -139,12 +147,7 @@ class Samples:
         return pictures
 
 
-def _write(image: Image.Image, path: Path, **options: Any) -> None:
-    # The temporary file has another extension, so the format is given.
-    write_whole(path, lambda half: image.save(half, "PNG", **options))
-
-
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", **options)
     return buffer.getvalue()
