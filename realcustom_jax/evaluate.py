@@ -34,7 +34,8 @@ from realcustom_jax.generate import Generator
 from realcustom_jax.inputs import encoder_pair
 from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.options import add_option_flags, given_options
-from realcustom_jax.pipeline import add_model_flags, given_model, load_model
+from realcustom_jax.pipeline import load_model
+from realcustom_jax.weights.flags import add_model_flags, given_model
 
 STORY = """\
 Measures whether images show the given subject and obey the prompt.

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import make_folder, reading, write_json
 from realcustom_jax.common.memory import return_freed_memory
-from realcustom_jax.common.precision import AUTO, COMPUTE_DTYPES, resolve_dtype, vae_compute_dtype
+from realcustom_jax.common.precision import resolve_dtype, vae_compute_dtype
 from realcustom_jax.common.progress import Progress, check_progress
 from realcustom_jax.common.rules import shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -363,47 +363,6 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
 # ---------------------------------------------------------------- flags of the commands that load a model
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --model, and the flags for its parts, precision and memory."""
-    # --model has no default here: without it, `sample --from` takes the recorded model.
-    group = parser.add_argument_group("the model")
-    group.add_argument("--model", metavar="MODEL", help="model folder or file, hub id, or toybox (default)")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id")
-    group.add_argument("--unet", metavar="PATH", help="another base UNet of the same shape: folder or file")
-    group.add_argument("--realcustom", metavar="PATH", help="folder or file of RealCustom's added parts")
-    group.add_argument(
-        "--image-encoder", action="append", default=[], metavar="FOLDER", help="image tower; once or twice"
-    )
-    group.add_argument(
-        "--tokenizer", action="append", default=[], metavar="FOLDER",
-        help="tokenizer for a one-file checkpoint, one per text encoder; default: those on the hub",
-    )  # fmt: skip
-    add_precision_flags(group)
-    group.add_argument(
-        "--param-dtype", choices=COMPUTE_DTYPES, help="dtype of the parameters alone (as --dtype)"
-    )
-    group.add_argument(
-        "--offload",
-        action="store_true",
-        help="keep only the component in use on the devices, if memory is small",
-    )
-
-
-def add_precision_flags(
-    parser: argparse._ActionsContainer, default: str = AUTO, of: str = "parameters and computation"
-) -> None:
-    """Add --dtype, whose help says what it is the dtype `of`, and --vae-dtype."""
-    choices = (AUTO, *COMPUTE_DTYPES)
-    parser.add_argument(
-        "--dtype", choices=choices, default=default,
-        help=f"dtype of {of}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--vae-dtype", choices=choices, default=default,
-        help="dtype of the VAE; auto: float32, unless its config allows less (%(default)s)",
-    )  # fmt: skip
-
-
 def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, SamplingOptions]:
     """`read_settings` of the model that the flags select."""
     return read_settings(
@@ -411,26 +370,6 @@ def model_settings(args: argparse.Namespace) -> tuple[Models, ScheduleConfig, Sa
             args.model, args.realcustom, args.image_encoder, args.tokenizer, args.revision, unet=args.unet
         )
     )
-
-
-def given_model(args: argparse.Namespace) -> dict[str, Any]:
-    """{argument of `load`: its value} for the flags of parts and dtypes that were given."""
-    values = {name: getattr(args, flag) for name, flag in FLAGS.items()}
-    return {name: value for name, value in values.items() if value not in NOT_GIVEN}
-
-
-# {argument of `load`: attribute of the parsed flags}, for all flags that change the images.
-FLAGS = {
-    "revision": "revision",
-    "unet": "unet",
-    "realcustom": "realcustom",
-    "image_encoders": "image_encoder",
-    "tokenizers": "tokenizer",
-    "dtype": "dtype",
-    "param_dtype": "param_dtype",
-    "vae_dtype": "vae_dtype",
-}
-NOT_GIVEN = (None, [], AUTO)  # the defaults of these flags
 
 
 def load_model(args: argparse.Namespace, **more: Any) -> Pipeline:

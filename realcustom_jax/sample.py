@@ -39,7 +39,8 @@ from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.inputs.user_masks import load_mask
 from realcustom_jax.options import SamplingOptions, add_option_flags, given_options
 from realcustom_jax.outputs.records import Record, read_record
-from realcustom_jax.pipeline import FLAGS, NOT_GIVEN, add_model_flags, load_model, model_settings
+from realcustom_jax.pipeline import load_model, model_settings
+from realcustom_jax.weights.flags import add_model_flags, use_recorded_model
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     # Loading a large model takes minutes, so all checks come before it.
     out = Path(args.out)
     make_folder(out, "--out")
-    _recorded_model(args, request.model)
+    use_recorded_model(args, request.model)
     models, schedule, defaults = model_settings(args)
     # Flags override the record, which overrides the model's defaults.
     recorded = _changes(request.options, defaults)
@@ -90,17 +91,6 @@ def _request(args: argparse.Namespace) -> Record:
             for phrase in phrases_of(prompt, subject.words):
                 find_phrase(prompt, phrase, subject.plurals, subject.match_case)
     return dataclasses.replace(record, prompt=prompt, negative_prompt=negative, subjects=tuple(subjects))
-
-
-def _recorded_model(args: argparse.Namespace, source: Mapping[str, Any]) -> None:
-    """Without --model, set the model flags that were not given to the values of the record."""
-    # With another --model, the recorded parts of the old one would not fit.
-    if args.model is not None:
-        return
-    args.model = source.get("model", "toybox")
-    for name, flag in FLAGS.items():
-        if name in source and getattr(args, flag) in NOT_GIVEN:
-            setattr(args, flag, source[name])
 
 
 def _seeds(seeds: list[int]) -> list[int]:

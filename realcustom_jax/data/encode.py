@@ -56,8 +56,9 @@ from realcustom_jax.inputs.transforms import center_crop_resize
 from realcustom_jax.models.conditioning import encode_text
 from realcustom_jax.models.family import TEXT, Models
 from realcustom_jax.models.vae import VAE
-from realcustom_jax.pipeline import Pipeline, add_precision_flags, dtype_of_param
+from realcustom_jax.pipeline import Pipeline, dtype_of_param
 from realcustom_jax.weights.components import on_device
+from realcustom_jax.weights.flags import add_precision_flags
 from realcustom_jax.weights.keys import flatten
 from realcustom_jax.weights.reading import read_with_progress
 

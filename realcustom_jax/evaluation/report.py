@@ -17,7 +17,8 @@ from realcustom_jax.evaluation.tables import TITLES, cell, table
 from realcustom_jax.evaluation.toybox import MEASURES, Benchmark, Results, make_cases
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs.encoder_pair import own_pair
-from realcustom_jax.pipeline import add_precision_flags, load
+from realcustom_jax.pipeline import load
+from realcustom_jax.weights.flags import add_precision_flags
 
 STORY = """\
 Runs the ablations of the paper's tables 2 and 3 on the toybox benchmark and writes evaluation.md and a plot.

@@ -72,7 +72,7 @@ def write_story(files: Mapping[str, bytes], path: Path) -> None:
             old.unlink()
 
 
-def story_files(story: "Story", model: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+def story_files(story: "Story") -> dict[str, bytes]:
     """The files of a story, {name: content}."""
     files: dict[str, bytes] = {}
     folders = _folders(story)
@@ -87,7 +87,6 @@ def story_files(story: "Story", model: Mapping[str, Any] | None = None) -> dict[
         if page.samples is not None and story.is_made(number - 1):
             values["image"] = f"scenes/scene_{number}.png"
             files[values["image"]] = page.samples.png_files()[0]
-            model = model or dict(page.samples.records[0].model)
         scenes.append(values)
     if any("image" in values for values in scenes):
         files["contact_sheet.png"] = _png(contact_sheet(story))
@@ -95,7 +94,7 @@ def story_files(story: "Story", model: Mapping[str, Any] | None = None) -> dict[
     values = {
         "version": _VERSION, "characters": list(folders.values()), "scenes": scenes, "seed": story.seed,
         "style": story.style, "negative_prompt": story.negative_prompt, "same_seed": story.same_seed,
-        "options": story.options, "model": dict(model or {}),
+        "options": story.options, "model": story.model,
     }  # fmt: skip
     files[FILE] = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
     return files

@@ -8,50 +8,22 @@ from typing import Any
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import is_list, shown
-from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.characters import Character
 from realcustom_jax.inputs.names import Written, write_words
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.requests import SEED, Request
-from realcustom_jax.inputs.sizes import image_size
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.story.batches import Place, fill_batches, new_places
+from realcustom_jax.story.batches import Place
 from realcustom_jax.story.files import StoryFiles, story_files, write_story
+from realcustom_jax.story.page import Made, Page
+from realcustom_jax.story.run import run_scenes
 from realcustom_jax.story.scene import Scene
 
 # A re-roll moves the seed so far that it does not meet the seeds of other scenes.
 _REROLL = 1000
 MAX_SCENES = 200
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Page:
-    """A scene of a story and its image.
-
-    Attributes:
-      scene: the scene; it has a seed.
-      samples: its image; None if there is none yet.
-      place: where the image ran, or has to run to be the same again; see `batches`.
-      made: what the image was made from; `Story.is_made` compares it with the story.
-    """
-
-    scene: Scene
-    samples: Samples | None = None
-    place: Place | None = None
-    made: "Made | None" = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """What an image was made from."""
-
-    scene: Scene
-    characters: tuple[Character, ...]
-    style: str
-    negative_prompt: str
-    options: Mapping[str, Any]
 
 
 class Story:
@@ -68,6 +40,7 @@ class Story:
       same_seed: whether new scenes get the story's seed, which makes layouts alike.
       options: fields of `SamplingOptions` for all scenes.
       pages: the scenes in order, with their images.
+      model: arguments of `load` of the model that made the images; empty if unknown.
     """
 
     def __init__(
@@ -93,6 +66,7 @@ class Story:
             raise UserError(f"the story's options must be a dict, not {shown(options)}")
         self.style, self.negative_prompt, self.same_seed = style.strip(), negative_prompt, same_seed
         self.options = dict(options or {})
+        self.model: dict[str, Any] = {}
         self.characters: list[Character] = []
         self.pages: list[Page] = []
         if isinstance(scenes, str) or not isinstance(scenes, Iterable):
@@ -237,12 +211,18 @@ class Story:
         negative = self.negative_prompt if own.negative_prompt is None else own.negative_prompt
         return Request(written.prompt, subjects, self.seed if own.seed is None else own.seed, negative)
 
+    def options_of(self, scene: int) -> dict[str, Any]:
+        """The sampling options of a scene: the story's, with its own size."""
+        own = self.pages[self._index(scene)].scene
+        size = {name: value for name in ("height", "width") if (value := getattr(own, name)) is not None}
+        return {**self.options, **size}
+
     def is_made(self, scene: int) -> bool:
         """Whether a scene has an image that is up to date."""
         page = self.pages[self._index(scene)]
-        return page.samples is not None and page.made == self._made_from(scene)
+        return page.samples is not None and page.made == self.made_from(scene)
 
-    def _made_from(self, scene: int) -> Made:
+    def made_from(self, scene: int) -> Made:
         """What the image of a scene depends on."""
         # Characters are compared by identity, so a replaced one makes its scenes again.
         cast = tuple(self.character(name) for name in self.write(scene).words)
@@ -271,7 +251,7 @@ class Story:
           UserError: as `sample`; nothing is made then.
         """
         missing = [i for i in range(len(self.pages)) if again or not self.is_made(i)]
-        self._run(pipe, missing, progress=progress, preview=preview, every=every)
+        run_scenes(self, pipe, missing, progress=progress, preview=preview, every=every)
         return [page.samples for page in self.pages if page.samples is not None]
 
     def reroll(
@@ -300,76 +280,20 @@ class Story:
         new = ((before.scene.seed or 0) + _REROLL) % 2**64 if seed is None else SEED.check("seed", seed)
         self.change(at, seed=new)
         try:
-            self._run(pipe, [at], progress=progress, preview=preview, every=every)
+            run_scenes(self, pipe, [at], progress=progress, preview=preview, every=every)
         except BaseException:
             self.pages[at] = before
             raise
         samples = self.pages[at].samples
-        assert samples is not None  # `_run` made it
+        assert samples is not None  # made above
         return samples
-
-    def _run(self, pipe: Pipeline, scenes: Sequence[int], **watching: Any) -> None:
-        """Make the images of some scenes, and put them into `pages`."""
-        requests = [self.request(i) for i in scenes]
-        sizes = [self._size(pipe, i) for i in scenes]
-        for request, (height, width) in zip(requests, sizes, strict=True):  # errors before any work
-            changes = {**self.options, "height": height, "width": width}
-            plan(pipe.models, pipe.schedule, pipe.defaults, changes, [request])
-        places = self._places(scenes, requests, sizes)
-        for batch, rows in fill_batches(requests, sizes, places):
-            wanted = next(k for k in rows if k >= 0)
-            height, width = sizes[wanted]
-            made = sample(
-                pipe,
-                [request.prompt for request in batch],
-                [request.subjects for request in batch],
-                [request.seed for request in batch],
-                negative_prompt=[request.negative_prompt for request in batch],
-                **watching,
-                **{**self.options, "height": height, "width": width},
-            )
-            for row, k in enumerate(rows):
-                if k >= 0:
-                    self._keep(scenes[k], made[row], requests[k], places[k])
-
-    def _keep(self, scene: int, samples: Samples, request: Request, place: Place) -> None:
-        """Put the image of a scene into `pages`, without the empty slots of its batch."""
-        count = len(request.subjects)
-        record = samples.records[0]
-        own = dataclasses.replace(
-            samples,
-            masks=samples.masks[:, :, :count],
-            words=[samples.words[0][:count]],
-            records=(dataclasses.replace(record, subjects=record.subjects[:count]),),
-        )
-        self.pages[scene] = Page(self.pages[scene].scene, own, place, self._made_from(scene))
-
-    def _places(
-        self, scenes: Sequence[int], requests: Sequence[Request], sizes: Sequence[tuple[int, int]]
-    ) -> list[Place]:
-        """The places of some scenes: those where they ran before, or new ones."""
-        places: dict[int, Place] = {}
-        for k, scene in enumerate(scenes):
-            place = self.pages[scene].place
-            if place and place.slots >= len(requests[k].subjects):
-                places[k] = place
-        new = [k for k in range(len(scenes)) if k not in places]
-        found = new_places([sizes[k] for k in new], [len(requests[k].subjects) for k in new])
-        places |= dict(zip(new, found, strict=True))
-        return [places[k] for k in range(len(scenes))]
-
-    def _size(self, pipe: Pipeline, scene: int) -> tuple[int, int]:
-        """Height and width of a scene in pixels."""
-        own = self.pages[scene].scene
-        given = {name: value for name in ("height", "width") if (value := getattr(own, name)) is not None}
-        return image_size(pipe.models, pipe.defaults.changed({**self.options, **given}))
 
     # ---------------------------------------------------------------- using results
 
     def restore(self, scene: int, samples: Samples, place: Place) -> None:
         """Give a scene an image that was made before, by the same request."""
         at = self._index(scene)
-        self.pages[at] = Page(self.pages[at].scene, samples, place, self._made_from(at))
+        self.pages[at] = Page(self.pages[at].scene, samples, place, self.made_from(at))
 
     def use_as_reference(self, scene: int, name: str, word: str, **fields: Any) -> Character:
         """A new character from the image of a scene, for the next round with other words.
@@ -390,17 +314,15 @@ class Story:
 
     # ---------------------------------------------------------------- files
 
-    def save(self, path: str | os.PathLike, model: Mapping[str, Any] | None = None) -> Path:
+    def save(self, path: str | os.PathLike) -> Path:
         """Write the story as a zip if the path ends in ".zip", else into a folder; see `files`.
 
-        Args:
-          path: the zip or folder. A story that is there is replaced.
-          model: arguments of `load`, see `Pipeline.source`; default: those of the images.
+        A story that is there is replaced.
 
         Raises:
           UserError: if it cannot be written, or if the folder holds other files than a story.
         """
-        write_story(story_files(self, model), Path(path))
+        write_story(story_files(self), Path(path))
         return Path(path)
 
     @classmethod
@@ -420,6 +342,7 @@ class Story:
             story = cls(characters, **{name: files.values[name] for name in plain})
         except UserError as error:
             raise UserError(f"{files.source}: {error}") from None
+        story.model = dict(files.values["model"])
         for number, values in enumerate(files.values["scenes"], 1):
             story._read_scene(files, values, f"{files.source}, scene {number}")
         return story

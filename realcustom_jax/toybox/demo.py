@@ -12,11 +12,11 @@ from PIL import Image
 import realcustom_jax as rc
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.pipeline import add_precision_flags
 from realcustom_jax.toybox.captions import describe, prompt
 from realcustom_jax.toybox.demo_sheet import Picture, Row, demo_sheet, enlarge, steps_shown
 from realcustom_jax.toybox.palette import Identity
 from realcustom_jax.toybox.scenes import example_identity, render_reference
+from realcustom_jax.weights.flags import add_precision_flags
 
 STORY = """\
 Shows the effect of customization. Subjects that no training has seen, each given by one reference photo, are

@@ -1,0 +1,85 @@
+"""Makes the images of a story's scenes, in batches."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from realcustom_jax.generate import plan, sample
+from realcustom_jax.inputs.requests import Request
+from realcustom_jax.inputs.sizes import image_size
+from realcustom_jax.outputs.samples import Samples
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.story.batches import Place, fill_batches, new_places
+from realcustom_jax.story.page import Page
+
+if TYPE_CHECKING:
+    from realcustom_jax.story.story import Story
+
+
+def run_scenes(story: "Story", pipe: Pipeline, scenes: Sequence[int], **watching: Any) -> None:
+    """Make the images of some scenes, and put them into the story.
+
+    Args:
+      story: the story; its pages are changed.
+      pipe: the model.
+      scenes: indices of scenes.
+      **watching: progress, preview and every, as in `sample`.
+
+    Raises:
+      UserError: as `sample`; nothing is made then.
+    """
+    requests = [story.request(i) for i in scenes]
+    sizes = [_size(story, pipe, i) for i in scenes]
+    for request, (height, width) in zip(requests, sizes, strict=True):  # errors before any work
+        changes = {**story.options, "height": height, "width": width}
+        plan(pipe.models, pipe.schedule, pipe.defaults, changes, [request])
+    places = _places(story, scenes, requests, sizes)
+    for batch, rows in fill_batches(requests, sizes, places):
+        wanted = next(k for k in rows if k >= 0)
+        height, width = sizes[wanted]
+        made = sample(
+            pipe,
+            [request.prompt for request in batch],
+            [request.subjects for request in batch],
+            [request.seed for request in batch],
+            negative_prompt=[request.negative_prompt for request in batch],
+            **watching,
+            **{**story.options, "height": height, "width": width},
+        )
+        for row, k in enumerate(rows):
+            if k >= 0:
+                _keep(story, scenes[k], made[row], requests[k], places[k])
+
+
+def _keep(story: "Story", scene: int, samples: Samples, request: Request, place: Place) -> None:
+    """Put the image of a scene into `pages`, without the empty slots of its batch."""
+    count = len(request.subjects)
+    record = samples.records[0]
+    own = dataclasses.replace(
+        samples,
+        masks=samples.masks[:, :, :count],
+        words=[samples.words[0][:count]],
+        records=(dataclasses.replace(record, subjects=record.subjects[:count]),),
+    )
+    story.pages[scene] = Page(story.pages[scene].scene, own, place, story.made_from(scene))
+    story.model = dict(record.model)
+
+
+def _places(
+    story: "Story", scenes: Sequence[int], requests: Sequence[Request], sizes: Sequence[tuple[int, int]]
+) -> list[Place]:
+    """The places of some scenes: those where they ran before, or new ones."""
+    places: dict[int, Place] = {}
+    for k, scene in enumerate(scenes):
+        place = story.pages[scene].place
+        if place and place.slots >= len(requests[k].subjects):
+            places[k] = place
+    new = [k for k in range(len(scenes)) if k not in places]
+    found = new_places([sizes[k] for k in new], [len(requests[k].subjects) for k in new])
+    places |= dict(zip(new, found, strict=True))
+    return [places[k] for k in range(len(scenes))]
+
+
+def _size(story: "Story", pipe: Pipeline, scene: int) -> tuple[int, int]:
+    """Height and width of a scene in pixels."""
+    return image_size(pipe.models, pipe.defaults.changed(story.options_of(scene)))
