@@ -19,13 +19,16 @@ with epy.lazy_api_imports(globals()):
     from realcustom_jax.diffusion.conditioning import Conditioning, Settings
     from realcustom_jax.diffusion.sampler import sample_latents
     from realcustom_jax.generate import sample
+    from realcustom_jax.inputs.background import cut_out
     from realcustom_jax.inputs.characters import Character
     from realcustom_jax.inputs.encode import make_conditioning
     from realcustom_jax.inputs.face_detection import find_face
+    from realcustom_jax.inputs.reference_hints import reference_hints
     from realcustom_jax.inputs.subjects import Subject
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
+    from realcustom_jax.story.create import candidates
     from realcustom_jax.story.scene import Scene
     from realcustom_jax.story.story import Story
     from realcustom_jax.toybox import example
@@ -42,10 +45,13 @@ __all__ = [
     "Story",
     "Subject",
     "UserError",
+    "candidates",
+    "cut_out",
     "example",
     "find_face",
     "load",
     "make_conditioning",
+    "reference_hints",
     "sample",
     "sample_latents",
     "save",

@@ -60,7 +60,7 @@ def find_face(image: ImageLike) -> Box | None:
     Raises:
       UserError: without OpenCV (`pip install "realcustom_jax[faces]"`), or for an image that cannot be read.
     """
-    cv2 = _opencv()
+    cv2 = import_opencv()
     photo = Image.fromarray(load_image(image)).convert("L")
     scale = _LONG_SIDE / max(photo.size)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
@@ -98,14 +98,12 @@ def _detect(cv2: Any, cascade: _Cascade, grey: Image.Image) -> list[tuple[int, i
     return boxes
 
 
-def _opencv() -> Any:
-    """The module cv2."""
+def import_opencv() -> Any:
+    """The module cv2. Raises `UserError` if it is missing or has no cascades."""
     try:
         cv2 = importlib.import_module("cv2")
     except ImportError:
-        raise UserError(
-            'finding a face needs OpenCV: pip install "realcustom_jax[faces]"; or give the face box'
-        ) from None
+        raise UserError('this needs OpenCV: pip install "realcustom_jax[faces]"') from None
     if not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 has no cascades
-        raise UserError('finding a face needs OpenCV 4, not 5: pip install "realcustom_jax[faces]"')
+        raise UserError('this needs OpenCV 4, not 5: pip install "realcustom_jax[faces]"')
     return cv2

@@ -158,7 +158,7 @@ def _with_article(before: str, word: str, rank: int, first: bool) -> str:
     elif rank == 2 and not determiner:
         article = "another "
     else:
-        article = _indefinite(f"{ordinal} {adjectives} {word}")
+        article = indefinite(f"{ordinal} {adjectives} {word}")
     return f"{before[: lead.start()]}{article}{adjectives}"
 
 
@@ -169,8 +169,8 @@ def _engine() -> Any:
     return inflect.engine()
 
 
-def _indefinite(noun: str) -> str:
-    """ "a ", "an ", or "" before a plural; with an ordinal, "a third "."""
+def indefinite(noun: str) -> str:
+    """The indefinite article of a noun: "a ", "an ", or "" before a plural; with an ordinal, "a third "."""
     *others, last = noun.split()
     if last.lower() in _PAIRS or (_engine().singular_noun(last) and not last.endswith("ss")):
         return ""

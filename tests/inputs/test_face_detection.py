@@ -75,7 +75,7 @@ def test_missing_opencv_is_named(monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(rc.UserError, match=r"needs OpenCV: pip install \"realcustom_jax\[faces\]\""):
+    with pytest.raises(rc.UserError, match=r"this needs OpenCV: pip install \"realcustom_jax\[faces\]\""):
         rc.find_face(Image.new("RGB", (64, 64)))
 
 
