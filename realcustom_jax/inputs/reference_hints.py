@@ -56,7 +56,7 @@ def reference_hints(image: ImageLike, tower_size: int | None = None) -> list[Hin
     if busy > BUSY:
         hints.append(
             Hint(
-                "the background is busy and may be copied too: cut the subject out, or take a plainer picture",
+                "the background is busy and may be copied too: cut the subject out, or take a plainer one",
                 "difference of the border from one colour", busy, BUSY,
             )
         )  # fmt: skip
