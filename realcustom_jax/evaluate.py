@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,9 +34,10 @@ from realcustom_jax.evaluation.toybox import (
 )
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs import encoder_pair
+from realcustom_jax.inputs.checks import check_used
 from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.options import add_option_flags, given_options
-from realcustom_jax.pipeline import load_model
+from realcustom_jax.pipeline import load_model, model_settings
 from realcustom_jax.weights.flags import add_model_flags, given_model
 
 STORY = """\
@@ -88,8 +91,10 @@ def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         raise UserError("--masks needs --clip or --dino, which score the subject alone")
 
 
-def _generator(args: argparse.Namespace) -> Generator:
-    """Load the model."""
+def _generator(args: argparse.Namespace, options: Mapping[str, Any]) -> Generator:
+    """Load the model, after checking that each given option has an effect on it."""
+    _, _, defaults = model_settings(args)
+    check_used(options, defaults.changed(options))
     return Generator(load_model(args), args.batch)
 
 
@@ -101,7 +106,7 @@ def _toybox(args: argparse.Namespace) -> None:
     options = given_options(args)
     negative = text_or_file("--negative-prompt", args.negative_prompt)
     judge = Judge.load(args.judge)
-    generator = _generator(args)
+    generator = _generator(args, options)
     pipe = generator.pipe
     pair = encoder_pair.own_pair(pipe.models, pipe.params, pipe.tokenizers)
     benchmark = Benchmark(make_cases(args.requests), judge, pair)
@@ -147,7 +152,7 @@ def _dreambench(args: argparse.Namespace) -> None:
         plots.check_plots()
     scorer = _scorer(args)
     own = dreambench.own_share(cases)
-    made = dreambench.make_missing(own, args.out, lambda: _generator(args), options, negative)
+    made = dreambench.make_missing(own, args.out, lambda: _generator(args, options), options, negative)
     scored = dreambench.score_missing(own, args.out, scorer)
     print(f"{made} images made and {scored} scored of {len(own)}", flush=True)
     if not scorer.measures:

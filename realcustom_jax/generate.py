@@ -1,6 +1,7 @@
 """Turns requests into images: encode, denoise, decode. `sample` is the public function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview
 from realcustom_jax.pipeline import Pipeline
 
+# (model, conditioning, keys, config) → latents and masks, as `denoise`.
+Loop = Callable[[Pipeline, Conditioning, Array, SamplerConfig], tuple[Array, Array]]
 # (finished steps, latents, images) → the step of the next call. `latents` and `images` are functions that
 # return the z_0 predicted last, and its images; both cost time. After `images`, an offloaded UNet is loaded
 # again.
@@ -88,10 +91,9 @@ def sample(
     with Progress(shown) as report, memory_errors():
         report.stage("encoding prompts and reference images")
         requests = resolve_auto_words(pipe, requests)
-        conditioning = encode_requests(pipe, requests, chosen, config)
         records = _records(pipe, requests, chosen)
-        watch = Watch(config.steps, report, preview, every)
-        latents, masks = denoise(pipe, conditioning, request_keys([r.seed for r in requests]), config, watch)
+        loop = functools.partial(denoise, watch=Watch(config.steps, report, preview, every))
+        latents, masks = generate_latents(pipe, requests, chosen, config, loop)
         check_finite(finite_rows(latents))
         report.stage("decoding")
         images = images_of(pipe, latents)
@@ -137,15 +139,15 @@ class Generator:
           UserError: as `sample`.
         """
         pipe = self.pipe
-        config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
+        options, config = plan(pipe.models, pipe.schedule, options, {}, requests)
         images, masks = [], []
         for start in range(0, len(requests), self.batch):
             own = list(requests[start : start + self.batch])
             # The last batch is padded, so one program makes all. The padding does not change the other
             # images.
             padded = resolve_auto_words(pipe, own + own[-1:] * (self.batch - len(own)))
-            conditioning = encode_requests(pipe, padded, options, config)
-            latents, history = denoise(pipe, conditioning, request_keys([r.seed for r in padded]), config)
+            latents, history = generate_latents(pipe, padded, options, config)
+            check_finite(finite_rows(latents))
             images.append(images_of(pipe, latents)[: len(own)])
             masks.append(np.asarray(history[: len(own), -1]))
             progress(len(own))
@@ -191,6 +193,29 @@ def request_keys(seeds: Sequence[int]) -> Array:
     # configured generator. For seeds below 2**32 these keys equal its default keys.
     halves = [divmod(SEED.check("seed", seed), 2**32) for seed in seeds]
     return jax.random.wrap_key_data(jnp.asarray(halves, jnp.uint32), impl="threefry2x32")
+
+
+def generate_latents(
+    pipe: Pipeline,
+    requests: Sequence[Request],
+    options: SamplingOptions,
+    config: SamplerConfig,
+    loop: Loop | None = None,
+) -> tuple[Array, Array]:
+    """Encode a batch of requests and run the denoising loop; everything before decoding.
+
+    Args:
+      pipe: the model.
+      requests: B requests, the result of `resolve_auto_words`.
+      options, config: the result of `plan`.
+      loop: runs the loop; default `denoise`.
+
+    Returns:
+      z_0 (B, h, w, C), and the masks of all steps (B, steps, R, h', w').
+    """
+    conditioning = encode_requests(pipe, requests, options, config)
+    keys = request_keys([request.seed for request in requests])
+    return (loop or denoise)(pipe, conditioning, keys, config)
 
 
 def denoise(

@@ -41,10 +41,10 @@ class ProgramOptions:
     )
     solver: str = choice("ddim", "solver of the denoising process", SOLVERS)
     spacing: str = choice("trailing", "spacing of the timesteps", SPACINGS)
-    eta: float = option(0.0, "η of ddim, from 0 (no noise) to 1 (as DDPM)", low=0, high=1)
+    eta: float = option(0.0, "η of ddim: 0 adds no noise, 1 as much as DDPM", low=0, high=1)
     # guidance: which passes run, and how they combine
     guidance: str = choice("paper", "guidance formula: eq. 13 of the paper, or RealCustom++'s", MODES)
-    guidance_scope: str = choice("image", "where ω_i of paper guidance acts: image or masks", SCOPES)
+    guidance_scope: str = choice("image", "where ω_i of paper guidance acts", SCOPES)
     guidance_start: float = option(
         0.0, "share of the steps after which the guidance weights begin to act", low=0, high=1
     )

@@ -1,6 +1,7 @@
 """Adaptive mask guidance: turns word maps into the influence scope M̂ (eq. 11)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -8,8 +9,6 @@ from jax import Array
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.resize import resize_mask
 
-NORMALISATIONS = ("max_norm", "min_max_norm", "min_max_per_channel")
-KINDS = ("soft", "binary", "threshold")
 OVERLAPS = ("strongest", "shared")
 
 _EPS = 1e-6  # the published value; it also keeps an all-zero map (no target words) at 0 instead of 0/0
@@ -32,10 +31,7 @@ def aggregate(maps: Sequence[Array], height: int, width: int, normalisation: str
     """
     # L × (B, R, h_i, w_i) → (L, B, R, height, width)
     resized = jnp.stack([resize_mask(word_map, height, width) for word_map in maps])
-    # Layers differ in scale; scaled to 0…1 they have equal weight in the average.
-    if normalisation == "min_max_per_channel":
-        resized = _to_unit(resized)
-    return normalise(resized.mean(axis=0), normalisation)
+    return normalise(_normalisation(normalisation).layers(resized).mean(axis=0), normalisation)
 
 
 def normalise(maps: Array, normalisation: str) -> Array:
@@ -44,17 +40,78 @@ def normalise(maps: Array, normalisation: str) -> Array:
     Raises:
       UserError: for an unknown normalisation.
     """
-    if normalisation not in NORMALISATIONS:
-        known = ", ".join(NORMALISATIONS)
-        raise UserError(f"mask normalisation {normalisation!r} is unknown; known: {known}")
-    if normalisation == "max_norm":
-        return maps / (maps.max(axis=(-2, -1), keepdims=True) + _EPS)
-    return _to_unit(maps)
+    return _normalisation(normalisation).average(maps)
+
+
+def _unchanged(x: Array) -> Array:
+    return x
+
+
+def _by_maximum(x: Array) -> Array:
+    return x / (x.max(axis=(-2, -1), keepdims=True) + _EPS)
 
 
 def _to_unit(x: Array) -> Array:
     low, high = x.min(axis=(-2, -1), keepdims=True), x.max(axis=(-2, -1), keepdims=True)
     return (x - low) / (high - low + _EPS)
+
+
+class _Normalisation(NamedTuple):
+    """A normalisation: functions of the maps (…, h, w) of each layer, and of their average."""
+
+    layers: Callable[[Array], Array]
+    average: Callable[[Array], Array]
+
+
+_NORMALISATIONS = {
+    "max_norm": _Normalisation(_unchanged, _by_maximum),
+    "min_max_norm": _Normalisation(_unchanged, _to_unit),
+    # Layers differ in scale; scaled to 0…1 they have equal weight in the average.
+    "min_max_per_channel": _Normalisation(_to_unit, _to_unit),
+}
+NORMALISATIONS = tuple(_NORMALISATIONS)
+
+
+def _normalisation(name: str) -> _Normalisation:
+    if name not in _NORMALISATIONS:
+        raise UserError(f"mask normalisation {name!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+    return _NORMALISATIONS[name]
+
+
+def _top_share(maps: Array, gamma: Array) -> Array:
+    """True for the ⌊γ·h·w⌋ largest pixels: maps (B, R, h, w), γ (B, 1, 1, 1)."""
+    flat = maps.reshape(*maps.shape[:2], -1)  # (B, R, h, w) → (B, R, h·w)
+    # Ranks instead of a quantile: exactly ⌊γ·h·w⌋ pixels are kept, also where values are equal. argsort of
+    # argsort is the rank, and γ may be traced.
+    rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
+    # 1e-4 of a pixel, so that rounding of γ·h·w in float32 cannot lose a pixel.
+    count = jnp.floor(gamma * flat.shape[-1] + 1e-4)
+    return rank.astype(count.dtype) < count
+
+
+def _above_threshold(maps: Array, gamma: Array) -> Array:
+    """True for pixels of at least 1 − γ."""
+    return maps >= 1.0 - gamma
+
+
+class _Kind(NamedTuple):
+    """How a mask is cut out: `keep` (maps, γ) → bool, and `values` of the kept pixels, from the maps."""
+
+    keep: Callable[[Array, Array], Array]
+    values: Callable[[Array], Array]
+
+
+_KINDS = {
+    "soft": _Kind(_top_share, _unchanged),
+    "binary": _Kind(_top_share, jnp.ones_like),
+    "threshold": _Kind(_above_threshold, _unchanged),
+}
+KINDS = tuple(_KINDS)
+
+
+def keeps_fixed_share(kind: str) -> bool:
+    """Whether a kind of `KINDS` keeps a share γ_scope of the pixels, whatever their values."""
+    return _KINDS[kind].keep is _top_share
 
 
 def influence_scope(
@@ -79,26 +136,16 @@ def influence_scope(
     Raises:
       UserError: for an unknown kind or overlap.
     """
-    if kind not in KINDS:
+    if kind not in _KINDS:
         raise UserError(f"mask kind {kind!r} is unknown; known: {', '.join(KINDS)}")
     if overlap not in OVERLAPS:
         raise UserError(f"mask overlap {overlap!r} is unknown; known: {', '.join(OVERLAPS)}")
-    gamma = gamma_scope[:, None, None, None]  # (B,) → (B, 1, 1, 1)
-    if kind == "threshold":
-        kept = maps >= 1.0 - gamma
-    else:
-        flat = maps.reshape(*maps.shape[:2], -1)  # (B, R, h, w) → (B, R, h·w)
-        # Ranks and not a quantile: exactly ⌊γ·h·w⌋ pixels are kept, also where values are equal. argsort of
-        # argsort is the rank, and γ may be traced.
-        rank = jnp.argsort(jnp.argsort(-flat, axis=-1, stable=True), axis=-1).reshape(maps.shape)
-        # 1e-4 of a pixel, so that rounding of γ·h·w in float32 cannot lose a pixel.
-        count = jnp.floor(gamma * flat.shape[-1] + 1e-4)
-        kept = rank.astype(count.dtype) < count
+    kept = _KINDS[kind].keep(maps, gamma_scope[:, None, None, None])  # (B,) → (B, 1, 1, 1)
     if present is not None:
         kept &= present[..., None, None] > 0
-    masks = jnp.where(kept, 1.0 if kind == "binary" else maps, 0.0)
+    masks = jnp.where(kept, _KINDS[kind].values(maps), 0.0)
     if overlap == "strongest" and maps.shape[1] > 1:
-        # Compare word maps and not masks: binary masks are all 1. Word maps are ≥ 0, so −1 loses against all.
+        # Compare word maps, because binary masks are all 1. Word maps are ≥ 0, so −1 loses against all.
         claims = jnp.where(masks > 0, maps, -1.0)
         # (B, 1, h, w) == (1, R, 1, 1) → (B, R, h, w)
         winner = jnp.argmax(claims, axis=1)[:, None] == jnp.arange(maps.shape[1])[None, :, None, None]

@@ -143,7 +143,7 @@ def sample_step(
     saved = jnp.where(row.save > 0, state.x, state.saved)
     # x' = a·x + b·m₀ + c·m₁ + d·x_saved + e·noise, the same for all solvers
     x = row.a * state.x + row.b * z0 + row.c * state.z0 + row.d * saved
-    if denoiser.config.eta:  # static: without it the random numbers are not even compiled
+    if row.e is not None:  # static: a solver without noise compiles no random numbers
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index + 1))(denoiser.keys)
         x = x + row.e * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     return SamplerState(x, z0, saved, masks)

@@ -27,7 +27,8 @@ class SolverTable(NamedTuple, Generic[_Column]):
     Attributes:
       t: timesteps, for the network.
       alpha, sigma: √ᾱ_t and √(1−ᾱ_t), to turn the network's prediction into z_0.
-      a, b, c, d, e: coefficients of x, m₀, m₁, x_saved and the noise.
+      a, b, c, d, e: coefficients of x, m₀, m₁, x_saved and the noise. `e` is None if no step adds noise, so
+        the loop then has no random numbers.
       save: 1 if the x before this step becomes x_saved, else 0.
     """
 
@@ -38,7 +39,7 @@ class SolverTable(NamedTuple, Generic[_Column]):
     b: _Column
     c: _Column
     d: _Column
-    e: _Column
+    e: _Column | None
     save: _Column
 
 
@@ -92,19 +93,21 @@ def make_table(
     """
     if solver not in _SOLVERS:
         raise UserError(f"solver {solver!r} is unknown; known: {', '.join(_SOLVERS)}")
-    if eta and solver != "ddim":
-        raise UserError(f"eta is an option of ddim, not of {solver}")
+    if eta and not takes_eta(solver):
+        known = ", ".join(filter(takes_eta, _SOLVERS))
+        raise UserError(f"eta is an option of {known}, not of {solver}")
+    fill, stops_at_0 = _SOLVERS[solver].fill, _SOLVERS[solver].stops_at_0
     # float64 on the host: differences of log-SNRs of neighbouring steps lose digits in float32.
     alphas_cumprod = schedule.alphas_cumprod()
     t = timesteps(spacing, steps, schedule.num_train_timesteps, schedule.steps_offset)
-    # The published 2S solver stops at timestep 0; the others stop at the clean image (ᾱ = 1).
-    end = alphas_cumprod[0] if solver == "dpmpp_2s" else 1.0
+    end = alphas_cumprod[0] if stops_at_0 else 1.0  # ᾱ of timestep 0, or of the clean image
     bars = np.append(alphas_cumprod[t], end)  # (steps + 1,): ᾱ at the start of each step, and at the end
     alpha, sigma = np.sqrt(bars), np.sqrt(1.0 - bars)
     rows = np.zeros((steps, 6))
-    _SOLVERS[solver](rows, alpha, sigma, eta)
-    columns = (t, alpha[:-1], sigma[:-1], *rows.T)
-    return SolverTable(*(np.ascontiguousarray(column, dtype=np.float32) for column in columns))
+    fill(rows, alpha, sigma, **({"eta": eta} if takes_eta(solver) else {}))
+    columns = (np.ascontiguousarray(x, dtype=np.float32) for x in (t, alpha[:-1], sigma[:-1], *rows.T))
+    table = SolverTable(*columns)
+    return table if rows[:, _E].any() else table._replace(e=None)
 
 
 _A, _B, _C, _D, _E, _SAVE = range(6)
@@ -121,7 +124,7 @@ def _ddim(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) ->
     rows[:, _E] = noise
 
 
-def _euler(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+def _euler(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> None:
     """Euler's method on dx̂/dσ̂ = (x̂ − z_0)/σ̂ with x̂ = x/α, σ̂ = σ/α (arXiv 2206.00364, Algorithm 1)."""
     # x̂' = x̂ + (σ̂' − σ̂)(x̂ − z_0)/σ̂ = r x̂ + (1 − r) z_0 with r = σ̂'/σ̂
     ratio = (sigma[1:] / alpha[1:]) / (sigma[:-1] / alpha[:-1])
@@ -143,7 +146,7 @@ def _log_snr(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
         return np.log(alpha) - np.log(sigma)
 
 
-def _dpmpp_2m(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+def _dpmpp_2m(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> None:
     """DPM-Solver++(2M), Algorithm 2 of arXiv 2211.01095. The first and the last step are first-order."""
     lam, last = _log_snr(alpha, sigma), len(rows) - 1
     for i in range(len(rows)):
@@ -156,7 +159,7 @@ def _dpmpp_2m(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float
         rows[i, _C] = growth * extrapolation
 
 
-def _dpmpp_2s(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float) -> None:
+def _dpmpp_2s(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> None:
     """DPM-Solver++ single step (Algorithm 1 of arXiv 2211.01095, midpoint) with the published orders.
 
     The orders are 1, 1, 2, 1, 2, …, 1. A second-order step starts at the x before the preceding first-order
@@ -176,10 +179,29 @@ def _dpmpp_2s(rows: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, eta: float
             rows[i, _SAVE] = 1.0
 
 
-_SOLVERS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, float], None]] = {
-    "ddim": _ddim,
-    "euler": _euler,
-    "dpmpp_2m": _dpmpp_2m,
-    "dpmpp_2s": _dpmpp_2s,
+class _Solver(NamedTuple):
+    """A solver.
+
+    Attributes:
+      fill: fills the columns a to save of the rows; takes (rows, α, σ) and, with `takes_eta`, η.
+      takes_eta: whether η is an option of it.
+      stops_at_0: whether it stops at timestep 0 instead of the clean image (ᾱ = 1).
+    """
+
+    fill: Callable[..., None]
+    takes_eta: bool = False
+    stops_at_0: bool = False
+
+
+_SOLVERS = {
+    "ddim": _Solver(_ddim, takes_eta=True),
+    "euler": _Solver(_euler),
+    "dpmpp_2m": _Solver(_dpmpp_2m),
+    "dpmpp_2s": _Solver(_dpmpp_2s, stops_at_0=True),  # as published
 }
 SOLVERS = tuple(_SOLVERS)
+
+
+def takes_eta(solver: str) -> bool:
+    """Whether η is an option of a solver of `SOLVERS`."""
+    return _SOLVERS[solver].takes_eta

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.diffusion.masks import keeps_fixed_share
+from realcustom_jax.diffusion.solvers import takes_eta
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig, SamplingOptions
@@ -53,7 +55,7 @@ def still_used(
     options = defaults.changed({**recorded, **given})
     unused = {name for name, mode, value in _REQUIREMENTS if getattr(options, mode) != value}
     unused |= {"gamma_num"} if options.scoring == "none" else set()
-    unused |= {"eta"} if options.eta and options.solver != "ddim" else set()
+    unused |= set() if takes_eta(options.solver) else {"eta"}
     unused |= (
         {"guidance_scope"} if options.guidance_scope == "mask" and options.guidance != "paper" else set()
     )
@@ -69,8 +71,7 @@ def check_scope(
     Raises:
       UserError: if `gamma_scope` is less than one pixel of the mask grid.
     """
-    # "threshold" keeps pixels by their value, so it has no fixed number of pixels.
-    if options.mask_kind == "threshold":
+    if not keeps_fixed_share(options.mask_kind):
         return
     pixels = config.mask_height * config.mask_width
     shares = options.scalar("gamma_scope", len(subjects))

@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import LAST_STEP, option
+from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.sampler import sample_latents
-from realcustom_jax.generate import request_keys
-from realcustom_jax.inputs.encode import encode_requests
+from realcustom_jax.generate import generate_latents
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.sizes import image_size, latent_size
 from realcustom_jax.inputs.subjects import AUTO, Subject
@@ -103,14 +103,15 @@ def _drawing(pipe: Pipeline, requests: Sequence[Request], mesh: Mesh) -> Callabl
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     static = {"unet": pipe.models.unet, "schedule": pipe.schedule, "config": config}
     rows = NamedSharding(mesh, BATCH)
-    keys = request_keys([request.seed for request in requests])
+
+    def loop(pipe: Pipeline, conditioning: Conditioning, keys: Array, config: Any) -> tuple[Array, Array]:
+        # Split by requests from here on: each device then denoises and decodes its own images.
+        conditioning = jax.lax.with_sharding_constraint(conditioning, rows)
+        return sample_latents(pipe.params["unet"], conditioning, keys, **static)
 
     def draw(trained: Any, frozen: Any) -> Array:
         params = merge(trained, frozen)
-        conditioning = encode_requests(pipe.replace(params=params), requests, options, config)
-        # Split by requests from here on: each device then denoises and decodes its own images.
-        conditioning = jax.lax.with_sharding_constraint(conditioning, rows)
-        latents, _ = sample_latents(params["unet"], conditioning, keys, **static)
+        latents, _ = generate_latents(pipe.replace(params=params), requests, options, config, loop)
         return decode(pipe.models, params["vae"], latents)
 
     return jax.jit(draw, out_shardings=NamedSharding(mesh, PartitionSpec()))

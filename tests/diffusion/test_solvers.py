@@ -120,3 +120,15 @@ def test_invalid_solver_arguments_raise():
         make_table("dpmpp_2m", 1000, SCHEDULE, "leading")
     with pytest.raises(UserError, match="spacing 'even' is unknown"):
         make_table("ddim", 5, SCHEDULE, "even")
+
+
+def test_only_solvers_with_noise_have_a_noise_column():
+    """The loop adds noise exactly where there is a column, whatever the solver's name."""
+    for solver in SOLVERS:
+        assert make_table(solver, 5, ScheduleConfig(), "trailing").e is None
+    assert make_table("ddim", 5, ScheduleConfig(), "trailing", eta=0.5).e.max() > 0
+
+
+def test_eta_is_refused_for_solvers_without_it():
+    with pytest.raises(UserError, match="eta is an option of ddim, not of euler"):
+        make_table("euler", 5, ScheduleConfig(), "trailing", eta=0.5)
