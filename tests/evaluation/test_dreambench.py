@@ -203,7 +203,7 @@ def test_changed_weights_or_defaults_raise(bench, tmp_path, paired_pipe):
 
 def test_command_writes_table_and_plot(bench, tmp_path, paired_pipe, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra 'eval'")
-    monkeypatch.setattr(evaluate, "_generator", lambda args: Painter(paired_pipe))
+    monkeypatch.setattr(evaluate, "_generator", lambda *_: Painter(paired_pipe))
     monkeypatch.setattr(
         evaluate.encoder_pair,
         "load_pair",
@@ -244,7 +244,7 @@ def test_run_without_scores_lists_scoring_options(bench, tmp_path, paired_pipe, 
             seen.extend(job.negative_prompt for job in jobs)
             return super().__call__(jobs, *rest)
 
-    monkeypatch.setattr(evaluate, "_generator", lambda args: Spy(paired_pipe))
+    monkeypatch.setattr(evaluate, "_generator", lambda *_: Spy(paired_pipe))
     (tmp_path / "bad").write_text("blurred\n")
     out = tmp_path / "out"
     arguments = ["--dreambench", str(bench), "--out", str(out), "--seeds", "0"]
