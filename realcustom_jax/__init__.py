@@ -1,6 +1,6 @@
 """realcustom_jax: RealCustom and RealCustom++ in JAX/Flax. What `__all__` names is the public API.
 
-Names are imported when first used: loader workers, which need the data modules alone, then do not import JAX.
+Names are imported when first used, so loader workers import the data modules alone, without the networks.
 `sample` is the function, also after the command of that name, `realcustom_jax.sample`, was imported.
 """
 

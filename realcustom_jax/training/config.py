@@ -211,7 +211,7 @@ def _check_keys(values: Mapping[str, Any]) -> None:
 
 
 def _check_stage(config: TrainConfig) -> None:
-    """Reject options that the stage does not read: ignoring them would surprise the user."""
+    """Reject data and sample options that the stage does not read: ignoring them would surprise the user."""
     stage, data, loss = config.stage, config.data, config.loss
     if stage in ("clip", "instance") and config.accumulate > 1:
         raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")

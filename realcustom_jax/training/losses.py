@@ -23,19 +23,12 @@ Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
 
-# {stage: the options of the config's `loss` section that it reads}
-STAGES = {
-    "vae": ("kl_weight", "edge_weight"),
-    "clip": ("temperature",),
-    "instance": ("temperature", "grey_share"),
-    "base": ("min_snr_gamma", "timestep_shift"),
-    "customize": ("min_snr_gamma", "timestep_shift", "gamma_num_min", "gamma_num_max", "subject_weight"),
-}
+STAGES = ("vae", "clip", "instance", "base", "customize")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The config's `loss` section; each stage reads the options that `STAGES` lists for it."""
+    """The config's `loss` section. The brackets name the stages that read an option; the others ignore it."""
 
     kl_weight: float = option(1e-4, "weight of the VAE's KL divergence (vae)", low=0)
     edge_weight: float = option(0.5, "weight of differences between neighbouring pixels (vae)", low=0)

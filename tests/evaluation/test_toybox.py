@@ -202,13 +202,13 @@ def test_flags_select_model_components(folders, paired_pipe, one_device):
     line = f"--model {one} --unet {other}/unet --realcustom {other}/realcustom --dtype bfloat16"
     line += f" --image-encoder {other}/image_encoder --vae-dtype bfloat16 --batch 3"
     args = evaluate._parser().parse_args(line.split())
-    generator = evaluate._generator(args)
+    generator = evaluate._generator(args, {})
     assert generator.batch == 3 and generator.pipe.models.dtype == jnp.bfloat16
     for path, value in flatten(generator.pipe.params).items():
         expected = flatten(paired_pipe.params)[path] * (-1 if path.startswith(("unet", "image")) else 1)
         assert value.dtype == (jnp.float32 if "scoring/" in path else jnp.bfloat16)
         np.testing.assert_array_equal(value, expected.astype(value.dtype))
-    offloaded = evaluate._generator(evaluate._parser().parse_args([*line.split(), "--offload"])).pipe
+    offloaded = evaluate._generator(evaluate._parser().parse_args([*line.split(), "--offload"]), {}).pipe
     assert offloaded.offloaded and params_sha256(offloaded.params) == params_sha256(generator.pipe.params)
 
 
