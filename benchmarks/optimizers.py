@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from small_runs import load_config, reports
 
-from realcustom_jax.common.cli import cache_dir, run_command
+from realcustom_jax.common.cli import run_command
+from realcustom_jax.common.compile_cache import cache_dir
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.training.optimizer import OPTIMIZERS
 from realcustom_jax.training.run import train

@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from realcustom_jax.common.cli import cache_dir, parse_flags, run_command
+from realcustom_jax.common.cli import parse_flags, run_command
+from realcustom_jax.common.compile_cache import cache_dir
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.hosts import connect
 from realcustom_jax.training.config import describe_options

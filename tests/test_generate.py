@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.common.cli import cache_dir
-from realcustom_jax.common.compile_cache import use_compilation_cache
+from realcustom_jax.common.compile_cache import cache_dir, use_compilation_cache
 from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.generate import request_keys
 from realcustom_jax.inputs import encode

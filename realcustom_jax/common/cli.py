@@ -16,11 +16,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from realcustom_jax.common.compile_cache import cache_dir, use_compilation_cache
+from realcustom_jax.common.compile_cache import use_compilation_cache
 from realcustom_jax.common.errors import UserError, exit_on_user_error
 from realcustom_jax.common.foreign_names import our_name
-
-__all__ = ["CommandParser", "cache_dir", "parse_flags", "run_command", "tpu_is_absent"]
 
 
 def tpu_is_absent(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:

@@ -3,7 +3,6 @@
 The functions are pure. A `Matcher` compares images with texts, with a model of its own choice.
 """
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -54,21 +53,6 @@ class Matcher(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The words chosen for one reference image.
-
-    Attributes:
-      words: the phrase of the prompt.
-      logit: its logit with the image.
-      rival: the best word of the vocabulary, at most `MARGIN` logits better.
-    """
-
-    words: str
-    logit: float
-    rival: str
-
-
 def candidates(prompt: str) -> list[str]:
     """Content words of the prompt, and pairs of adjacent content words; lower case, without duplicates."""
     phrases: dict[str, None] = {}  # a dict, because a set does not keep the order
@@ -104,7 +88,7 @@ def choose_words(
     nouns: Sequence[str],
     noun_logits: np.ndarray,
     used: Sequence[str] = (),
-) -> list[Choice]:
+) -> list[str]:
     """Choose words for each reference image of one request.
 
     The choice is greedy: the pair of image and phrase with the best logit first, then the best remaining
@@ -119,7 +103,7 @@ def choose_words(
       used: words of the request's other subjects.
 
     Returns:
-      A choice per image.
+      The phrase of the prompt for each image.
 
     Raises:
       UserError: if no phrase fits an image: the best word of the vocabulary is more than `MARGIN` logits
@@ -129,7 +113,7 @@ def choose_words(
         raise UserError(
             f"the prompt '{prompt}' has no word that a reference image could show; give its words"
         )
-    choices: dict[int, Choice] = {}
+    choices: dict[int, str] = {}
     taken = [set(words.lower().split()) for words in used]
     best_noun = noun_logits.argmax(axis=1)
     thresholds = noun_logits.max(axis=1) - MARGIN
@@ -144,7 +128,7 @@ def choose_words(
                 f"none of the words of the prompt '{prompt}' matches the reference image well: the best is "
                 f"'{phrases[k]}', but it looks like '{rival}'; write that into the prompt or give the words"
             )
-        choices[i] = Choice(phrases[k], float(logit), rival)
+        choices[i] = phrases[k]
         taken.append(set(phrases[k].split()))
     return [choices[i] for i in range(len(logits))]
 

@@ -198,7 +198,7 @@ def with_words(
     choices = iter(choose_words(prompt, phrases, logits[:, :count], nouns, logits[:, count:], used))
     # `candidates` are in lower case, so the chosen words must match any case.
     return [
-        dataclasses.replace(subject, words=next(choices).words, match_case=False)
+        dataclasses.replace(subject, words=next(choices), match_case=False)
         if subject.words == AUTO
         else subject
         for subject in subjects

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from realcustom_jax import pipeline
-from realcustom_jax.common.cli import cache_dir
+from realcustom_jax.common.compile_cache import cache_dir
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_json
 from realcustom_jax.common.folders import replacing_folder

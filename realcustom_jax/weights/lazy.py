@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -76,8 +76,3 @@ def place_params(params: Any, place: Place, report: Callable[[int], None] | None
         while waiting:
             take()
     return unflatten(placed)
-
-
-def is_lazy(params: Mapping[str, Any]) -> bool:
-    """Whether a tree contains arrays that are not read yet."""
-    return any(isinstance(leaf, LazyArray) for leaf in flatten(params).values())

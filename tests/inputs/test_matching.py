@@ -40,8 +40,7 @@ def test_vocabulary_keeps_nouns_known_to_tokenizer():
 def choose(logits, nouns=(0.0, 0.0), used=(), phrases=("cat", "dog", "beach")):
     logits = np.atleast_2d(np.asarray(logits, float))
     noun_logits = np.broadcast_to(np.asarray(nouns, float), (len(logits), 2))
-    chosen = choose_words("the prompt", phrases, logits, ["teapot", "boat"], noun_logits, used)
-    return [choice.words for choice in chosen]
+    return choose_words("the prompt", phrases, logits, ["teapot", "boat"], noun_logits, used)
 
 
 def test_best_phrase_is_chosen():
