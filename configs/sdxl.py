@@ -21,6 +21,11 @@ chips split parameters and batch (docs/tpus.md). Both together are `configs/sdxl
 RealCustom++ has no adaptive scoring, but it can be trained here: `--config.model.realcustom.scoring=True`.
 Sampling from the result defaults to DPM-Solver++ with 25 steps, the first 12 with the guidance branch, and a
 guidance weight of 3.5.
+
+Time and memory: the TPU compiler expects 1.515 s and 14.5 GiB a chip for a step on a v5e-16, 64 images
+(`python benchmarks/tpu_tables.py`). The step does not fit a machine of 24 GB: `python benchmarks/real_size.py
+--family sdxl` trains a smaller UNet there. Result: runs/sdxl/model, and the adapter. Only random weights were
+trained so far.
 """
 
 import runpy
@@ -36,7 +41,6 @@ COMMON = runpy.run_path(str(Path(__file__).with_name("common.py")))
 # {projector: hidden states of SigLIP and of DINOv2}: outputs of SigLIP's blocks 7, 13, 19 and DINOv2's 4, 10,
 # 16, counted from 0 as in the published code, and the second-to-last state of each.
 LAYERS = {"deep": ((-2,), (-2,)), "shallow": ((8, 14, 20, -2), (5, 11, 17, -2))}
-
 
 # {slice: (chips, images per chip)}
 SLICES = {"v5e-8": (8, 2), "v5e-16": (16, 4), "v4-32": (16, 4), "v5p-128": (64, 8)}
@@ -58,10 +62,16 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
     config.batch_size = chips * images
     config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}  # all devices split the parameters, not only the batch
 
-    # Shapes of the published base and towers. The ahead-of-time compiler needs them; `init_from` must have
-    # the same ones.
-    tower = {"pre_norm": False, "patch_bias": True, "projection_dim": None, "layer_norm_eps": 1e-6}
-    config.model = {
+    config.model = {**base_shapes(), **tower_shapes(), "realcustom": realcustom_shapes(projector)}
+    return config
+
+
+def base_shapes() -> dict:
+    """Shapes of the published base.
+
+    The ahead-of-time compiler needs these and the towers'; `init_from` must have the same ones.
+    """
+    return {
         "unet": {
             "sample_size": 128,
             "block_out_channels": (320, 640, 1280),
@@ -87,6 +97,13 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
             "projection_dim": 1280,
             "with_projection": True,
         },
+    }
+
+
+def tower_shapes() -> dict:
+    """Shapes of the published image towers."""
+    tower = {"pre_norm": False, "patch_bias": True, "projection_dim": None, "layer_norm_eps": 1e-6}
+    return {
         "image_encoder": {  # SigLIP-so400m/14 at 384
             "image_size": 384,
             "patch_size": 14,
@@ -110,13 +127,16 @@ def get_config(choices: str = "deep") -> ml_collections.ConfigDict:
             "layer_scale": True,
             **tower,
         },
-        "realcustom": {
-            "token_dim": 2048,  # channels of the visual tokens
-            "projector": projector,
-            "projector_head_dim": 64,
-            "feature_layers": LAYERS[projector],
-            "scoring": False,
-            "scoring_dim": 256,
-        },
     }
-    return config
+
+
+def realcustom_shapes(projector: str) -> dict:
+    """Shapes of what RealCustom++ adds, with the projector "deep" or "shallow"."""
+    return {
+        "token_dim": 2048,  # channels of the visual tokens
+        "projector": projector,
+        "projector_head_dim": 64,
+        "feature_layers": LAYERS[projector],
+        "scoring": False,
+        "scoring_dim": 256,
+    }

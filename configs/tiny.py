@@ -1,8 +1,13 @@
 """The toybox model, trained on CPU: `--config configs/tiny.py:STAGE`, with a stage of `STAGES`.
 
 The stages run in this order, each from the model folder of the one before (`--config.init_from`). The default
-is `customize`, from the base that ships with the package. docs/toybox.md describes how the shipped model
-was trained, and how long that took.
+is `customize`, from the base that ships with the package:
+
+  python -m realcustom_jax.train --config configs/tiny.py --workdir runs/first
+
+Time on two CPU cores, by the commands in docs/toybox.md: vae 71 minutes, clip 13, instance 23, base 46, and
+4600 steps of customize 167. Result: MSE of pixels 0.0059 (vae), MSE of v 0.298 (base) and 0.248 (customize,
+after 11,100 steps in three runs).
 """
 
 import ml_collections
@@ -45,6 +50,16 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     config.compute_dtype = config.frozen_dtype = "float32"
     config.remat = "none"
 
+    set_learning(config, stage)
+    set_data(config, stage)
+    config.sharding = ((".*", ()),)  # each device keeps a copy of all parameters
+
+    config.model = toybox_model(realcustom=stage == "customize")
+    return config
+
+
+def set_learning(config: ml_collections.ConfigDict, stage: str) -> None:
+    """Optimizer and loss of a stage."""
     config.optimizer.update(
         name="muon",
         learning_rate={"vae": 2e-3, "instance": 1.5e-3}.get(stage, 1e-3),
@@ -61,6 +76,10 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         # Weight of the reference's subject; the rest of the image has 1.
         subject_weight=2.0 if stage == "customize" else 1.0,
     )
+
+
+def set_data(config: ml_collections.ConfigDict, stage: str) -> None:
+    """Examples of a stage, their references, and the requests of its sample images."""
     config.data.update(
         path="toybox",
         workers=0,  # threads are enough, because small images decode fast
@@ -77,10 +96,6 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
         ("a cup on the beach", "cup", "toybox:cup:9"),
         ("a robot in the forest", "robot", "toybox:robot:19"),
     )
-    config.sharding = ((".*", ()),)  # each device keeps a copy of all parameters
-
-    config.model = toybox_model(realcustom=stage == "customize")
-    return config
 
 
 def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
@@ -109,7 +124,23 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "scaling_factor": 1.0,  # the vae stage measures it
         "sample_size": 64,
     }
-    model.text_encoder = {
+    model.update(encoders())
+    model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    if realcustom:
+        model.realcustom = {
+            "token_dim": 192,
+            "projector": "plain",
+            # The patch embeddings of the first tower, and the second-to-last state of the second tower.
+            "feature_layers": ((0,), (-2,)),
+            "scoring": True,
+            "scoring_dim": 128,
+        }
+    return model
+
+
+def encoders() -> dict:
+    """Shapes of the text encoder and both image towers."""
+    text = {
         "vocab_size": 0,  # set from the tokenizer
         "hidden_size": 128,
         "intermediate_size": 384,
@@ -126,22 +157,12 @@ def toybox_model(realcustom: bool) -> ml_collections.ConfigDict:
         "num_attention_heads": 4,
         "projection_dim": 128,
     }
-    model.image_encoder = {
+    paired = {
         **tower,
         "text_paired": True,  # the clip stage trains it together with the text encoder
         "logit_scale": 1 / 0.07,  # the inverse temperature of that loss
     }
     # Identifies subjects, which the tower trained with captions hardly does. Its role is that of DINOv2 in
     # RealCustom++.
-    model.image_encoder_2 = {**tower, "class_token": False, "patch_bias": True}
-    model.scheduler = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-    if realcustom:
-        model.realcustom = {
-            "token_dim": 192,
-            "projector": "plain",
-            # The patch embeddings of the first tower, and the second-to-last state of the second tower.
-            "feature_layers": ((0,), (-2,)),
-            "scoring": True,
-            "scoring_dim": 128,
-        }
-    return model
+    identity = {**tower, "class_token": False, "patch_bias": True}
+    return {"text_encoder": text, "image_encoder": paired, "image_encoder_2": identity}

@@ -1,4 +1,8 @@
-"""Adaptive scoring: selects the visual tokens of a reference and scales them (eq. 5–10)."""
+"""Adaptive scoring: scores the visual tokens of a reference and selects the best (eq. 5–8 and 10).
+
+Eq. 9 is applied elsewhere: `_score` in models/unet.py makes the factor 1 + S, and `attention` in
+models/attention.py applies it to keys and values, as `gain`.
+"""
 
 import functools
 

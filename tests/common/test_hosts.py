@@ -1,4 +1,4 @@
-"""How a process finds the other hosts of its run; test_train.py covers `jax.distributed` itself."""
+"""How a process finds the other hosts of its run; test_train_processes.py covers `jax.distributed` itself."""
 
 import jax
 import pytest

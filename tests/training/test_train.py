@@ -1,18 +1,14 @@
-"""Whole training runs of the micro model on 64 scenes: every stage, other device counts, stop and resume."""
+"""Whole training runs of the micro model: every stage, other device counts, resumed runs, wrong configs."""
 
 import functools
 import io
 import json
-import os
 import re
 import runpy
 import shutil
-import signal
-import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -28,89 +24,13 @@ from realcustom_jax.data.image_text import open_split, write
 from realcustom_jax.data.prepare.__main__ import prepare
 from realcustom_jax.data.prepare.recipe import Recipe
 from realcustom_jax.toybox.dataset import make_example
-from realcustom_jax.training import partition, run
+from realcustom_jax.training import partition
 from realcustom_jax.training.config import read_config
 from realcustom_jax.training.start import starting_pipeline
-from realcustom_jax.weights.added import ADDED
 from realcustom_jax.weights.keys import flatten
 
-TINY = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
-ROOT = TINY.parents[1]
-STAGES = ("vae", "clip", "instance", "base", "customize")
-
-
-def train(config, workdir: Path) -> str:
-    return run.train(config, workdir, cache=workdir / "cache")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    write(folder, {"train": (make_example(seed, held_out=False) for seed in range(64))})
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def make_config(data, micro_configs):
-    """configs/tiny.py of a stage with the micro model: batches of 8, two steps, all eight devices."""
-    get_config = runpy.run_path(str(TINY))["get_config"]
-
-    def make(stage: str, init_from: Path | str = "", steps: int = 2):
-        config = get_config(stage)
-        config.init_from, config.steps, config.batch_size = str(init_from), steps, 8
-        config.log_every, config.checkpoint_every, config.export_dtype = 1, 2, "float32"
-        config.optimizer.warmup = 0
-        config.data.path = data
-        config.data.by_word = False  # too few examples of a word for a batch
-        if stage in ("vae", "instance"):  # the others use Muon, which takes longer to compile
-            config.optimizer.name = "adamw"
-        config.curriculum.begin, config.curriculum.finish = 0, steps
-        # One level without self-attention, to compile fast.
-        small = {"block_out_channels": (16,), "attention_head_dim": 2, "self_attention": False}
-        for kind in ("down", "up"):
-            small[f"{kind}_block_types"] = (f"CrossAttn{kind.title()}Block2D",)
-        config.model.unet = micro_configs["unet"] | small
-        for name in ("vae", "image_encoder"):
-            config.model[name] = micro_configs[name]
-        shared = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_attention_heads")
-        second = {name: micro_configs["image_encoder"][name] for name in shared}
-        config.model.image_encoder_2.update({**second, "num_hidden_layers": 1, "projection_dim": 8})
-        config.model.text_encoder = {
-            name: value for name, value in micro_configs["text_encoder"].items() if name != "eos_token_id"
-        }
-        if stage == "customize":
-            config.model.realcustom = {**micro_configs["realcustom"], "feature_layers": ((0,), (-2,))}
-            # With the base frozen, as in the method; the base stage trains the same UNet.
-            config.trainable = (ADDED,)
-            config.loss.subject_weight = 3.0
-        return config
-
-    return make
-
-
-def losses(workdir: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
-
-
-@pytest.fixture(scope="module")
-def runs(make_config, tmp_path_factory) -> dict[str, tuple]:
-    """{stage: (config, workdir, sha256)}, trained on first use, each from the previous stage.
-
-    They have two steps, customize four.
-    """
-    root = tmp_path_factory.mktemp("runs")
-
-    class Runs(dict):
-        def __missing__(self, stage):
-            before = STAGES.index(stage) - 1
-            model = self[STAGES[before]][1] / "model" if before >= 0 else ""
-            config = make_config(stage, model, steps=4 if stage == "customize" else 2)
-            config.samples.every = 3 if stage == "base" else 0
-            self[stage] = config, root / stage, train(config, root / stage)
-            return self[stage]
-
-    return Runs()
+common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("run_helpers.py"))))
+STAGES, train, losses = common.STAGES, common.train, common.losses
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -175,39 +95,6 @@ def events(path: Path):
         start += 12 + length + 4
 
 
-def command(config, folder: Path, devices: int = 8) -> str:
-    """The output of the real command on a config file, with the workdir `folder`/run."""
-    path = folder / "micro.py"
-    path.write_text(
-        "import ml_collections\n\n\ndef get_config():\n"
-        f"    return ml_collections.ConfigDict({config.to_dict()!r})\n"
-    )
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
-    result = subprocess.run(
-        [sys.executable, "-m", "realcustom_jax.train", f"--config={path}", f"--workdir={folder / 'run'}"],
-        capture_output=True, text=True, cwd=ROOT, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout
-
-
-def test_command_prints_parameter_hash_last(runs, tmp_path):
-    """The same hash as from `train` with the same config."""
-    config, _, digest = runs["vae"]
-    assert command(config, tmp_path).splitlines()[-1] == f"sha256 {digest}"
-    assert (tmp_path / "run" / "model" / "model_index.json").is_file()
-
-
-def test_batch_size_one_trains(runs, tmp_path):
-    """On one device, with one loader process."""
-    config = runs["vae"][0].copy_and_resolve_references()
-    config.batch_size, config.data.workers = 1, 1
-    assert re.match("sha256 [0-9a-f]{64}$", command(config, tmp_path, devices=1).splitlines()[-1])
-    assert all(map(np.isfinite, losses(tmp_path / "run").values()))
-
-
 @pytest.mark.parametrize(
     ("stage", "mesh", "devices"),
     [("customize", {"data": 1}, 1), ("customize", {"data": 2, "fsdp": 4}, 8), ("instance", {"data": 1}, 1)],
@@ -240,66 +127,6 @@ def test_losses_do_not_depend_on_device_count(runs, tmp_path, monkeypatch, stage
     np.testing.assert_allclose(list(theirs.values()), list(ours.values()), rtol=1e-4)
 
 
-PROCESS = """
-import json, sys
-from pathlib import Path
-import jax
-from ml_collections import ConfigDict
-from realcustom_jax.training.run import train
-
-address, index, config, workdir = sys.argv[1:]
-jax.distributed.initialize(address, num_processes=2, process_id=int(index))
-assert (jax.device_count(), jax.local_device_count()) == (2, 1)
-print(train(ConfigDict(json.loads(config)), Path(workdir), Path(workdir) / "cache"))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(runs, tmp_path):
-    """One device each, parameters sharded over both: the losses of one process, one model folder.
-
-    Tolerance 1e-4, as between numbers of devices.
-    """
-    config, workdir, _ = runs["vae"]
-    config = config.copy_and_resolve_references()
-    config.mesh.update({"data": 1, "fsdp": 2})
-    config.sharding = (("kernel$", ("fsdp",)), (".*", ()))
-    config.export_dtype = "float16"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    flags += " --xla_cpu_collective_timeout_seconds=600"  # on a busy machine one may wait long
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(i), config.to_json(), str(tmp_path / "run")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for i in range(2)
-    ]
-    outputs = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    (ours, _), (theirs, _) = outputs
-    assert ours.splitlines()[-1] == theirs.splitlines()[-1]
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 2]  # of the first process alone
-    assert records[-1]["sha256"] == ours.splitlines()[-1]
-    one, two = losses(workdir), losses(tmp_path / "run")
-    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
-    one, two = (flatten(pipeline.load(folder / "model").params) for folder in (workdir, tmp_path / "run"))
-    assert one.keys() == two.keys()
-
-
 def test_resumed_run_is_bit_identical(runs, tmp_path, capsys):
     """From the checkpoint of step 2, written while step 3 was running, against the uninterrupted run."""
     config, workdir, digest = runs["customize"]
@@ -312,81 +139,6 @@ def test_resumed_run_is_bit_identical(runs, tmp_path, capsys):
     ours, theirs = (flatten(pipeline.load(folder / "model").params) for folder in (workdir, tmp_path))
     for path, value in ours.items():  # the checkpoint also has the averaged weights
         np.testing.assert_array_equal(theirs[path], value)
-
-
-def test_sigterm_saves_and_resume_is_bit_identical(runs, tmp_path, monkeypatch, capsys):
-    """The signal comes while the loader makes the first batch; the run saves every second step."""
-    config, workdir, digest = runs["vae"]
-    load = run.Loader.__next__
-
-    def load_and_signal(loader):
-        if loader.get_state()["step"] == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return load(loader)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run.Loader, "__next__", load_and_signal)
-    assert train(config, tmp_path) is None
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert "stopped by SIGTERM after step 1, which is saved" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert train(config, tmp_path) == digest
-    assert "resuming from step 1" in capsys.readouterr().out
-    assert losses(tmp_path) == losses(workdir)
-
-
-def test_repeated_non_finite_steps_end_run(runs, tmp_path):
-    """A huge learning rate makes the parameters, and the losses from step 2 on, not finite."""
-    config = runs["vae"][0].copy_and_resolve_references()
-    config.steps = 4
-    config.optimizer.update({"learning_rate": 1e38, "most_skipped": 2, "max_norm": 1e38})
-    with pytest.raises(UserError, match="was not finite in 2 steps in a row, from step 2 to 3; earlier"):
-        train(config, tmp_path)
-
-
-def test_non_finite_parameters_are_not_exported(runs, tmp_path, capsys):
-    """The last step makes them not finite, while its loss is still finite."""
-    config = runs["vae"][0].copy_and_resolve_references()
-    config.steps = config.checkpoint_every = 1
-    config.optimizer.update({"learning_rate": 1e38, "weight_decay": 1e38})
-    with pytest.raises(UserError, match=r"parameters are not finite after the last step, 1: no model"):
-        train(config, tmp_path)
-    assert list(losses(tmp_path)) == [1] and np.isfinite(losses(tmp_path)[1])
-    assert not (tmp_path / "model").exists() and not list((tmp_path / "checkpoints").iterdir())
-    assert "not finite after step 1: no checkpoint is written" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_run_on_buckets_and_stored_latents_equals_pixels(runs, make_config, tmp_path):
-    """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
-
-    The losses equal those of the same run from pixels and captions up to float16, 5e-4 of each number: 1e-2.
-    The text encoder cannot be trained, because its stored output would not change.
-    """
-    images = [Image.fromarray(np.full((24, 40, 3), 10 * i, np.uint8)) for i in range(12)]
-    for i, image in enumerate([*images, *(image.transpose(Image.Transpose.ROTATE_90) for image in images)]):
-        (tmp_path / "source").mkdir(exist_ok=True)
-        image.save(tmp_path / "source" / f"{i}.png")
-        (tmp_path / "source" / f"{i}.txt").write_text("a cat on the beach")
-    prepare([str(tmp_path / "source")], tmp_path / "data", Recipe())
-    model = runs["clip"][1] / "model"
-    encode_data_set(tmp_path / "data", make_encoding(str(model), 1, buckets=True, step=4, text=True))
-    found = []
-    for encoded in (True, False):
-        config = make_config("base", model, steps=3)
-        config.data.update({"path": str(tmp_path / "data"), "buckets": True, "bucket_step": 4})
-        config.data.update({"encoded": encoded, "encoded_text": encoded})
-        workdir = tmp_path / str(encoded)
-        train(config, workdir)
-        found.append(list(losses(workdir).values()))
-    assert len(found[0]) == 3 and np.isfinite(found[0]).all()
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
-    exported = [flatten(pipeline.load(tmp_path / name / "model").params) for name in ("True", "False")]
-    assert exported[0].keys() == exported[1].keys()  # also of the encoders, which no device loaded
-    config.data.update({"encoded": True, "encoded_text": True})
-    config.trainable = ("^unet/", "^text_encoder/")
-    with pytest.raises(UserError, match="trains text_encoder, but config"):
-        train(config, tmp_path / "refused")
 
 
 def test_finished_run_is_not_trained_again(runs, tmp_path):
@@ -454,3 +206,36 @@ def test_config_mistake_raises(runs, tmp_path, change, message):
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_run_on_buckets_and_stored_latents_equals_pixels(runs, make_config, tmp_path):
+    """Wide and tall pictures, 12 of each: in three epochs both have batches, of the two shapes' latents.
+
+    The losses equal those of the same run from pixels and captions up to float16, 5e-4 of each number: 1e-2.
+    The text encoder cannot be trained, because its stored output would not change.
+    """
+    images = [Image.fromarray(np.full((24, 40, 3), 10 * i, np.uint8)) for i in range(12)]
+    for i, image in enumerate([*images, *(image.transpose(Image.Transpose.ROTATE_90) for image in images)]):
+        (tmp_path / "source").mkdir(exist_ok=True)
+        image.save(tmp_path / "source" / f"{i}.png")
+        (tmp_path / "source" / f"{i}.txt").write_text("a cat on the beach")
+    prepare([str(tmp_path / "source")], tmp_path / "data", Recipe())
+    model = runs["clip"][1] / "model"
+    encode_data_set(tmp_path / "data", make_encoding(str(model), 1, buckets=True, step=4, text=True))
+    found = []
+    for encoded in (True, False):
+        config = make_config("base", model, steps=3)
+        config.data.update({"path": str(tmp_path / "data"), "buckets": True, "bucket_step": 4})
+        config.data.update({"encoded": encoded, "encoded_text": encoded})
+        workdir = tmp_path / str(encoded)
+        train(config, workdir)
+        found.append(list(losses(workdir).values()))
+    assert len(found[0]) == 3 and np.isfinite(found[0]).all()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+    exported = [flatten(pipeline.load(tmp_path / name / "model").params) for name in ("True", "False")]
+    assert exported[0].keys() == exported[1].keys()  # also of the encoders, which no device loaded
+    config.data.update({"encoded": True, "encoded_text": True})
+    config.trainable = ("^unet/", "^text_encoder/")
+    with pytest.raises(UserError, match="trains text_encoder, but config"):
+        train(config, tmp_path / "refused")
