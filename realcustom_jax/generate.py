@@ -1,7 +1,6 @@
 """Turns requests into images: encode, denoise, decode. `sample` is the public function."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,8 +90,14 @@ def sample(
     with Progress(shown) as report, memory_errors():
         report.stage("encoding prompts and reference images")
         requests = resolve_auto_words(pipe, requests)
-        records = _records(pipe, requests, chosen)
-        loop = functools.partial(denoise, watch=Watch(config.steps, report, preview, every))
+        records: tuple[Record, ...] = ()
+
+        def loop(*arguments: Any) -> tuple[Array, Array]:
+            # The files are read for the records when encoding has checked them, and before they may change.
+            nonlocal records
+            records = _records(pipe, requests, chosen)
+            return denoise(*arguments, watch=Watch(config.steps, report, preview, every))
+
         latents, masks = generate_latents(pipe, requests, chosen, config, loop)
         check_finite(finite_rows(latents))
         report.stage("decoding")

@@ -16,7 +16,7 @@ from realcustom_jax.diffusion.denoiser import Contexts, Denoiser, encode_context
 from realcustom_jax.diffusion.phases import Phase, phases
 from realcustom_jax.diffusion.sampler import SamplerState, sample_latents, sample_step
 from realcustom_jax.diffusion.schedule import ScheduleConfig
-from realcustom_jax.diffusion.solvers import SolverTable
+from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.inputs.sizes import latent_size, mask_grid
 from realcustom_jax.models.config import HIGH_RES, from_mapping
 from realcustom_jax.models.family import Models
@@ -163,12 +163,18 @@ def sample_program(
         )
     )
     held = {"parameters": per_chip_bytes(params), "requests": per_chip_bytes(conditioning)}
-    parts = _sampler_parts(bound, models.unet, sampler, (params, conditioning, keys), struct)
+    table = make_table(sampler.solver, sampler.steps, schedule, sampler.spacing, sampler.eta)
+    parts = _sampler_parts(bound, models.unet, sampler, table, (params, conditioning, keys), struct)
     return Program(run.lower(params, conditioning, keys), count, held, loops=True, parts=parts)
 
 
 def _sampler_parts(
-    bound: Callable[..., Denoiser], unet: UNet, config: SamplerConfig, arguments: Any, struct: Any
+    bound: Callable[..., Denoiser],
+    unet: UNet,
+    config: SamplerConfig,
+    table: SolverTable[Any],
+    arguments: Any,
+    struct: Any,
 ) -> tuple[tuple[Any, int], ...]:
     """(lowered program, number of runs) of each part: the contexts, and a step of each phase."""
     params, conditioning, keys = arguments
@@ -186,7 +192,7 @@ def _sampler_parts(
     everywhere = NamedSharding(keys.sharding.mesh, PartitionSpec())
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    row = SolverTable(*[scalar] * len(SolverTable._fields))
+    row = jax.tree.map(lambda _: scalar, table)
 
     # The denoiser is rebuilt inside the program, because it has static fields and arrays.
     def step(phase: Phase, bindings: Any, *rest: Any) -> Any:
