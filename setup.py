@@ -60,8 +60,8 @@ EXTRAS_REQUIRE = {
     # PyTorch models to compare with and, as a second oracle, Flax models (removed in diffusers 0.40 and
     # transformers 5). transformers[flax] would need a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests, OpenCV is for the extra "faces". pyright's
-    # extra installs Node as a package; otherwise pyright would download it at run time.
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV is for the extra "faces". The
+    # "nodejs" extra of pyright installs Node as a package; otherwise pyright would download it at run time.
     "test": [
         "adjustText>=1.3",
         "matplotlib>=3.8",

@@ -245,10 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--matcher",
         metavar="FOLDER",
-        help="folder or hub id of a CLIP that finds the word of --subject IMAGE",
+        help="folder or hub id of a CLIP model, which finds the word of --subject IMAGE",
     )
-    parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
-    parser.add_argument("--masks", action="store_true", help="also write the masks")
+    parser.add_argument(
+        "--out", default="samples", metavar="FOLDER", help="folder for the images (%(default)s)"
+    )
+    parser.add_argument("--masks", action="store_true", help="also write each subject's mask as an image")
     add_model_flags(parser)
     add_option_flags(parser)
     return parser

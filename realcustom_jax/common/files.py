@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{path} does not exist")
         if not path.is_file():  # opening a pipe would wait forever
-            raise UserError(f"{path} is no regular file")
+            raise UserError(f"{path} is not a regular file")
         values = json.loads(path.read_text(encoding="utf-8"))
     except UserError:
         raise
@@ -147,14 +147,14 @@ def make_folder(path: Path, name: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, atomically, in the format of diffusers: indented by 2, keys sorted."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, atomically."""
-    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, atomically."""
-    write_whole(path, lambda half: half.write_bytes(content))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -130,7 +130,7 @@ class Runs:
         if path.is_file():
             return np.load(path)
         images, _ = self._make("text only", setting)
-        write_whole(path, lambda half: _save(half, images))
+        write_whole(path, lambda temporary: _save(temporary, images))
         self._keep(self._path("text only", setting), "text only", setting, self.benchmark.measure(images))
         return images
 

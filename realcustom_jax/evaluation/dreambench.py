@@ -103,7 +103,9 @@ def make_missing(
             images, _ = generator(jobs, chosen, counter.update)
             for case, image in zip(batch, images, strict=True):
                 path = out / f"{case.name}.png"
-                write_whole(path, lambda half, image=image: Image.fromarray(image).save(half, "PNG"))
+                write_whole(
+                    path, lambda temporary, image=image: Image.fromarray(image).save(temporary, "PNG")
+                )
     return len(missing)
 
 

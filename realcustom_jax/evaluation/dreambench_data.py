@@ -31,7 +31,7 @@ class Prompts:
     objects: tuple[str, ...]
     live: tuple[str, ...]
 
-    def of(self, subject: str) -> list[str]:
+    def for_subject(self, subject: str) -> list[str]:
         """Prompts of a subject."""
         word = self.classes[subject]
         return [template.format(word) for template in (self.live if word in LIVE else self.objects)]
@@ -124,6 +124,6 @@ def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
         if not photos:
             raise UserError(f"{folder / subject} has no photos of the subject {subject!r}")
         word = prompts.classes[subject]
-        for number, prompt in enumerate(prompts.of(subject)):
+        for number, prompt in enumerate(prompts.for_subject(subject)):
             cases += [Case(subject, word, number, prompt, seed, tuple(photos)) for seed in seeds]
     return cases

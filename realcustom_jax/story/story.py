@@ -333,7 +333,7 @@ class Story:
         characters are relative to it.
 
         Raises:
-          UserError: if it cannot be read or is no story.
+          UserError: if it cannot be read or is not a story.
         """
         files = StoryFiles.open(Path(path))
         plain = ("seed", "style", "negative_prompt", "same_seed", "options")

@@ -220,7 +220,7 @@ def _leaf_checksum(leaf: Array, odd: Array) -> Array:
 
 
 # Errors of Orbax and its libraries for damaged files. Transient failures (out of memory, no permission,
-# network) raise other errors, or these with a status code in the message. Then the checkpoint may be undamaged.
+# network) raise other errors, or these with a status code in the message. Then the files may be undamaged.
 UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError, RecursionError)
 _TRANSIENT = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
 

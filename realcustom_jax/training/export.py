@@ -46,8 +46,8 @@ def export(config: TrainConfig, ema: Any, data: Split, loader: Loader, folder: P
     """
     trained = flatten(partition.to_host(ema))
     if jax.process_index() == 0:
-        with replacing_folder(folder, "model folder") as half:
-            write_model(config, trained, data, loader, half, config.export_dtype)
+        with replacing_folder(folder, "model folder") as temporary:
+            write_model(config, trained, data, loader, temporary, config.export_dtype)
             # A finished run that was extended has written this folder before.
             shutil.rmtree(folder.resolve(), ignore_errors=True)
     # Writing takes minutes. Without this barrier the others would exit, wait for the first process in JAX's

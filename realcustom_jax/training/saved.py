@@ -67,8 +67,8 @@ def _is_finished(folder: Path) -> bool:
 def read_saved(workdir: Path, step: int | None, averaged: bool, select: Callable[[str], bool]) -> Saved:
     """Read trained parameters from a checkpoint.
 
-    A run deletes old checkpoints when it writes new ones. If the newest checkpoint is deleted while being read,
-    the one that is then the newest is read.
+    A run deletes old checkpoints when it writes new ones. If the newest checkpoint is deleted while being
+    read, the one that is then the newest is read.
 
     Args:
       workdir: folder of the run.

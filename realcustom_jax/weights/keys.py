@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
-# In diffusers' time embeddings, `linear_1` is a name and not an entry of a list.
+# In diffusers' time embeddings, `linear_1` is a name instead of an entry of a list.
 _LIST_INDEX = re.compile(r"(?<!linear)_(\d+)$")
 # PyTorch calls the main array of every layer `weight`; Flax has a name for each kind of layer.
 _WEIGHT_LEAVES = ("kernel", "scale", "embedding")
