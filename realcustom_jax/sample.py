@@ -105,7 +105,7 @@ def _seeds(seeds: list[int]) -> list[int]:
 
 def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
     """The options of a record that differ from the model's defaults."""
-    # The others are left out: `check_used` would report them if the flags make them useless.
+    # The others are omitted: `check_used` would report them if the flags make them useless.
     if not options:
         return {}
     checked = SamplingOptions(**options)

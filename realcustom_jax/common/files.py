@@ -84,7 +84,7 @@ def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Turns an `OSError` of what cannot be read, for example without permission, into a `UserError`."""
+    """Turn an `OSError` of an unreadable file, for example without permission, into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,7 @@ def check_local(path: str | os.PathLike, name: str) -> None:
 
     Raises:
       UserError: for an address such as "gs://bucket/folder", for a ~ that no shell replaced, and for text
-        that cannot be a file's name. The sentence calls the path `name`.
+        that cannot be a file's name. The message calls the path `name`.
     """
     # `Path` would create local folders called "gs:" and "~".
     text = os.fspath(path)

@@ -161,7 +161,7 @@ def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, in
             f"the example '{key}' marks a subject in a picture of {columns}×{rows}, but the picture has "
             f"{width}×{height} after its EXIF rotation"
         )
-    # Through the same 8-bit resampling as the picture, so mask and picture stay aligned.
+    # Resample the mask like the picture, in 8 bits, so that both stay aligned.
     inside = center_crop_resize(mask.astype(np.uint8) * np.uint8(255), crop) >= 128
     scale = min(height / crop[0], width / crop[1])
     share = inside.mean() * scale**2 * crop[0] * crop[1] / (height * width)  # of the whole picture

@@ -124,7 +124,7 @@ class Runs:
         return self.benchmark.ceiling()
 
     def _plain(self) -> np.ndarray:
-        """The text-only images, to which leakage compares. They are stored too: every row needs them."""
+        """Text-only images, which leakage compares with. They are stored, because every row needs them."""
         setting = SETTINGS["text_only"]
         path = self.folder / f"text_only_{self._key(setting)}.npy"
         if path.is_file():

@@ -114,9 +114,9 @@ def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
     if (folder / "dataset" / PROMPTS).is_file():
         folder = folder / "dataset"
     prompts = read_prompts(folder / PROMPTS)
-    wanted = list(prompts.classes) if subjects is None else list(subjects)
+    names = list(prompts.classes) if subjects is None else list(subjects)
     cases = []
-    for subject in wanted:
+    for subject in names:
         if subject not in prompts.classes:
             known = ", ".join(prompts.classes)
             raise UserError(f"DreamBench has no subject {subject!r}; there are: {known}")

@@ -87,7 +87,7 @@ class Scorer:
         return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}
 
     def _alone(self, masks: Path, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """The images with everything outside of their masks, files in a folder, in white."""
+        """Paint everything outside of the masks white; the masks are files in a folder."""
         paths = [masks / f"{name}.png" for name in names]
         return [segment(image, self._mask(path, image)) for image, path in zip(images, paths, strict=True)]
 

@@ -223,7 +223,7 @@ class Story:
         return page.samples is not None and page.made == self.made_from(scene)
 
     def made_from(self, scene: int) -> Made:
-        """What the image of a scene depends on."""
+        """Inputs of a scene's image."""
         # Characters are compared by identity, so a replaced one makes its scenes again.
         cast = tuple(self.character(name) for name in self.write(scene).words)
         return Made(self.pages[scene].scene, cast, self.style, self.negative_prompt, dict(self.options))

@@ -181,18 +181,18 @@ def _from_folder(config: TrainConfig) -> Pipeline:
     def again(path: str) -> bool:
         return bool(config.fresh and re.search(config.fresh, path))
 
-    wanted = flatten(pipe.params if models == pipe.models else models.param_shapes())
-    if config.fresh and not any(map(again, wanted)):
+    required = flatten(pipe.params if models == pipe.models else models.param_shapes())
+    if config.fresh and not any(map(again, required)):
         raise UserError(f"config.fresh: {config.fresh!r} matches no parameter")
     kept = {path: value for path, value in flatten(pipe.params).items() if not again(path)}
     added = [f"^{name}/" for name in towers] + [ADDED] * (pipe.models.realcustom is None)
     new = {
         path: leaf
-        for path, leaf in wanted.items()
+        for path, leaf in required.items()
         if again(path) or any(re.search(regex, path) for regex in added)
     }
     # Everything that is not initialised here must come from the folder, and nothing may be left over.
-    rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
+    rest = {path: leaf.shape for path, leaf in required.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
     return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 

@@ -114,8 +114,8 @@ def read_text(values: Mapping[str, Any], source: str) -> CLIPTextConfig:
 
 def _architectures(values: Mapping[str, Any]) -> Sequence[Any]:
     """Class names of transformers; empty if the file has no list of them."""
-    found = values.get("architectures")
-    return found if isinstance(found, (list, tuple)) else ()
+    names = values.get("architectures")
+    return names if isinstance(names, (list, tuple)) else ()
 
 
 def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def vision_to_json(config: ViTConfig) -> dict[str, Any]:
 
 
 def _kind(config: ViTConfig) -> str:
-    """Which of the families computes what such a tower does, whatever its sizes; `OWN` if none."""
+    """Model type of transformers that computes the same as a tower, whatever its sizes; `OWN` if none."""
     for kind, family in _FAMILIES.items():
         # Only CLIP has a projection, and only one family registers.
         expected = ViTConfig(

@@ -235,7 +235,7 @@ def _write_safetensors(
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     write_json(index_path, index)
-    path.unlink(missing_ok=True)  # of an earlier model, which readers would take first
+    path.unlink(missing_ok=True)  # an earlier model, which readers would prefer to the index
 
 
 def _nbytes(value: Any) -> int:

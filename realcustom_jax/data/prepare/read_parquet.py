@@ -39,8 +39,8 @@ def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: st
             caption = _column(path, names, "caption", caption_key, CAPTION_NAMES)
             plain = [name for name in names if _is_plain(file.schema_arrow.field(name).type)]
             # Only these columns are read: embeddings in other columns can be larger than the images.
-            wanted = list(dict.fromkeys([image, caption, *plain]))
-            for batch in file.iter_batches(_ROWS, columns=wanted):
+            columns = list(dict.fromkeys([image, caption, *plain]))
+            for batch in file.iter_batches(_ROWS, columns=columns):
                 for values in batch.to_pylist():
                     cell = values.pop(image)
                     if _names_outside(cell):
