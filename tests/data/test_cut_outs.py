@@ -54,8 +54,8 @@ def test_example_without_marks_raises(metadata):
         ({"size": [2, 2], "counts": [1, 2]}, "not those of 2×2 pixels"),
         ({"size": [2, 2], "counts": [5, -1]}, "not those of 2×2 pixels"),
         ({"size": [2, 2], "counts": [0, 10**30]}, "not those of 2×2 pixels"),
-        ({"size": [2, 2], "counts": [0.9, 3.1]}, "neither a list of whole numbers nor a text"),
-        ({"size": [2, 2], "counts": {}}, "neither a list of whole numbers nor a text"),
+        ({"size": [2, 2], "counts": [0.9, 3.1]}, "neither a list of whole numbers nor text"),
+        ({"size": [2, 2], "counts": {}}, "neither a list of whole numbers nor text"),
         ({"size": [2.0, 2.0], "counts": [4]}, "the size must be"),
         ({"size": [2], "counts": [4]}, "ValueError"),
         ({"size": [10**6, 10**6], "counts": [10**12]}, "the size must be"),
@@ -114,7 +114,7 @@ def test_run_lengths_of_wrong_size_raise():
     text = compressed(run_lengths(mask))
     damaged = {text[:i] for i in range(len(text))} | {text + "1"}
     for given in damaged:
-        with pytest.raises(UserError, match="'k' marks"):
+        with pytest.raises(UserError, match="'k' has an invalid subject entry"):
             marked_mask({"segmentation": {"size": [9, 7], "counts": given}}, "k")
 
 
