@@ -6,12 +6,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Lower bounds are the oldest versions that should do. The tests run with those of the lock files: JAX 0.10
-# with transformers 4.57 on Python 3.11, JAX 0.12 with transformers 5 on later ones.
+# Lower bounds are the oldest versions that are expected to work. The tests use the versions of the lock
+# files: JAX 0.10 with transformers 4.57 on Python 3.11, JAX 0.12 with transformers 5 on later ones.
 INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "array_record>=0.8.1",
-    # The lazy names of realcustom_jax, and paths as Orbax and TFDS take them.
+    # Lazy imports of realcustom_jax, and the path type of Orbax and TFDS.
     "etils[epath,epy]>=1.9",
     "filelock>=3.15.4",
     "flax>=0.12",
@@ -19,7 +19,7 @@ INSTALL_REQUIRES = [
     "huggingface_hub>=0.34",
     # Plurals of target words.
     "inflect>=7.3",
-    # tensorflow-datasets imports it without asking for it.
+    # tensorflow-datasets imports it but does not declare it.
     "importlib_resources>=6.0",
     "jax>=0.10",
     "ml_collections>=1.0",
@@ -28,17 +28,17 @@ INSTALL_REQUIRES = [
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
-    # 10.1 brought the scalable default font that the demo sheet is written in.
+    # 10.1 brought the scalable default font for the demo sheet.
     "pillow>=10.1",
-    # Reads data sets that come as parquet.
+    # Reads data sets in parquet files.
     "pyarrow>=18",
-    # Masks in COCO's forms. The tests pass from 2.0.8 on.
+    # Masks in COCO's formats. The tests pass from 2.0.8 on.
     "pycocotools>=2.0.8",
-    # The first to read and write bfloat16 in numpy.
+    # First version that reads and writes bfloat16 in numpy.
     "safetensors>=0.8",
-    # JAX has it too; the bootstrap of evaluation.metrics asks for its `rng`.
+    # JAX requires it too; the bootstrap of evaluation.metrics needs its `rng` argument.
     "scipy>=1.15",
-    # Without tensorflow: this is the first version whose builders and readers run without it.
+    # First version whose builders and readers run without tensorflow.
     "tensorflow-datasets>=4.9.10",
     # Scalars for TensorBoard, without TensorBoard or TensorFlow.
     "tensorboardX>=2.6.2",
@@ -48,20 +48,20 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    # data.prepare on a cluster. Beam wants older pyarrow, protobuf and pillow than requirements.lock has, so
-    # it needs an environment of its own.
+    # data.prepare on a cluster. Beam needs older pyarrow, protobuf and pillow than requirements.lock has, so
+    # install it in a separate environment.
     "beam": ["apache-beam>=2.77"],
     "tpu": ["jax[tpu]>=0.10"],
-    # Plots, and the one measure that is not ours. ImageReward brings PyTorch.
+    # Plots and ImageReward, which installs PyTorch.
     "eval": ["adjustText>=1.3", "image-reward>=1.5", "matplotlib>=3.8"],
     # Finds the face on a reference. OpenCV 5 has no cascades.
     "faces": ["opencv-python-headless>=4.10,<5"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
-    # PyTorch models to compare with and, as a second oracle, Flax models, which diffusers has not had since
-    # 0.40 and transformers not since 5. Not transformers[flax], which wants a JAX of 2023.
+    # PyTorch models to compare with and, as a second oracle, Flax models (removed in diffusers 0.40 and
+    # transformers 5). transformers[flax] would need a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests, OpenCV for the extra "faces". pyright
-    # comes with Node from a package, so that nothing else is downloaded when it runs.
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV is for the extra "faces". The
+    # "nodejs" extra of pyright installs Node as a package; otherwise pyright would download it at run time.
     "test": [
         "adjustText>=1.3",
         "matplotlib>=3.8",

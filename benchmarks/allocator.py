@@ -1,8 +1,8 @@
-"""What kept memory is worth on a CPU: `python benchmarks/allocator.py [--rounds 3] [--steps 8]`.
+"""Effect of keeping freed memory on a CPU: `python benchmarks/allocator.py [--rounds 3] [--steps 8]`.
 
-A training step of the toybox's base, of 32 images, and a call of the sampler for 8, in processes of their
-own: started as they are and by launch/cpu.sh, in turn, so that noise of the machine hits both alike. The
-table has the medians of all calls but the first two of each process, and the page faults of a call.
+Measures a training step of the toybox's base stage (32 images) and a sampler call (8 images). Processes start
+directly and through launch/cpu.sh, in alternation, so machine noise affects both equally. The table shows
+the median seconds and the page faults of a call. The first two calls of each process do not count.
 """
 
 import argparse
@@ -21,19 +21,19 @@ import realcustom_jax as rc
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.toybox import Identity, prompt, render_reference
 
-KEPT = Path(__file__).resolve().parents[1] / "launch" / "cpu.sh"
+CPU_SCRIPT = Path(__file__).resolve().parents[1] / "launch" / "cpu.sh"
 STEP_BATCH, SAMPLE_BATCH = 32, 8
-# The first without what the caller's environment may have set already.
-WAYS = {"as it is": ("env", "-u", "GLIBC_TUNABLES"), "launch/cpu.sh": (str(KEPT),)}
+# The direct start drops a GLIBC_TUNABLES that the caller may have set.
+LAUNCHERS = {"direct": ("env", "-u", "GLIBC_TUNABLES"), "launch/cpu.sh": (str(CPU_SCRIPT),)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="training steps of a process (%(default)s)")
-    parser.add_argument("--samples", type=int, default=2, help="sampler calls of a process (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per launcher (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="training steps per process (%(default)s)")
+    parser.add_argument("--samples", type=int, default=2, help="sampler calls per process (%(default)s)")
     parser.add_argument("--measure", action="store_true", help="measure in this process, print JSON")
     args = parser.parse_args()
     if args.measure:
@@ -43,27 +43,27 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Prints the table: each way's medians, their ratio, and the page faults."""
+    """Print the table: the medians of each launcher, their ratio, and the page faults."""
     flags = [f"--{name}={getattr(args, name)}" for name in ("steps", "samples")]
-    found: dict[str, list[dict]] = {way: [] for way in WAYS}
+    results: dict[str, list[dict]] = {launcher: [] for launcher in LAUNCHERS}
     for _ in range(args.rounds):
-        for way, start in WAYS.items():
-            command = [*start, sys.executable, __file__, "--measure", *flags]
+        for launcher, prefix in LAUNCHERS.items():
+            command = [*prefix, sys.executable, __file__, "--measure", *flags]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[way].append(json.loads(output.splitlines()[-1]))
-            print(way, found[way][-1], flush=True)
-    titles = "".join(f"{way:>16}" for way in WAYS)
+            results[launcher].append(json.loads(output.splitlines()[-1]))
+            print(launcher, results[launcher][-1], flush=True)
+    titles = "".join(f"{launcher:>16}" for launcher in LAUNCHERS)
     print(f"\n{'s/call':12}{titles}{'ratio':>8}{'page faults':>24}")
     for what in ("step", "sample"):
-        calls = [[s for run in found[way] for s in run[what]["seconds"]] for way in WAYS]
-        faults = [statistics.median(run[what]["page_faults"] for run in found[way]) for way in WAYS]
+        calls = [[s for run in runs for s in run[what]["seconds"]] for runs in results.values()]
+        faults = [statistics.median(run[what]["page_faults"] for run in runs) for runs in results.values()]
         medians = [statistics.median(seconds) for seconds in calls]
         print(f"{what:12}" + "".join(f"{median:16.2f}" for median in medians)
               + f"{medians[0] / medians[1]:8.2f}{faults[0]:12.0f}{faults[1]:12.0f}")  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict]:
-    """Seconds of each call, and page faults of one, of a training step and of the sampler."""
+    """Measure the training step and the sampler: seconds of each call and mean page faults per call."""
     step, *_ = compile_step({}, STEP_BATCH)
     pipe = rc.load("toybox")
     subjects = [
@@ -79,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def timed(call: Callable[[], None], count: int) -> dict:
-    """`count` calls, after two that compile and take the first memory."""
+    """Time `count` calls, after two that compile and allocate."""
     call()
     call()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,8 +1,8 @@
-"""How the TPU compiler gathers a divided kernel: `python benchmarks/fsdp_collectives.py`.
+"""Collectives that the TPU compiler uses for a sharded kernel: `python benchmarks/fsdp_collectives.py`.
 
-Compiles products of images with one kernel that eight v5e chips divide among them (FSDP), first as the
-compiler does by itself, then with its ring of pieces ("windowed einsum") turned off, and counts the
-collectives of each. Needs the extra "tpu"; takes seconds. docs/tpus.md reads those of whole steps by it.
+Compiles matrix products whose kernel is sharded over eight v5e chips (FSDP) and counts the collectives. The
+compiler runs once with its defaults and once without "windowed einsum", which splits a gather into a ring of
+permutes. Needs the extra "tpu". Takes seconds. docs/tpus.md uses the counts to explain those of whole steps.
 """
 
 import jax
@@ -15,9 +15,9 @@ from realcustom_jax.aot.topology import devices, parse_topology, set_environment
 from realcustom_jax.common.cli import run_command
 
 TOPOLOGY = "v5e:2x4"
-# Pixels of an image, inputs and outputs of a kernel: projections and feed-forwards of SDXL.
+# (pixels, inputs, outputs) of SDXL's projections and feed-forward layers.
 PRODUCTS = ((1024, 1280, 1280), (1024, 1280, 10240), (1024, 5120, 1280), (4096, 640, 5120))
-WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
+NO_WINDOWED_EINSUM = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}
 
 
 def main() -> None:
@@ -26,17 +26,17 @@ def main() -> None:
     set_environment(topology)
     mesh = Mesh(np.asarray(devices(topology)), ("fsdp",))
     images, rows = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("fsdp",), ("fsdp", None)))
-    print("| pixels | kernel | its MiB | as the compiler does it | without pieces |\n|---|---|---|---|---|")
+    print("| pixels | kernel | kernel MiB | default | no windowed einsum |\n|---|---|---|---|---|")
     for pixels, inputs, outputs in PRODUCTS:
         x = jax.ShapeDtypeStruct((2 * mesh.size, pixels, inputs), jnp.bfloat16, sharding=images)
         kernel = jax.ShapeDtypeStruct((inputs, outputs), jnp.bfloat16, sharding=rows)
         lowered = jax.jit(lambda x, kernel: jnp.tanh(x @ kernel), out_shardings=images).lower(x, kernel)
         cells = [f"{pixels}", f"{inputs} x {outputs}", f"{2 * inputs * outputs / 2**20:.2f}"]
-        for options in ({}, WHOLE):
+        for options in ({}, NO_WINDOWED_EINSUM):
             compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": -1.0, **options})
-            found = total(by_part(compiled.as_text()))
+            counts = total(by_part(compiled.as_text()))
             cells.append(
-                ", ".join(f"{n} {kind}, {size / 2**20:.2f} MiB" for kind, (n, size) in found.items())
+                ", ".join(f"{n} {kind}, {size / 2**20:.2f} MiB" for kind, (n, size) in counts.items())
             )
         print(f"| {' | '.join(cells)} |", flush=True)
 

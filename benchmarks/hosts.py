@@ -1,9 +1,9 @@
-"""Trains as two hosts and as one: `python benchmarks/hosts.py`.
+"""Compares training on two hosts with training on one: `python benchmarks/hosts.py`.
 
-The same tiny run, its parameters divided over four devices, through launch/local.sh: by two processes of four
-simulated devices each, by one of eight, and, stopped by SIGTERM half way through by both processes, on from
-their one checkpoint as 2x4, 1x8 and 1x1. Prints for each the largest relative difference of its losses from
-those of one process; the exit status is 1 when one is above its bound. Some minutes on two cores.
+launch/local.sh starts the same tiny run on simulated devices, with parameters sharded over four of them: as
+1x8 and as 2x4 (processes x devices per process). A third run, 2x4, is stopped by SIGTERM half way. Its
+checkpoint resumes as 2x4, 1x8 and 1x1. Prints each run's largest relative difference of a loss from the 1x8
+run. The exit status is 1 if a difference exceeds its bound. Takes some minutes on two cores.
 """
 
 import os
@@ -15,38 +15,39 @@ import tempfile
 import time
 from pathlib import Path
 
-from small_runs import SMALL, last_step, reports
+from _small_runs import SMALL, last_step, reports
 
 from realcustom_jax.common.cli import run_command
 
 LOCAL = Path(__file__).resolve().parents[1] / "launch" / "local.sh"
 STEPS = 12
-DIVIDED = ("--config.mesh.fsdp=4", "--config.sharding=(('kernel$', ('fsdp',)), ('.*', ()))")
-# With one device, sums are taken in another order, and Adam carries that on.
-SAME, ONE = 1e-5, 1e-4
+SHARDING = ("--config.mesh.fsdp=4", "--config.sharding=(('kernel$', ('fsdp',)), ('.*', ()))")
+# One device sums in another order, and Adam amplifies the rounding differences.
+SHARDED_BOUND, ONE_DEVICE_BOUND = 1e-5, 1e-4
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         run(root / "1x8", 1, 8)
-        wanted = losses(root / "1x8")
+        expected = losses(root / "1x8")
         run(root / "2x4", 2, 4)
-        good = compare("2x4", losses(root / "2x4"), wanted, SAME)
+        good = compare("2x4", losses(root / "2x4"), expected, SHARDED_BOUND)
         stop(root / "stopped")
-        for processes, devices, bound in ((2, 4, SAME), (1, 8, SAME), (1, 1, ONE)):
+        cases = ((2, 4, SHARDED_BOUND), (1, 8, SHARDED_BOUND), (1, 1, ONE_DEVICE_BOUND))
+        for processes, devices, bound in cases:
             name = f"{processes}x{devices}"
             workdir = root / f"resumed_{name}"
             shutil.copytree(root / "stopped", workdir)
             run(workdir, processes, devices)
-            good &= compare(f"2x4, then {name}", losses(workdir), wanted, bound)
+            good &= compare(f"2x4, then {name}", losses(workdir), expected, bound)
     raise SystemExit(not good)
 
 
 def start(workdir: Path, processes: int, devices: int) -> subprocess.Popen:
-    divided = DIVIDED if devices > 1 else ()
+    sharding = SHARDING if devices > 1 else ()
     command = [
-        "bash", str(LOCAL), "--processes", str(processes), "--devices", str(devices), "--", *SMALL, *divided,
+        "bash", str(LOCAL), "--processes", str(processes), "--devices", str(devices), "--", *SMALL, *sharding,
         f"--config.steps={STEPS}", "--config.checkpoint_every=1000", "--workdir", str(workdir),
     ]  # fmt: skip
     return subprocess.Popen(
@@ -63,7 +64,7 @@ def run(workdir: Path, processes: int, devices: int) -> None:
 
 
 def stop(workdir: Path) -> None:
-    """A run of 2x4 that is told to end when half of its steps are done."""
+    """Start a 2x4 run and send it SIGTERM after half of its steps."""
     process = start(workdir, 2, 4)
     while process.poll() is None and last_step(workdir) < STEPS // 2:
         time.sleep(0.01)
@@ -79,9 +80,9 @@ def losses(workdir: Path) -> dict[int, float]:
     return {report["step"]: report["loss"] for report in reports(workdir) if "loss" in report}
 
 
-def compare(name: str, found: dict[int, float], wanted: dict[int, float], bound: float) -> bool:
-    differences = [abs(found[step] / wanted[step] - 1) for step in wanted]
-    good = all(difference <= bound for difference in differences)  # which NaN is not
+def compare(name: str, actual: dict[int, float], expected: dict[int, float], bound: float) -> bool:
+    differences = [abs(actual[step] / expected[step] - 1) for step in expected]
+    good = all(difference <= bound for difference in differences)  # False for NaN
     print(f"{name}: {len(differences)} losses, {max(differences):.1e} apart, bound {bound:g}", flush=True)
     return good
 

@@ -1,13 +1,13 @@
-"""Whether input limits training: `python benchmarks/loader.py [--cores 2] [--seconds 10] [--no-step]`.
+"""Does the data loader limit training? `python benchmarks/loader.py [--cores 2] [--seconds 10] [--no-step]`.
 
-Draws a small toybox, measures how many images a second the loader alone delivers for the base and the
-customize stage of configs/tiny.py, and how many the training step takes, one after the other and not side by
-side. "Per core" is by the processor's time, so it holds on a busy machine too (not with --workers). The last
-column is the loader's rate over the step's, both on all cores; it must be at least 10.
+Draws a small toybox dataset. For the stages base and customize of configs/tiny.py, it measures the images per
+second of the loader alone, then of the training step alone. "Per core" uses processor time, so it also holds
+on a busy machine (except with --workers). The last column is the loader's rate divided by the step's, both on
+all cores. It must be at least 10.
 
-With `--config configs/sdxl.py` or sd15.py it measures the loader of that config instead: 64 JPEGs above 1024
-pixels, the config's image size, views and augmentation. Beside it stands what a slice's training step needs
-(docs/tpus.md: --need images a second, on --hosts hosts), and how many cores of each host that takes.
+`--config configs/sdxl.py` (or sd15.py) measures the loader of that config instead, with its image size, views
+and augmentation, on 64 JPEGs above 1024 pixels. It also prints the cores per host that a TPU slice needs
+for a training step of --need images per second (docs/tpus.md) on --hosts hosts.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from _real_weights import load_file, real_models, write_photos, write_tokenizer
+from _small_runs import load_config
 from ml_collections import ConfigDict
-from real_weights import load_file, real_models, write_photos, write_tokenizer
-from small_runs import load_config
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.cli import run_command
@@ -41,15 +41,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (%(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes of the loader; 0 takes threads")
-    parser.add_argument("--no-step", action="store_true", help="measure the loader alone")
-    parser.add_argument("--config", metavar="FILE", help="of a model of real size, such as configs/sdxl.py")
     parser.add_argument(
-        "--need", type=float, default=41.6, help="images/s of the step (%(default)s: SDXL, v5e-16)"
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="cores to use (%(default)s)"
     )
-    parser.add_argument("--hosts", type=int, default=4, help="that load them (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="duration of each measurement (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="loader processes; 0 uses threads")
+    parser.add_argument("--no-step", action="store_true", help="measure the loader alone")
+    parser.add_argument(
+        "--config", metavar="FILE", help="config of a full-size model, such as configs/sdxl.py"
+    )
+    parser.add_argument(
+        "--need", type=float, default=41.6, help="images/s that the step needs (%(default)s: SDXL, v5e-16)"
+    )
+    parser.add_argument("--hosts", type=int, default=4, help="hosts that load the images (%(default)s)")
     args = parser.parse_args()
     if args.config:
         real_size(args)
@@ -62,19 +68,17 @@ def main() -> None:
         for stage in ("base", "customize"):
             config = load_config(stage)
             config.data.workers = args.workers
-            config.curriculum.begin = config.curriculum.finish = (
-                0  # the full augmentation, which takes longest
-            )
-            loads, per_core = loader_rate(config, pipe, open_split(folder, "train"), args.seconds)
-            line = f"{stage:12}{loads:17.0f}{loads / args.cores if args.workers else per_core:10.0f}"
+            config.curriculum.begin = config.curriculum.finish = 0  # full augmentation, the slowest case
+            rate, per_core = loader_rate(config, pipe, open_split(folder, "train"), args.seconds)
+            line = f"{stage:12}{rate:17.0f}{rate / args.cores if args.workers else per_core:10.0f}"
             if not args.no_step:
-                steps = step_rate(config, pipe, open_split(folder, "train"), args.seconds)
-                line += f"{steps:15.1f}{loads / steps:8.1f}"
+                needed = step_rate(config, pipe, open_split(folder, "train"), args.seconds)
+                line += f"{needed:15.1f}{rate / needed:8.1f}"
             print(line, flush=True)
 
 
 def real_size(args: argparse.Namespace) -> None:
-    """The loader of a config at its real size, on threads of this process, and what a slice needs of it."""
+    """Measure the loader of a full-size config, and print the cores per host that a slice needs."""
     family = Path(args.config).stem
     models, config = real_models(family), load_file(args.config).get_config()
     config.batch_size, config.data.workers, config.data.prefetch = 8, args.workers, 1
@@ -86,19 +90,17 @@ def real_size(args: argparse.Namespace) -> None:
         photos = write_photos(Path(folder) / "photos", 64)
         examples = (Example(path.stem, path.read_bytes(), "a dog on the beach", {}) for path in photos)
         write(Path(folder) / "data", {"train": examples})
-        loads, per_core = loader_rate(config, pipe, open_split(Path(folder) / "data", "train"), args.seconds)
-    per_core = loads / args.cores if args.workers else per_core
-    print(f"{family}: {loads:.1f} images/s, {per_core:.1f} images/s a core")
+        rate, per_core = loader_rate(config, pipe, open_split(Path(folder) / "data", "train"), args.seconds)
+    per_core = rate / args.cores if args.workers else per_core
+    print(f"{family}: {rate:.1f} images/s, {per_core:.1f} images/s per core")
     cores = args.need / args.hosts / per_core
-    print(
-        f"a step that takes {args.need:g} images/s on {args.hosts} hosts needs {cores:.1f} cores of each host"
-    )
+    print(f"a step of {args.need:g} images/s on {args.hosts} hosts needs {cores:.1f} cores per host")
 
 
 def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> tuple[float, float]:
-    """Images a second, and a second of processor time, from the record to the batch, after the first few."""
+    """Measure loading from records to batches: images per second, and per second of processor time."""
     loader = make_training_loader(read_config(config), pipe, data, encoders={})
-    for _ in range(2 * config.data.prefetch):  # what was made ahead does not count
+    for _ in range(2 * config.data.prefetch):  # skip prefetched batches
         next(loader)
     count, start, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
@@ -109,7 +111,7 @@ def loader_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float)
 
 
 def step_rate(config: ConfigDict, pipe: Pipeline, data: Split, seconds: float) -> float:
-    """Images a second of the step alone, on the same batch again and again."""
+    """Measure the images per second of the training step, repeated on one batch."""
     loader = make_training_loader(read_config(config), pipe, data, encoders={})
     batch = next(loader)
     loader.close()

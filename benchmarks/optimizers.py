@@ -1,8 +1,9 @@
 """Which optimizer trains the toybox faster? `python benchmarks/optimizers.py [--steps 240] [--rates 1e-3]`.
 
-Each optimizer, with each peak learning rate, trains the base from scratch behind the shipped VAE and text
-encoder, with the same batches, noise and schedule (a warm-up of a tenth, then a cosine to nothing). The table
-has the mean loss of each eighth of the steps and the median seconds of a step.
+Trains the toybox's base stage from scratch with each optimizer and each peak learning rate. The VAE and text
+encoder are the shipped ones. Batches, noise and schedule are the same (linear warm-up over a tenth of the
+steps, then cosine decay to zero). The table shows the mean loss of each eighth of the steps and the median
+seconds per step.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from small_runs import load_config, reports
+from _small_runs import load_config, reports
 
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.common.compile_cache import cache_dir
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=240, help="of each run (%(default)s)")
+    parser.add_argument("--steps", type=int, default=240, help="steps per run (%(default)s)")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="peak learning rates (1e-3)")
     parser.add_argument("--examples", type=int, default=10000, help="scenes to draw (%(default)s)")
     args = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def run(name: str, rate: float, steps: int, examples: int) -> tuple[np.ndarray, float]:
-    """The loss of every step, and the median seconds that one takes."""
+    """Train once; gives the loss of every step and the median seconds per step."""
     config = load_config("base")
     config.init_from, config.fresh = "toybox", "^unet/"
     config.steps, config.log_every, config.checkpoint_every = steps, 1, steps

@@ -1,16 +1,24 @@
-"""SD1.5 or SDXL with RealCustom at full size, with random weights, as a user works with them:
+"""Time and memory of SD1.5 or SDXL with RealCustom at full size, with random weights:
 
   python benchmarks/real_size.py --family sd15 [--size 512] [--steps 2] [--only sample,train] [--keep DIR]
 
-Each phase runs in a process of its own. Parts are converted to one folder. That is loaded, and samples one
-subject of a tall photo and two subjects, each twice: the first call compiles. Another process samples with
-the compiled programs of the first. Pictures are prepared and encoded. A training takes three steps, is
-killed, and resumes. The adapter is taken out of the unfinished run and sampled with. Prints seconds, those of
-them that compile, and the peak memory of each phase. With --json the last line is one JSON object.
+Follows a user's workflow, one process per phase:
 
-SDXL's parameters come and go in sampling (`offload`), as float32 does not fit 24 GB otherwise. Its training
-step does not fit either. So a UNet with 2 blocks where SDXL has 10 trains, at 256 pixels, from stored latents
-and text; `python -m realcustom_jax.aot --config configs/sdxl.py` plans the whole step.
+  convert  joins the parts of the model in one folder
+  sample   loads the folder; samples one subject (a tall photo) and two, each with and without compiling
+  cached   samples in a new process with the programs that `sample` compiled
+  prepare  prepares photos for training
+  encode   stores their latents and text
+  train    trains for three steps and is killed
+  resume   resumes the run for two more steps and is killed
+  export   exports the adapter of the unfinished run
+  adapter  samples with that adapter
+
+Prints seconds, compile seconds and peak memory of each phase. With --json the last line is one JSON object.
+
+SDXL in float32 does not fit 24 GB, so sampling uses `offload`. Its training step does not fit either, so a
+smaller UNet trains (2 transformer blocks where SDXL has 10) at 256 pixels from stored latents and text.
+`python -m realcustom_jax.aot --config configs/sdxl.py` plans the whole step.
 """
 
 import argparse
@@ -27,17 +35,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from real_weights import write_parts, write_photos
+from _real_weights import write_parts, write_photos
 
 GROUPS = ("convert", "sample", "encode", "train", "export")
 _HERE = Path(__file__).parent
 _TRAIN_SIDE = {"sd15": 512, "sdxl": 256}
-_TRAINED_BLOCKS = 2  # of SDXL's ten
+_TRAINED_BLOCKS = 2  # instead of SDXL's ten
 _CAPTIONS = ("a dog on the beach", "a cat in the snow", "a robot at sunset", "a cup in a garden")
 
 
 class Phases:
-    """Runs phases in processes, and keeps their figures."""
+    """Runs phases in processes and collects their figures."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -50,17 +58,17 @@ class Phases:
     def run(
         self, name: str, module: str, *arguments: str | Path, until: Callable[[], bool] | None = None
     ) -> None:
-        """Run `python -m module`; figures go under `name`, or those names that the module reports.
+        """Run `python -m module` and store its figures under `name`, or under the phases that it reports.
 
         Args:
-          name: of the phase.
-          module: to run, or a .py file.
-          arguments: of it.
-          until: kill it with SIGKILL, loader workers and all, when this is true.
+          name: name of the phase.
+          module: module to run, or a .py file.
+          arguments: command-line arguments of the module.
+          until: when this returns true, SIGKILL ends the process and its loader workers.
         """
         report = self.folder / f"{name}.json"
         report.unlink(missing_ok=True)
-        command = [sys.executable, str(_HERE / "measured.py"), str(report), module, *map(str, arguments)]
+        command = [sys.executable, str(_HERE / "_measured.py"), str(report), module, *map(str, arguments)]
         print(f"--- {name}: {module} {' '.join(map(str, arguments))}", flush=True)
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -73,45 +81,45 @@ class Phases:
             lines.append(line)
             print(f"    {line}", end="", flush=True)
         status, seconds = process.wait(), time.perf_counter() - started
-        peak = watch.end()
+        peak = watch.stop()
         if status and not watch.killed:
             raise SystemExit(f"{name} ended with status {status}:\n{''.join(lines[-20:])}")
-        told = json.loads(report.read_text()) if report.exists() else {}
-        inner = told.pop("phases", {})
+        reported = json.loads(report.read_text()) if report.exists() else {}
+        inner_phases = reported.pop("phases", {})
         whole = {
             "seconds": seconds,
-            "compile_seconds": told.get("compile_seconds", 0.0),
+            "compile_seconds": reported.get("compile_seconds", 0.0),
             "peak_gib": peak,
         }
-        self.figures |= {key: {**whole, **values} for key, values in inner.items()} or {name: whole}
+        self.figures |= {key: {**whole, **values} for key, values in inner_phases.items()} or {name: whole}
 
 
 class _Watch:
-    """Looks at a process and its children twice a second: their memory together, and when to kill them."""
+    """Watches a process and its children twice a second: tracks their peak memory, kills them on request."""
 
     def __init__(self, pid: int, until: Callable[[], bool] | None):
-        self._pid, self._until, self._peak, self._over = pid, until, 0, threading.Event()
-        self.killed = False  # by this object, not by a machine that is out of memory
+        self._pid, self._until, self._peak, self._stopped = pid, until, 0, threading.Event()
+        self.killed = False  # true if this object killed it; false if, for example, the kernel did
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._stopped.wait(0.5):
             self._peak = max(self._peak, _session_memory(self._pid))
             if self._until and self._until() and not self.killed:
                 self.killed = True
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                with contextlib.suppress(ProcessLookupError):  # the process has just ended
                     os.killpg(self._pid, signal.SIGKILL)
 
-    def end(self) -> float:
-        """Stop looking; gives the largest memory in GiB."""
-        self._over.set()
+    def stop(self) -> float:
+        """Stop watching; gives the peak memory in GiB."""
+        self._stopped.set()
         self._thread.join()
         return self._peak / 2**30
 
 
 def _session_memory(session: int) -> int:
-    """Bytes of all processes of a session; pages that several share count in each."""
+    """Bytes used by all processes of a session; shared pages count once per process."""
     total = 0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -127,10 +135,10 @@ def main() -> None:
     args = _parse()
     folder = Path(args.keep or tempfile.mkdtemp(prefix="real_size_"))
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = args.only.split(",")
+    groups = args.only.split(",")
     phases, ok = Phases(folder), False
     try:
-        _run(phases, args, wanted)
+        _run(phases, args, groups)
         ok = True
     finally:
         if not args.keep:
@@ -140,24 +148,24 @@ def main() -> None:
             print(json.dumps({"family": args.family, "ok": ok, "phases": phases.figures}))
 
 
-def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> None:
+def _run(phases: Phases, args: argparse.Namespace, groups: Sequence[str]) -> None:
     folder, model = phases.folder, phases.folder / "model"
     photos = _photos(folder / "photos")
-    if "convert" in wanted or ("sample" in wanted and not model.exists()):
+    if "convert" in groups or ("sample" in groups and not model.exists()):
         shutil.rmtree(model, ignore_errors=True)
         phases.run("convert", "realcustom_jax.convert", *_convert(args.family, folder / "parts", model))
     sampling = ["--size", str(args.size), "--steps", str(args.steps), "--photos", photos[0], photos[1]]
     sampling += ["--offload"] if args.family == "sdxl" else []
-    requests = str(_HERE / "real_requests.py")
-    if "sample" in wanted:
+    requests = str(_HERE / "_real_requests.py")
+    if "sample" in groups:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         phases.run("sample", requests, "--model", model, *sampling)
         phases.run("cached", requests, "--model", model, *sampling, "--cached")
     work, data = folder / "run", folder / "data"
-    trains = "train" in wanted or ("export" in wanted and not work.exists())
-    encodes = "encode" in wanted or (trains and not data.exists())
+    trains = "train" in groups or ("export" in groups and not work.exists())
+    encodes = "encode" in groups or (trains and not data.exists())
     trained = model
-    if args.family == "sdxl" and (trains or encodes or "export" in wanted):
+    if args.family == "sdxl" and (trains or encodes or "export" in groups):
         trained = folder / "trained"
         if not trained.exists():
             convert = _convert(args.family, folder / "trained_parts", trained, _TRAINED_BLOCKS)
@@ -175,7 +183,7 @@ def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> Non
         train = _train_arguments(args.family, trained, data, work, side)
         phases.run("train", "realcustom_jax.train", *train, until=lambda: _saved(work, 3))
         phases.run("resume", "realcustom_jax.train", *train, until=lambda: _saved(work, 5))
-    if "export" in wanted:
+    if "export" in groups:
         adapter = folder / "adapter"
         shutil.rmtree(adapter, ignore_errors=True)
         phases.run("export", "realcustom_jax.export", "--workdir", work, "--out", adapter)
@@ -183,14 +191,14 @@ def _run(phases: Phases, args: argparse.Namespace, wanted: Sequence[str]) -> Non
 
 
 def _convert(family: str, parts: Path, model: Path, blocks: int | None = None) -> list[str | Path]:
-    """The arguments that put a family's parts, written where they are not there, into one folder."""
-    found = write_parts(family, parts, blocks)
-    towers = [x for tower in found.towers for x in ("--image-encoder", tower)]
+    """Arguments of `convert`; writes the family's parts first if they are missing."""
+    written = write_parts(family, parts, blocks)
+    towers = [x for tower in written.towers for x in ("--image-encoder", tower)]
     return [
         "--model",
-        found.base,
+        written.base,
         "--realcustom",
-        found.realcustom,
+        written.realcustom,
         *towers,
         "--out",
         model,
@@ -200,7 +208,7 @@ def _convert(family: str, parts: Path, model: Path, blocks: int | None = None) -
 
 
 def _train_arguments(family: str, model: Path, data: Path, work: Path, side: int) -> list[str]:
-    """Batch 1, float32 computation, a checkpoint each step, the shapes of the trained model."""
+    """Arguments of `train`: batch 1, float32, a checkpoint each step, the shapes of the trained model."""
     shapes = {"model.unet.sample_size": side // 8}
     if family == "sdxl":
         shapes["model.unet.transformer_layers_per_block"] = (1, 2, _TRAINED_BLOCKS)
@@ -217,12 +225,12 @@ def _train_arguments(family: str, model: Path, data: Path, work: Path, side: int
 
 
 def _saved(work: Path, step: int) -> bool:
-    """Whether a run has the checkpoint of a step, or of a later one."""
+    """Whether a run has a checkpoint of this step or a later one."""
     return any(path.name.isdecimal() and int(path.name) >= step for path in (work / "checkpoints").glob("*"))
 
 
 def _at_size(model: Path, folder: Path, side: int) -> Path:
-    """The same model for images of another size: its UNet's config says so, the rest are links."""
+    """Make a copy of the model for another image size: a new UNet config, symlinks for the rest."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "unet").mkdir(parents=True)
     for path in model.iterdir():
@@ -237,7 +245,7 @@ def _at_size(model: Path, folder: Path, side: int) -> Path:
 
 
 def _photos(folder: Path) -> list[Path]:
-    """40 pictures, each with its caption beside it."""
+    """Write 40 photos, each with its caption in a .txt file."""
     paths = write_photos(folder, 40)
     for i, path in enumerate(paths):
         path.with_suffix(".txt").write_text(_CAPTIONS[i % len(_CAPTIONS)] + "\n")
@@ -262,15 +270,15 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--family", required=True, choices=("sd15", "sdxl"))
     parser.add_argument("--size", type=int, default=512, help="side of sampled images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="of sampling (%(default)s)")
-    parser.add_argument("--train-size", type=int, help="side of trained images (sd15 512, sdxl 256)")
-    parser.add_argument("--only", default=",".join(GROUPS), help="some of %(default)s")
-    parser.add_argument("--keep", metavar="DIR", help="work there, keep it, and reuse what is there")
+    parser.add_argument("--steps", type=int, default=2, help="sampling steps (%(default)s)")
+    parser.add_argument("--train-size", type=int, help="side of training images (sd15 512, sdxl 256)")
+    parser.add_argument("--only", default=",".join(GROUPS), help="phases to run, out of %(default)s")
+    parser.add_argument("--keep", metavar="DIR", help="working folder; kept, and its files are reused")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
     unknown = set(args.only.split(",")) - set(GROUPS)
     if unknown:
-        parser.error(f"--only knows {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
+        parser.error(f"--only accepts {', '.join(GROUPS)}, not {', '.join(sorted(unknown))}")
     return args
 
 

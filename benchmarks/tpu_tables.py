@@ -1,8 +1,8 @@
-"""What training and sampling need of TPUs: `python benchmarks/tpu_tables.py [--cache runs/aot]`.
+"""Memory and time of training and sampling on TPUs: `python benchmarks/tpu_tables.py [--cache runs/aot]`.
 
-Compiles the training steps of configs/sd15.py and configs/sdxl.py, and their samplers, with the real TPU
-compiler for slices that need not be there, one after the other, and prints docs/tpus.md's tables in Markdown.
-Needs the extra "tpu". Some minutes each on two cores; what is in --cache is not compiled again.
+Compiles the training steps and samplers of configs/sd15.py and configs/sdxl.py for several TPU slices and
+prints the tables of docs/tpus.md. The real TPU compiler is used, but no TPU is needed. Needs the extra "tpu".
+Each program takes some minutes on two cores. Results in --cache are reused.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SLICES = {
     "v4:2x2x4": "v4-32",
     "v5p:4x4x4": "v5p-128",
 }
-# Images a chip, to be tried; what does not fit is said so.
+# Images per chip; the table marks those that do not fit.
 TRAIN = {
     "sd15": {"v5e:1x1": 8, "v5e:2x4": 16, "v5e:4x4": 16, "v4:2x2x4": 16, "v5p:4x4x4": 16},
     "sdxl": {"v5e:2x4": 2, "v5e:4x4": 4, "v4:2x2x4": 4, "v5p:4x4x4": 8},
@@ -40,8 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, default=Path("runs/aot"), help="for results (%(default)s)")
-    parser.add_argument("--effort", default="-1", help="of the compiler, from -1 to 1 (%(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/aot"), help="folder of results (%(default)s)"
+    )
+    parser.add_argument("--effort", default="-1", help="compiler effort, from -1 to 1 (%(default)s)")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     for what, table in (("train", TRAIN), ("sample", SAMPLE)):
@@ -54,27 +56,27 @@ def main() -> None:
     for config, batches in SAMPLE.items():
         for topology, batch in batches.items():
             values = compiled(args.cache, config, topology, "sample", batch, args.effort)
-            for name, found in values["programs"].items():
-                print(program_row(config, topology, name, found), flush=True)
+            for name, program in values["programs"].items():
+                print(program_row(config, topology, name, program), flush=True)
 
 
-def program_row(config: str, topology: str, name: str, found: dict[str, Any]) -> str:
-    seconds = found["estimated_seconds"]
+def program_row(config: str, topology: str, name: str, program: dict[str, Any]) -> str:
+    seconds = program["estimated_seconds"]
     cells = (
         config,
         f"`{topology}`",
         name,
-        f"{found['hbm_peak_bytes'] / GIB:.1f} GiB",
-        f"{found['resident_bytes'] / GIB:.1f} GiB",
-        "yes" if found["fits"] else "offloaded" if found["fits_offloaded"] else "no",
+        f"{program['hbm_peak_bytes'] / GIB:.1f} GiB",
+        f"{program['resident_bytes'] / GIB:.1f} GiB",
+        "yes" if program["fits"] else "offloaded" if program["fits_offloaded"] else "no",
         f"{seconds:.3f} s" if seconds else "unknown",
-        f"{found['compile_seconds']:.0f} s",
+        f"{program['compile_seconds']:.0f} s",
     )
     return f"| {' | '.join(cells)} |"
 
 
 def compiled(cache: Path, config: str, topology: str, what: str, batch: int, effort: str) -> dict[str, Any]:
-    """The JSON object of `aot`, from the cache where it is there."""
+    """JSON object that `aot` prints; read from the cache if it is there."""
     path = cache / f"{config}-{topology.replace(':', '-')}-{what}-{batch}-effort{effort}.json"
     if not path.is_file():
         command = [
@@ -92,8 +94,8 @@ def row(config: str, topology: str, values: dict[str, Any]) -> str:
     peak, seconds, use = values["hbm_peak_bytes"], values["estimated_step_seconds"], values["utilisation"]
     memory = f"{peak / GIB:.1f} GiB, {peak / values['hbm_bytes']:.0%}" if peak else "unknown"
     collectives = ", ".join(
-        f"{found['count']} {kind} ({found['bytes'] / GIB:.2f} GiB)"
-        for kind, found in values["collectives"].items()
+        f"{entry['count']} {kind} ({entry['bytes'] / GIB:.2f} GiB)"
+        for kind, entry in values["collectives"].items()
     )
     cells = (
         config,

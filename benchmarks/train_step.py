@@ -1,8 +1,8 @@
-"""Where the time of the toybox's base training step goes: `python benchmarks/train_step.py [--rounds 5]`.
+"""Training step time of variants of the toybox's UNet: `python benchmarks/train_step.py [--rounds 5]`.
 
-Variants of the step are compiled first and then timed in turn, one step each a round, so that noise of the
-machine hits all alike. The table gives the median of each, its ratio to the shipped config, and the rate of
-floating-point operations that XLA counts.
+Compiles the training step of each variant. Then each round times one step of every variant, so machine noise
+affects all equally. The table shows the median of each variant, its ratio to the shipped config, and the
+GFLOP/s by XLA's operation count.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from small_runs import load_config
+from _small_runs import load_config
 
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.diffusion.schedule import ScheduleConfig
@@ -26,7 +26,7 @@ from realcustom_jax.training.optimizer import make_optimizer, make_schedule
 from realcustom_jax.training.partition import split_trainable
 from realcustom_jax.training.step import create_state, make_train_step
 
-# name → changes of the UNet's config
+# name → changes to the UNet's config
 VARIANTS: dict[str, dict[str, Any]] = {
     "shipped": {},
     "self-attention at 16x16, 2 heads": {"self_attention": True},
@@ -40,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps per variant (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images per step (%(default)s)")
     args = parser.parse_args()
     steps = {}
     for name, changes in VARIANTS.items():
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def compile_step(changes: dict[str, Any], batch_size: int) -> tuple[Callable[[], None], float, int]:
-    """A closure that runs one step, XLA's count of its operations, and the UNet's parameters."""
+    """Compile a step; gives a function that runs it, XLA's FLOP count, and the UNet's parameter count."""
     config = read_config(load_config("base"))
     configs = {part: dict(fields) for part, fields in config.model.items()}
     configs["unet"] |= changes

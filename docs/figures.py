@@ -1,7 +1,6 @@
 """Makes the two pictures of the README: `python docs/figures.py`.
 
-method.svg is drawn here. readme.png is cut out of demo.png, which `python -m realcustom_jax.toybox.demo`
-writes.
+The script draws method.svg, and crops readme.png from demo.png (see `python -m realcustom_jax.toybox.demo`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 980, 430
 INK, PAPER, TEAL, ORANGE, GREY = "#1f2430", "#fbfaf6", "#0f766e", "#c2571a", "#6b7280"
-# Of demo.png: the titles of the columns, and two subjects in two places each.
+# Size of demo.png, and its rows (top, bottom) to keep: the column titles and two subjects in two scenes each.
 SHEET = (1148, 1752)
 BANDS = ((138, 172), (432, 674), (1184, 1426))
 
@@ -24,9 +23,9 @@ def main() -> None:
 
 
 def wide_picture(sheet: Image.Image) -> Image.Image:
-    """The bands of the demo sheet below each other."""
+    """Stack the bands of the demo sheet vertically."""
     if sheet.size != SHEET:
-        raise SystemExit(f"demo.png is {sheet.size}, but the bands here are of {SHEET}")
+        raise SystemExit(f"demo.png has size {sheet.size}, but the bands are for {SHEET}")
     picture = Image.new("RGB", (sheet.width, sum(bottom - top for top, bottom in BANDS)))
     y = 0
     for top, bottom in BANDS:

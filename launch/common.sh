@@ -8,7 +8,7 @@ fail() { # fail MESSAGE: print an error and exit with status 2
   exit 2
 }
 
-need() { # need COMMAND WHY: fail if the command is not installed
+require_command() { # require_command COMMAND WHY: fail if the command is not installed
   if command -v "$1" >/dev/null; then
     return
   elif [ -n "$DRY_RUN" ]; then
@@ -50,14 +50,14 @@ parse_options() { # parse_options "OPTIONS WITH VALUES" "FLAGS" ARGUMENT…: fil
   DRY_RUN=${option[dry-run]:-}
 }
 
-want() { # want OPTION…: fail if one of them is missing
+require() { # require OPTION…: fail if an option is missing
   local name
   for name in "$@"; do
     [ -n "${option[$name]:-}" ] || fail "--$name is needed"
   done
 }
 
-want_arguments() { # want_arguments: fail if there is nothing after --
+require_arguments() { # require_arguments: fail if there is nothing after --
   [ ${#arguments[@]} -gt 0 ] || fail "there are no arguments for the training after --"
 }
 

@@ -15,12 +15,12 @@ case "${1:-}" in
   -*) fail "unknown option $1; the first argument must be the command to run" ;;
   "") fail "there is no command to run" ;;
 esac
-need "$1" "it is the command to run"
+require_command "$1" "it is the command to run"
 
 tunables=(
   glibc.malloc.mmap_max=0 # take blocks of any size from the heap
   glibc.malloc.trim_threshold=$((1 << 40)) # never return free memory at the heap's end
-  glibc.malloc.arena_max=1 # one heap: those of other threads are small, and are returned
+  glibc.malloc.arena_max=1 # one heap: per-thread heaps are returned to the kernel
   glibc.malloc.hugetlb=1 # use huge pages, with madvise
 )
 joined=$(IFS=: && echo "${tunables[*]}")

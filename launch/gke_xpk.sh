@@ -12,17 +12,17 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/common.sh"
 
 parse_options "cluster zone type image bucket slices name project" "delete" "$@"
-want cluster zone
+require cluster zone
 name=${option[name]:-realcustom}
 where=(--cluster "${option[cluster]}" --zone "${option[zone]}")
 [ -z "${option[project]:-}" ] || where+=(--project "${option[project]}")
-need xpk "it creates workloads on GKE (pip install xpk)"
+require_command xpk "it creates workloads on GKE (pip install xpk)"
 if [ -n "${option[delete]:-}" ]; then
   run xpk workload delete "${where[@]}" --workload "$name"
   exit
 fi
-want type image bucket
-want_arguments
+require type image bucket
+require_arguments
 
 # rename-dir-limit: a checkpoint is finished by renaming its folder, which gcsfuse allows only up to a number of files.
 storage=${name}-bucket

@@ -14,7 +14,7 @@ parse_options "processes devices" "" "$@"
 processes=${option[processes]:-2} devices=${option[devices]:-4}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a whole number of at least 1, not $processes"
 [[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices must be a whole number of at least 1, not $devices"
-want_arguments
+require_arguments
 set -- "${arguments[@]}"
 
 # Use the environment that make installed, otherwise the python on the path.

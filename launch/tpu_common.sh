@@ -8,18 +8,18 @@ common=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 parse_tpu_options() { # parse_tpu_options OPTION… -- ARGUMENT…: check the options and set the variables of both scripts
   parse_options "name zone type version bucket project" "spot delete" "$@"
-  want name zone
+  require name zone
   name=${option[name]} type=${option[type]:-} bucket=${option[bucket]:-} bucket=${bucket#gs://}
   where=(--zone "${option[zone]}")
   [ -z "${option[project]:-}" ] || where=(--project "${option[project]}" "${where[@]}")
   spot=()
   [ -z "${option[spot]:-}" ] || spot=(--spot)
   delete=${option[delete]:-}
-  need gcloud "the Google Cloud CLI creates TPUs and connects to them"
-  need git "git archive makes the copy of this checkout"
+  require_command gcloud "the Google Cloud CLI creates TPUs and connects to them"
+  require_command git "git archive makes the copy of this checkout"
   [ -z "$delete" ] || return 0
-  want type
-  want_arguments
+  require type
+  require_arguments
   version=${option[version]:-}
   if [ -z "$version" ]; then
     case "$type" in # each chip has its own runtime

@@ -25,7 +25,7 @@ state() { "${queued[@]}" describe "$name" "${where[@]}" --format='value(state.st
 current=""
 [ -n "$DRY_RUN" ] || current=$(state)
 case "$current" in
-  SUSPENDED | SUSPENDING | FAILED) # preempted, or never granted: such a request stays dead, so make a new one
+  SUSPENDED | SUSPENDING | FAILED) # preempted, or never granted: such a request cannot recover, so make a new one
     run "${queued[@]}" delete "$name" "${where[@]}" --force --quiet
     current=""
     ;;

@@ -51,8 +51,8 @@ def main() -> None:
     if args.to in _FILES:
         _FILES[args.to](pipe, out, args.dtype)
     else:
-        with replacing_folder(out, "--out") as half:
-            _FOLDERS[args.to](pipe, half, args.dtype)
+        with replacing_folder(out, "--out") as temporary:
+            _FOLDERS[args.to](pipe, temporary, args.dtype)
     print(f"wrote {out}")
 
 

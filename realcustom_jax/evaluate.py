@@ -71,7 +71,7 @@ def main() -> None:
     """Run the command line."""
     parser = _parser()
     args = parser.parse_args()
-    _check_used(args, parser)
+    _check_has_effect(args, parser)
     if args.requests < 1 or args.batch < 1:
         raise UserError(f"--requests and --batch must be 1 or more, not {args.requests} and {args.batch}")
     connect(args.multihost)  # must come before anything uses JAX's devices
@@ -81,7 +81,7 @@ def main() -> None:
         _toybox(args)
 
 
-def _check_used(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _check_has_effect(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raise `UserError` for an option that would be ignored."""
     ignored, why = (_TOYBOX, "is for the toybox, not with") if args.dreambench else (_DREAMBENCH, "needs")
     for name in ignored:
@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "--masks", type=Path, metavar="DIR",
-        help="masks SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png, to measure the subject alone too",
+        help="also score the subject alone, by masks SUBJECT/PHOTO.png and SUBJECT/NUMBER_SEED.png in DIR",
     )  # fmt: skip
     parser.add_argument(
         "--negative-prompt", default="", metavar="TEXT",

@@ -39,8 +39,8 @@ def main() -> None:
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"--out {str(out)!r} is not empty: files of two models would mix")
     choice = Choice(args.step, not args.raw)
-    with replacing_folder(out, "--out") as half:
-        step, left = export_checkpoint(Path(args.workdir), choice, args.form, half, args.dtype)
+    with replacing_folder(out, "--out") as temporary:
+        step, left = export_checkpoint(Path(args.workdir), choice, args.form, temporary, args.dtype)
     if left:
         print(left)
     print(f"wrote {out}, of step {step}")

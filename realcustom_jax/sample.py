@@ -105,7 +105,7 @@ def _seeds(seeds: list[int]) -> list[int]:
 
 def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
     """The options of a record that differ from the model's defaults."""
-    # The others are left out: `check_used` would report them if the flags make them useless.
+    # The others are omitted: `check_used` would report them if the flags make them useless.
     if not options:
         return {}
     checked = SamplingOptions(**options)
@@ -245,10 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--matcher",
         metavar="FOLDER",
-        help="folder or hub id of a CLIP that finds the word of --subject IMAGE",
+        help="folder or hub id of a CLIP model, which finds the word of --subject IMAGE",
     )
-    parser.add_argument("--out", default="samples", metavar="FOLDER", help="for the images (%(default)s)")
-    parser.add_argument("--masks", action="store_true", help="also write the masks")
+    parser.add_argument(
+        "--out", default="samples", metavar="FOLDER", help="folder for the images (%(default)s)"
+    )
+    parser.add_argument("--masks", action="store_true", help="also write each subject's mask as an image")
     add_model_flags(parser)
     add_option_flags(parser)
     return parser

@@ -20,11 +20,13 @@ from realcustom_jax.training.config import describe_options
 from realcustom_jax.training.logs import parse_window
 from realcustom_jax.training.run import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :STAGE for the stage. Required.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "Train together with the other hosts of the TPU pod.")
 _OPTIONS = flags.DEFINE_bool("options", False, "Print all options of a config, and exit.")
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST steps to profile, into WORKDIR/profile.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the trained model.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and the trained model. Required."
+)
 
 
 def main() -> None:

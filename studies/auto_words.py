@@ -1,8 +1,8 @@
-"""How well `words="auto"` finds what a reference shows: `python studies/auto_words.py [--requests 96]`.
+"""Does `words="auto"` find the right word for a reference? `python studies/auto_words.py [--requests 96]`
 
-Held-out subjects of all words, each with a prompt that names its word and one other. Printed are how often
-the choice is right, wrong or refused; how often a prompt of two other words is refused; and how often the
-pair of encoders alone prefers the right one of the two words, for some sentences around the word.
+Uses held-out subjects of all words. Each prompt names the subject's word and one other word. Prints how often
+the choice is right, wrong or refused, and how often a prompt with two other words is refused. For several
+sentence templates, it also prints how often the encoder pair alone prefers the right one of the two words.
 """
 
 import argparse
@@ -35,30 +35,32 @@ def main() -> None:
     images = [render_reference(random_identity(rng, word, held_out=True)).image for word in words]
     places = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(count)]
 
-    def chosen(pairs: list[tuple[str, str]]) -> list[str]:
-        """The word taken for each image, "" where all are refused."""
-        taken = []
+    def choose(pairs: list[tuple[str, str]]) -> list[str]:
+        """Word chosen for each image, or "" if all words are refused."""
+        choices = []
         for image, pair, place in zip(images, pairs, places, strict=True):
             try:
                 request = Request(prompt(list(pair), place), (rc.Subject(image, "auto"),))
-                (chosen_request,) = resolve_auto_words(pipe, [request])
-                taken.append(chosen_request.subjects[0].words)
+                (resolved,) = resolve_auto_words(pipe, [request])
+                choices.append(resolved.subjects[0].words)
             except rc.UserError:
-                taken.append("")
-        return taken
+                choices.append("")
+        return choices
 
-    taken = chosen(list(zip(words, others, strict=True)))
+    choices = choose(list(zip(words, others, strict=True)))
     kinds = collections.Counter(
-        "refused" if not t else "right" if t == w else "wrong" for t, w in zip(taken, words, strict=True)
+        "refused" if not choice else "right" if choice == word else "wrong"
+        for choice, word in zip(choices, words, strict=True)
     )
     shares = (f"{kinds[kind] / count:.0%} {kind}" for kind in ("right", "wrong", "refused"))
     print(f"its word and another: {', '.join(shares)}")
-    without = chosen(list(zip(others, absent, strict=True)))
+    without = choose(list(zip(others, absent, strict=True)))
     print(f"two other words: {np.mean([not word for word in without]):.0%} refused")
     for template in TEMPLATES:
         logits = own_pair(pipe.models, pipe.params, pipe.tokenizers, template).logits(images, WORDS)
         own, other = (
-            [row[WORDS.index(word)] for row, word in zip(logits, of, strict=True)] for of in (words, others)
+            [row[WORDS.index(word)] for row, word in zip(logits, column, strict=True)]
+            for column in (words, others)
         )
         print(f"the right one of two words, {template!r}: {np.mean(np.greater(own, other)):.0%}")
 

@@ -2,9 +2,9 @@
 
   pip install scikit-image "realcustom_jax[faces]" && python studies/face_detection.py
 
-Compares detectors whose weights are part of a Python package, on twelve pictures that scikit-image ships:
-one frontal face, one profile, one cat, and nine without a face of living beings (its coins show heads).
-Prints for each detector what it finds, and how long an image takes.
+Compares detectors whose weights come with a Python package. The twelve test pictures come with scikit-image:
+one frontal face, one profile, one cat, and nine without a living face (the coins show heads). Prints the
+number of faces that each detector finds on each picture, and its seconds per image.
 """
 
 import time
@@ -54,10 +54,10 @@ def _local_patterns(cascade: Cascade, grey: np.ndarray) -> list:
 
 def _show(name: str, images: dict[str, np.ndarray], detect) -> None:
     started = time.perf_counter()
-    found = {picture: len(detect(image)) for picture, image in images.items()}
+    counts = {picture: len(detect(image)) for picture, image in images.items()}
     seconds = (time.perf_counter() - started) / len(images)
-    boxes = ", ".join(f"{picture.split('.')[0]} {count}" for picture, count in found.items() if count)
-    print(f"{name}: {boxes or 'nothing'}; {seconds:.2f} s an image")
+    boxes = ", ".join(f"{picture.split('.')[0]} {count}" for picture, count in counts.items() if count)
+    print(f"{name}: {boxes or 'nothing'}; {seconds:.2f} s per image")
 
 
 if __name__ == "__main__":

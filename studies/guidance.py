@@ -1,12 +1,14 @@
-"""How strong should guidance be, when and where should it act? `python studies/guidance.py
+"""How strong should guidance be, in which steps, and where? `python studies/guidance.py
 [--requests 104] [--weights 3,6 5,14] [--intervals 0,1 0,0.64] [--scopes image mask] [--held-out]`
 
-The toybox benchmark with each pair of weights (text and image, ω_t and ω_i of eq. 13) in each interval of the
-steps (`guidance_start` and `guidance_stop`), outside which the weights are 1, and with ω_i in each scope
-(`guidance_scope`: the whole image, or the mask alone). The subjects are those that are not held out, with
-seeds of their own, so that the results on held-out ones keep their worth after a choice. Leakage is against
-text-only images of the same guidance. log(1 + rank), of the rank of the true subject among 20 (0 is best),
-tells weights apart where identity top-1 does not. In brackets is the bootstrap 95 % interval over requests.
+Runs the toybox benchmark for each combination of a pair of weights (ω_t for text, ω_i for the image, eq. 13),
+an interval of the steps (`guidance_start`, `guidance_stop`; outside it both weights are 1), and a scope of
+ω_i (`guidance_scope`: the whole image, or only the mask).
+
+Subjects are not held out, so a choice made here does not bias the results on held-out subjects. Leakage
+compares with text-only images of the same guidance. log(1 + rank) uses the rank of the true subject among 20
+(0 is best); it separates weights that identity top-1 does not. Brackets hold the bootstrap 95 % interval over
+requests.
 """
 
 import argparse
@@ -36,17 +38,17 @@ def main() -> None:
     intervals = args.intervals or [(defaults.guidance_start, defaults.guidance_stop)]
     scopes = args.scopes or [defaults.guidance_scope]
     size = latent_size(generator.pipe.models, None, None)
-    ways = [
+    combinations = [
         {"text_weight": text, "guidance_start": start, "guidance_stop": stop}
         | {"image_weight": image, "guidance_scope": scope}
         for (text, image), (start, stop), scope in itertools.product(weights, intervals, scopes)
     ]
-    for options in ways:  # a wrong one is refused before any image is made
+    for options in combinations:  # reject invalid options before making any image
         defaults.changed(options).sampler_config(*size)
     head = f"{'ω_t  ω_i  steps        scope':32}"
     print(head + "".join(f"{name:>24}" for name in (*SHOWN, "log(1 + rank)")))
-    plain = {}  # by what a text-only image depends on, which ω_i and its scope are not
-    for options in ways:
+    plain = {}  # text-only images; they do not depend on ω_i and its scope
+    for options in combinations:
         text, start, stop, image, scope = options.values()
         if (text, start, stop) not in plain:
             plain[text, start, stop], _ = benchmark.make(generator, Setting(options, subject=False))
@@ -60,10 +62,14 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = flags(__doc__, 104, plots=False)
     many = {"type": _pair, "nargs": "+", "metavar": "A,B"}
-    parser.add_argument("--weights", help="ω_t,ω_i (the model's)", **many)
-    parser.add_argument("--intervals", help="start,stop, shares of the steps (the model's)", **many)
-    parser.add_argument("--scopes", help="of ω_i (the model's)", nargs="+", choices=SCOPES)
-    parser.add_argument("--held-out", action="store_true", help="ask for the subjects of the results")
+    parser.add_argument("--weights", help="pairs ω_t,ω_i (default: the model's)", **many)
+    parser.add_argument(
+        "--intervals", help="pairs start,stop, as shares of the steps (default: the model's)", **many
+    )
+    parser.add_argument("--scopes", help="scopes of ω_i (default: the model's)", nargs="+", choices=SCOPES)
+    parser.add_argument(
+        "--held-out", action="store_true", help="use the held-out subjects, as in the published results"
+    )
     return parser.parse_args()
 
 

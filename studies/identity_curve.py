@@ -1,9 +1,13 @@
-"""Why identity top-1 is what it is: `python studies/identity_curve.py [--requests 208] [--out runs/studies]`.
+"""Two curves that explain identity top-1: `python studies/identity_curve.py [--requests 208] [--out DIR]`.
 
-Two curves, of held-out requests of the toybox benchmark. How near does an image come: for which share of them
-is the true subject among the first k of the 20 of its word (identity_ranks.png)? And how much detail does the
-judge need: what does it find of real scenes whose squares of so many pixels became one colour
-(identity_detail.png)? Printed are both, and the full method's identity top-1 by the pattern of the subject.
+Uses held-out requests of the toybox benchmark.
+
+- identity_ranks.png: how close are wrong images? It plots the share of images whose true subject ranks among
+  the first k of the 20 subjects of its word.
+- identity_detail.png: how much detail does the judge need? It plots identity top-1 of real scenes in which
+  each square of N × N pixels has one colour.
+
+Prints both curves, and identity top-1 of the full method for each pattern.
 """
 
 import numpy as np
@@ -25,7 +29,7 @@ from realcustom_jax.evaluation.toybox import (
 from realcustom_jax.generate import Generator
 from realcustom_jax.toybox.palette import PATTERNS
 
-SQUARES = (1, 2, 4, 8, 16)  # sides in pixels
+SQUARES = (1, 2, 4, 8, 16)  # side lengths in pixels
 
 
 def main() -> None:
@@ -42,24 +46,24 @@ def main() -> None:
     first = (1, 2, 3, 5, 10, IDENTITIES)
     shares = {name: [found < k for k in first] for name, found in ranks.items()}
     plots.curves(
-        args.out / "identity_ranks.png", first, shares, "k", "share with the true one in the first k"
+        args.out / "identity_ranks.png", first, shares, "k", "share with the true subject in the first k"
     )
-    x = "side of the squares, in pixels, that became one colour"
+    x = "side of the one-colour squares, in pixels"
     plots.curves(args.out / "identity_detail.png", SQUARES, {"real scenes": coarse}, x, "identity top-1")
 
-    print(f"{'the true one in the first':32}" + "".join(f"{k:>7}" for k in first))
+    print(f"{'true subject in the first':32}" + "".join(f"{k:>7}" for k in first))
     for name, row in shares.items():
         print(f"{name:32}" + "".join(f"{found.mean():7.2f}" for found in row))
     print("identity top-1 of real scenes in squares of " + _listed(SQUARES, [x.mean() for x in coarse]))
-    looks = np.array([identity(r).pattern for r in benchmark.cases])
+    patterns = np.array([identity(r).pattern for r in benchmark.cases])
     print("identity top-1 of the full method by pattern:")
     for pattern in PATTERNS:
-        found = ranks["full"][looks == pattern] == 0
-        print(f"  {pattern:12}{cell(found.astype(float)):>24} of {len(found)}")
+        correct = ranks["full"][patterns == pattern] == 0
+        print(f"  {pattern:12}{cell(correct.astype(float)):>24} of {len(correct)}")
 
 
 def in_squares(images: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (n, H, W, 3) with every square of `side` pixels in its mean colour."""
+    """Images, uint8 (n, H, W, 3), with each square of `side` × `side` pixels in its mean colour."""
     n, height, width, c = images.shape
     squares = images.reshape(n, height // side, side, width // side, side, c).mean(axis=(2, 4))
     return np.round(squares).astype(np.uint8).repeat(side, axis=1).repeat(side, axis=2)

@@ -1,10 +1,9 @@
 """When is the subject lost? `python studies/identity_noise.py [--requests 52] [--out runs/studies]`
 
-Sampling that begins with a noised real scene of the request, at a step of the 25, instead of noise alone: how
-often does the judge find the subject in what the model makes of it, with the reference and from the text
-alone (identity_noise.png)? From the text alone it finds what of the subject is still to be seen through the
-noise; the difference is what the reference adds. At the end nothing is sampled: the scene only went through
-the VAE.
+Sampling starts at a later step from the true scene with the noise of that step, instead of pure noise. The
+judge then measures identity top-1, with the reference and with text only (identity_noise.png). The text-only
+score shows how much of the subject survives in the noise. The difference of the two scores is the effect of
+the reference. At the last point nothing is sampled: the scene only passes through the VAE.
 """
 
 import functools
@@ -35,7 +34,7 @@ from realcustom_jax.options import SamplerConfig
 from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import Pipeline, load
 
-BEGINS = (0, 4, 8, 12, 16, 20)  # steps of the 25
+FIRST_STEPS = (0, 4, 8, 12, 16, 20)  # of 25
 COMPARED = {"text only": SETTINGS["text_only"], "full": SETTINGS["full"]}
 
 
@@ -44,52 +43,52 @@ def main() -> None:
     pipe = load(args.model)
     benchmark = Benchmark(make_cases(args.requests), Judge.load(), None)
     curves = {name: [] for name in COMPARED}
-    print(f"{'begins at step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
+    print(f"{'first step':>16}{'signal √ᾱ':>12}" + "".join(f"{name:>24}" for name in COMPARED))
     options = pipe.defaults
     table = make_table(options.solver, options.steps, pipe.schedule, options.spacing, options.eta)
-    begins = (*(begin for begin in BEGINS if begin < options.steps), options.steps)
-    for begin in begins:
+    first_steps = (*(step for step in FIRST_STEPS if step < options.steps), options.steps)
+    for first_step in first_steps:
         for name, setting in COMPARED.items():
-            images = finished(pipe, setting, benchmark.cases, begin, args.batch)
+            images = sample_from_scenes(pipe, setting, benchmark.cases, first_step, args.batch)
             curves[name].append(benchmark.ranks(images) == 0)
-        signal = table.alpha[begin] if begin < options.steps else 1.0
+        signal = table.alpha[first_step] if first_step < options.steps else 1.0
         cells = "".join(f"{cell(rows[-1]):>24}" for rows in curves.values())
-        print(f"{begin:16}{signal:12.2f}{cells}", flush=True)
-    x = f"step of {options.steps} that begins with the real scene under its noise (the last: VAE alone)"
-    plots.curves(args.out / "identity_noise.png", begins, curves, x, "identity top-1")
+        print(f"{first_step:16}{signal:12.2f}{cells}", flush=True)
+    x = f"first step of {options.steps}, from the noised real scene (last point: VAE alone)"
+    plots.curves(args.out / "identity_noise.png", first_steps, curves, x, "identity top-1")
 
 
-def finished(
-    pipe: Pipeline, setting: Setting, requests: Sequence[Case], begin: int, batch: int
+def sample_from_scenes(
+    pipe: Pipeline, setting: Setting, requests: Sequence[Case], first_step: int, batch: int
 ) -> np.ndarray:
-    """uint8 images (n, H, W, 3) that are sampled on from the requests' scenes, noised for a step."""
+    """Images, uint8 (n, H, W, 3), sampled from the requests' real scenes with the noise of `first_step`."""
     options, images = pipe.defaults, []
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     for start in range(0, len(requests), batch):
         chunk = requests[start : start + batch]
         conditioning, keys = conditioned(pipe, setting, chunk, options)
         scenes = np.stack([real_scene(request).image for request in chunk])
-        made = _sample_on(
-            pipe.params, conditioning, keys, scenes, begin,
+        sampled = _sample_from(
+            pipe.params, conditioning, keys, scenes, first_step,
             models=pipe.models, schedule=pipe.schedule, config=config,
         )  # fmt: skip
-        images.append(np.asarray(made))
+        images.append(np.asarray(sampled))
     return np.concatenate(images)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "schedule", "config"))
-def _sample_on(
+def _sample_from(
     params: Any,
     conditioning: Conditioning,
     keys: Array,
     scenes: Array,
-    begin: Array,
+    first_step: Array,
     *,
     models: Models,
     schedule: ScheduleConfig,
     config: SamplerConfig,
 ) -> Array:
-    """`sample_latents` and the VAE, but up to step `begin` the latents are those of the noised scenes."""
+    """Like `sample_latents`, then the VAE; up to `first_step` the noised scenes replace the latents."""
     clean = encode(models, params, scenes)
     noise = noise_like(clean, keys)
     static = {"unet": models.unet, "schedule": schedule, "config": config}
@@ -98,8 +97,8 @@ def _sample_on(
 
     def step(phase: Phase, state: SamplerState, row: tuple) -> tuple[SamplerState, None]:
         index, solver = row
-        given = add_noise(clean, noise, solver.alpha, solver.sigma)
-        state = state.replace(x=jnp.where(index <= begin, given, state.x))
+        noised = add_noise(clean, noise, solver.alpha, solver.sigma)
+        state = state.replace(x=jnp.where(index <= first_step, noised, state.x))
         return sample_step(denoiser, phase, state, index, solver), None
 
     masks = jnp.zeros((*conditioning.flags.shape, config.mask_height, config.mask_width))
@@ -107,7 +106,7 @@ def _sample_on(
     for phase in phases(config):
         part = jax.tree.map(lambda x, p=phase: x[p.start : p.stop], rows)
         state, _ = jax.lax.scan(functools.partial(step, phase), state, part)
-    latents = jnp.where(begin < config.steps, state.z0, clean)
+    latents = jnp.where(first_step < config.steps, state.z0, clean)
     return decode(models, params["vae"], latents)
 
 

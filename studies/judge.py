@@ -1,8 +1,8 @@
-"""How far the toybox's judge can be trusted: `python studies/judge.py [--requests 208]`.
+"""Can the toybox's judge be trusted? `python studies/judge.py [--requests 208]`
 
-Printed are its scores on real held-out scenes as they are, after the model's VAE (encoded and decoded, as
-generated images look), and blurred by one pixel; and its floor: scenes of another identity of the word than
-the one that was asked for, and noise.
+Prints the judge's scores on real held-out scenes: unchanged, after the model's VAE (encoded and decoded,
+because generated images are decoded too), and blurred by one pixel. Two more rows show its lowest scores:
+scenes with another identity of the word, and noise.
 """
 
 from pathlib import Path
@@ -25,7 +25,9 @@ MEASURES = ("identity_top1", "background_top1", "word_top1", "mask_iou")
 
 def main() -> None:
     parser = flags(__doc__, 208, plots=False)
-    parser.add_argument("--judge", type=Path, default=SHIPPED, help="(the shipped one)")
+    parser.add_argument(
+        "--judge", type=Path, default=SHIPPED, help="folder of the judge (default: the shipped one)"
+    )
     args = parser.parse_args()
     requests = make_cases(args.requests)
     benchmark = Benchmark(requests, Judge.load(args.judge), None)
@@ -44,7 +46,7 @@ def main() -> None:
 
 
 def through_vae(model: str, images: np.ndarray, batch: int) -> np.ndarray:
-    """Images as the model's VAE gives them back; its mean latents are decoded."""
+    """Encode images by the model's VAE and decode the mean latents."""
     pipe = load(model)
 
     @jax.jit

@@ -1,9 +1,9 @@
-"""The losses of runs as one picture: `python studies/loss_curves.py RUN [RUN …] --out runs/losses.png`.
+"""Plots the losses of training runs: `python studies/loss_curves.py RUN [RUN …] --out runs/losses.png`.
 
-RUN is the workdir of a training. Each run is a curve, called as its folder is: the mean of the loss over
-windows of steps, with the standard error of that mean. With --apart losses above that value are a curve of
-their own, and windows are of equally many losses: the stage instance mixes coloured batches with grey ones,
-which lose much more. Needs matplotlib, which the extra `eval` brings.
+RUN is a training workdir. Each run is one curve with the name of its folder: the mean loss of each window of
+steps, with the standard error of the mean. --apart plots losses above a value as a separate curve. It is for
+the stage instance, whose grey batches have a much higher loss than its coloured ones. The windows of a curve
+have equal numbers of losses. Needs matplotlib (the extra `eval`).
 """
 
 import argparse
@@ -21,19 +21,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="workdirs of runs")
-    parser.add_argument("--out", type=Path, default=Path("runs/losses.png"), help="the picture (%(default)s)")
-    parser.add_argument("--windows", type=int, default=20, help="of each run (%(default)s)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="training workdirs")
+    parser.add_argument("--out", type=Path, default=Path("runs/losses.png"), help="plot file (%(default)s)")
+    parser.add_argument("--windows", type=int, default=20, help="windows per curve (%(default)s)")
     parser.add_argument(
         "--apart",
         type=float,
         default=np.inf,
         metavar="LOSS",
-        help="where a run's curve is cut in two (nowhere)",
+        help="plot losses above this value as a separate curve (default: one curve)",
     )
     args = parser.parse_args()
     if args.windows < 1 or len({run.name for run in args.runs}) < len(args.runs):
-        raise UserError("--windows must be 1 or more, and the folders of the runs of different names")
+        raise UserError("--windows must be 1 or more, and the folders of the runs must have different names")
     rows = {}
     for run in args.runs:
         losses = read_losses(run)
@@ -52,21 +52,21 @@ def main() -> None:
 
 
 def read_losses(run: Path) -> np.ndarray:
-    """Of all lines of the metrics in a folder, in the order of their steps."""
+    """Read all losses of a run's metrics.jsonl, ordered by step."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
-    # The end of a killed process may have cut the last line off.
+    # A killed process may have left an incomplete last line.
     reports = [json.loads(line) for line in lines if line.endswith("}")]
-    # Of lines that a resumed run wrote again, the last.
+    # A resumed run may repeat steps; the last line of a step counts.
     by_step = {report["step"]: report["loss"] for report in reports if "loss" in report}
     return np.array([by_step[step] for step in sorted(by_step)])
 
 
 def windows(name: str, losses: np.ndarray, count: int) -> list[np.ndarray]:
-    """The losses in each of so many windows of the steps.
+    """Split losses into `count` windows of about equal length.
 
     Raises:
-      UserError: they are too few.
+      UserError: a window would have fewer than two losses.
     """
     if len(losses) < 2 * count:
         raise UserError(f"{count} windows need {2 * count} losses, but {name} has {len(losses)}")
@@ -74,7 +74,7 @@ def windows(name: str, losses: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def standard_error(losses: np.ndarray) -> tuple[float, float]:
-    """Of the mean, on both sides of it; a bootstrap of so few losses would be too narrow."""
+    """Mean minus and plus its standard error; a bootstrap of so few losses would be too narrow."""
     error = losses.std(ddof=1) / len(losses) ** 0.5
     return losses.mean() - error, losses.mean() + error
 

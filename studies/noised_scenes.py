@@ -1,4 +1,4 @@
-"""Real scenes, in latents and under noise, for the scripts here that look behind the report's numbers."""
+"""Helpers of the studies: latents of real scenes, noise, conditioning, and the solver's table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,23 +25,23 @@ from realcustom_jax.pipeline import Pipeline
 def conditioned(
     pipe: Pipeline, setting: Setting, cases: Sequence[Case], options: SamplingOptions
 ) -> tuple[Conditioning, Array]:
-    """What the sampler takes of cases in a setting: their conditioning and keys."""
+    """Conditioning and random keys of cases in a setting, as the sampler takes them."""
     requests = [setting.request(case) for case in cases]
     config = options.sampler_config(*latent_size(pipe.models, options.height, options.width))
     return encode_requests(pipe, requests, options, config), request_keys([r.seed for r in requests])
 
 
 def encode(models: Models, params: Any, images: np.ndarray | Array) -> Array:
-    """Latents (n, h, w, C) of uint8 images (n, H, W, 3)."""
+    """Encode uint8 images (n, H, W, 3) to latents (n, h, w, C)."""
     return models.vae.apply({"params": params["vae"]}, to_signed(images), method=VAE.encode)
 
 
 def noise_like(latents: Array, keys: Array, number: int | Array = 0) -> Array:
-    """Noise of latents (n, h, w, C) by the keys (n,) of their requests; samples begin with number 0."""
+    """Noise in the shape of latents (n, h, w, C) from request keys (n,); sampling starts from number 0."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), latents.shape[1:]))(keys)
 
 
 def solver_rows(config: SamplerConfig, schedule: ScheduleConfig) -> SolverTable:
-    """The solver's table as arrays of the device, so that a traced step can take its row."""
+    """Solver table as device arrays, so that a traced step can index it."""
     table = make_table(config.solver, config.steps, schedule, config.spacing, config.eta)
     return jax.tree.map(jnp.asarray, table)

@@ -1,12 +1,12 @@
 """How much of a subject does the network take from its reference? `python studies/reference_use.py`
 
-A real scene of each request, noised for steps of the sampler, is denoised in one pass: how far is the
-predicted z_0 from the scene's inside the subject (mean square, latents), from the text alone, with the
-reference of another subject of the word, and with its own (reference_use.png)? No mask, all visual tokens.
+A noised real scene of each request is denoised in one pass. The study measures the mean squared error of the
+predicted z_0 inside the subject: with text only, with the reference of another subject of the word, and with
+the subject's own reference (reference_use.png). There is no mask, and all visual tokens are used.
 
-What would be best is known where only noise is left: there the best prediction is the mean over all scenes
-that are possible, and its error their variance. That is printed too, of scenes of the request's word and
-place: with any subject, for the text alone, and with the request's own.
+At pure noise the best possible error is known: the best prediction is the mean of all possible scenes, so its
+error is their variance. The study prints this variance for scenes of the request's word and place, once with
+any subject (the best that text only can reach) and once with the request's subject.
 """
 
 import functools
@@ -47,8 +47,8 @@ from realcustom_jax.pipeline import Pipeline, load
 from realcustom_jax.toybox import Scene, random_identity, render_scene
 
 STEPS = (0, 4, 8, 12, 16, 20)
-NOISES = 4  # of each scene and step
-SCENES = 96  # of each request, for their variance
+NOISES = 4  # noise samples per scene and step
+SCENES = 96  # scenes per request, for the variance
 KINDS = ("text only", "another's reference", "own reference")
 
 
@@ -64,20 +64,20 @@ def main() -> None:
         for kind in KINDS:
             rows[kind].append(errors(pipe, kind, requests[start : start + args.batch], steps))
     curves = {kind: list(np.concatenate(parts, axis=1)) for kind, parts in rows.items()}
-    x = f"step of {options.steps} whose noise the scene is under"
-    plots.curves(args.out / "reference_use.png", steps, curves, x, "mean square error of z_0 in the subject")
+    x = f"step of {options.steps} whose noise is added to the scene"
+    plots.curves(args.out / "reference_use.png", steps, curves, x, "mean squared error of z_0 in the subject")
 
     print(f"{'step':>6}{'signal √ᾱ':>12}" + "".join(f"{kind:>24}" for kind in KINDS))
     for i, step in enumerate(steps):
         cells = "".join(f"{cell(curves[kind][i]):>24}" for kind in KINDS)
         print(f"{step:6}{table.alpha[step]:12.2f}{cells}")
-    print(f"what the best prediction from noise alone leaves, as {SCENES} scenes of each request vary:")
+    print(f"best possible error at pure noise (variance of {SCENES} scenes per request):")
     for name, own in (("any subject of the word", False), ("its own", True)):
         print(f"  {name}: {cell([variance(pipe, request, own) for request in requests])}", flush=True)
 
 
 def errors(pipe: Pipeline, kind: str, requests: Sequence[Case], steps: Sequence[int]) -> np.ndarray:
-    """(steps, n): mean square errors of z_0 inside the subjects."""
+    """Mean squared errors of z_0 inside the subjects: (steps, n)."""
     config = pipe.defaults.sampler_config(*latent_size(pipe.models, None, None))
     subjects = [[] if kind == "text only" else [photo(kind, request)] for request in requests]
     conditioning = make_conditioning(
@@ -100,7 +100,7 @@ def photo(kind: str, request: Case) -> Subject:
 
 
 def in_latents(pipe: Pipeline, scenes: Sequence[Scene]) -> np.ndarray:
-    """(n, h, w) how much of each latent the subjects cover, 0…1."""
+    """Share of each latent that the subjects cover, 0…1: (n, h, w)."""
     return np.stack([shrink_mask(s.masks[0], pipe.models.vae_config.downscale) for s in scenes]) / 255.0
 
 
@@ -139,7 +139,7 @@ def _errors(
 
 
 def _everywhere(denoiser: Denoiser, x: Array, row: SolverTable) -> Array:
-    """ε_TI with the subject acting everywhere, or ε_T of requests without one."""
+    """ε_TI without a mask, or ε_T for requests without a subject."""
     if not denoiser.has_subjects:
         return denoiser.text_only(x, row.t, empty=False, maps=False)[1]
     masks = jnp.ones((*denoiser.conditioning.flags.shape, 1, 1))
@@ -147,13 +147,13 @@ def _everywhere(denoiser: Denoiser, x: Array, row: SolverTable) -> Array:
 
 
 def variance(pipe: Pipeline, request: Case, own: bool) -> float:
-    """Of scenes like the request's, with its own subject or any of the word, in the subject of each."""
+    """Variance inside the subject of scenes like the request's, with its own subject or any of the word."""
     rng = np.random.default_rng([request.seed, int(own)])
     subject = identity(request)
     scenes = []
     for _ in range(SCENES):
-        shown = subject if own else random_identity(rng, request.word, held_out=True)
-        scenes.append(render_scene(request.background, [shown], int(rng.integers(2**31))))
+        scene_subject = subject if own else random_identity(rng, request.word, held_out=True)
+        scenes.append(render_scene(request.background, [scene_subject], int(rng.integers(2**31))))
     images = np.stack([scene.image for scene in scenes])
     squares = np.asarray(_deviations(pipe.params, images, models=pipe.models))
     inside = in_latents(pipe, scenes)
@@ -162,14 +162,14 @@ def variance(pipe: Pipeline, request: Case, own: bool) -> float:
 
 @functools.partial(jax.jit, static_argnames="models")
 def _deviations(params: Any, scenes: Array, *, models: Models) -> Array:
-    """(n, h, w): squared deviations from the mean of all, unbiased."""
+    """Squared deviations of latents from the mean over scenes, unbiased: (n, h, w)."""
     latents = encode(models, params, scenes)
     deviations = jnp.square(latents - latents.mean(axis=0)).mean(axis=-1)
     return deviations * len(latents) / (len(latents) - 1)
 
 
 def _within(values: Array, inside: Array) -> Array:
-    """Means of (n, h, w) inside: (n,)."""
+    """Means of values (n, h, w) weighted by `inside`: (n,)."""
     return (values * inside).sum(axis=(1, 2)) / inside.sum(axis=(1, 2))
 
 

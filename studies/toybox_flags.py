@@ -1,4 +1,4 @@
-"""The flags of the scripts here that make images of toybox requests."""
+"""Command-line flags of the studies that generate images for toybox requests."""
 
 import argparse
 from pathlib import Path
@@ -6,32 +6,34 @@ from pathlib import Path
 from realcustom_jax.evaluation.plots import check_plots
 
 
-def parse(story: str, requests: int, plots: bool = True) -> argparse.Namespace:
-    """The flags of `flags`, read; the arguments are the same.
+def parse(description: str, requests: int, plots: bool = True) -> argparse.Namespace:
+    """Parse the command line with the parser of `flags`; takes the same arguments.
 
     Raises:
-      UserError: for plots without matplotlib, before any image is made.
+      UserError: the script makes plots, but matplotlib is missing.
     """
-    args = flags(story, requests, plots).parse_args()
+    args = flags(description, requests, plots).parse_args()
     if plots:
         check_plots()
     return args
 
 
-def flags(story: str, requests: int, plots: bool = True) -> argparse.ArgumentParser:
-    """`requests`, `model`, `batch` and, of a script with plots, the folder `out`; a script may add its own.
+def flags(description: str, requests: int, plots: bool = True) -> argparse.ArgumentParser:
+    """Make a parser of --requests, --model, --batch and (with plots) --out; a script may add its own flags.
 
     Args:
-      story: what `--help` says.
-      requests: how many by default.
+      description: text of `--help`.
+      requests: default number of requests.
       plots: whether the script makes plots.
     """
-    parser = argparse.ArgumentParser(description=story, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=requests, help="(%(default)s)")
-    parser.add_argument("--model", default="toybox", help="a toybox model (the shipped one)")
-    parser.add_argument("--batch", type=int, default=26, help="images made at once (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=requests, help="number of requests (%(default)s)")
+    parser.add_argument("--model", default="toybox", help="toybox model (default: the shipped one)")
+    parser.add_argument("--batch", type=int, default=26, help="images per batch (%(default)s)")
     if plots:
         parser.add_argument(
-            "--out", type=Path, default=Path("runs/studies"), help="of the plots (%(default)s)"
+            "--out", type=Path, default=Path("runs/studies"), help="folder of the plots (%(default)s)"
         )
     return parser

@@ -145,10 +145,10 @@ def sample_program(
     )
     count = per_chip * len(chips)
 
-    def struct(*shape: int, of: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *shape), of, sharding=divided)
+    def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=divided)
 
-    conditioning, keys = conditioning_shapes(models, options, subjects, struct), struct(2, of=jnp.uint32)
+    conditioning, keys = conditioning_shapes(models, options, subjects, struct), struct(2, dtype=jnp.uint32)
     sampler = options.sampler_config(*latent_size(models, None, None))
     static = {"unet": models.unet, "schedule": schedule, "config": sampler}
 

@@ -78,8 +78,8 @@ def request_programs(
     params = _param_shapes(models, mesh)
     count, rows = per_chip * len(chips), NamedSharding(mesh, P("rows"))
 
-    def struct(*shape: int, of: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *shape), of, sharding=rows)
+    def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=rows)
 
     sampler = options.sampler_config(*latent_size(models, options.height, options.width))
     conditioning = conditioning_shapes(models, options, subjects, struct)
@@ -112,7 +112,7 @@ def _as_loaded(models: Models, mesh: Mesh) -> Models:
 
 def _encoder_jobs(models: Models, subjects: int, struct: Any) -> dict[str, _Job]:
     """The text encoders and, with subjects, the image towers."""
-    ids = tuple(struct(models.text_tokens, of=jnp.int32) for _ in models.text_configs)
+    ids = tuple(struct(models.text_tokens, dtype=jnp.int32) for _ in models.text_configs)
     # Prompts and negative prompts are encoded in one batch. The black image is encoded only once per model.
     jobs: dict[str, _Job] = {"text encoders": (TEXT, encode.encode_text_rows, models, _times(ids, 2))}
     if subjects:
@@ -129,7 +129,7 @@ def _unet_jobs(static: Any, unet: Any, conditioning: Any, struct: Any) -> dict[s
       conditioning: shapes of the requests.
       struct: makes the shape of an array from the shape of one row.
     """
-    raw_keys = struct(2, of=jnp.uint32)
+    raw_keys = struct(2, dtype=jnp.uint32)
     rows = raw_keys.sharding
     # `eval_shape` drops shardings, so they are added again.
     keys = jax.eval_shape(lambda x: jax.random.wrap_key_data(x), raw_keys)
@@ -138,7 +138,7 @@ def _unet_jobs(static: Any, unet: Any, conditioning: Any, struct: Any) -> dict[s
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows),
         jax.eval_shape(lambda p, r: generate.begin_rows(static, p, r), {"unet": unet}, (conditioning, keys)),
     )
-    span = struct(2, of=jnp.int32)  # first and last step, the same in each row
+    span = struct(2, dtype=jnp.int32)  # first and last step, the same in each row
     return {
         "contexts": (("unet",), generate.begin_rows, static, (conditioning, keys)),
         LOOP: (("unet",), generate.advance_rows, static, (conditioning, keys, contexts, run, span)),
@@ -169,4 +169,4 @@ def _times(shapes: Any, factor: int) -> Any:
 def _views(models: Models, struct: Any) -> jax.ShapeDtypeStruct:
     """Shape of the views of the references, uint8 (n, V, S, S, 3)."""
     size = models.image_configs[0].image_size
-    return struct(5 if models.high_res else 1, size, size, 3, of=jnp.uint8)
+    return struct(5 if models.high_res else 1, size, size, 3, dtype=jnp.uint8)

@@ -123,7 +123,7 @@ def _run_single(params: Any, rows: Any, *, program: Program, static: Any) -> Any
 
 def _run_replicated(params: Any, rows: Any, *, program: Program, static: Any, mesh: Mesh) -> Any:
     """Run with a copy of the parameters on each device: each device computes its own rows."""
-    # `shard_map` and not automatic partitioning, which could insert communication.
+    # `shard_map` instead of automatic partitioning, which could insert communication.
     run = functools.partial(program, static)
     return jax.shard_map(run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"), check_vma=False)(
         params, rows
@@ -177,7 +177,7 @@ def _restrict(params: Any, mesh: Mesh) -> Any:
 
 def fill(rows: Any, missing: int) -> Any:
     """Append `missing` copies of the last row to each array: (n, …) → (n + missing, …)."""
-    # Real values and not zeros, so that padding cannot produce NaN or infinity.
+    # Real values instead of zeros, so that padding cannot produce NaN or infinity.
     if not missing:
         return rows
     return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), rows)

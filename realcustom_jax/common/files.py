@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not path.exists():
             raise UserError(f"{path} does not exist")
         if not path.is_file():  # opening a pipe would wait forever
-            raise UserError(f"{path} is no regular file")
+            raise UserError(f"{path} is not a regular file")
         values = json.loads(path.read_text(encoding="utf-8"))
     except UserError:
         raise
@@ -84,7 +84,7 @@ def disk_errors(data_dir: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Turns an `OSError` of what cannot be read, for example without permission, into a `UserError`."""
+    """Turn an `OSError` of an unreadable file, for example without permission, into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -106,7 +106,7 @@ def check_local(path: str | os.PathLike, name: str) -> None:
 
     Raises:
       UserError: for an address such as "gs://bucket/folder", for a ~ that no shell replaced, and for text
-        that cannot be a file's name. The sentence calls the path `name`.
+        that cannot be a file's name. The message calls the path `name`.
     """
     # `Path` would create local folders called "gs:" and "~".
     text = os.fspath(path)
@@ -147,14 +147,14 @@ def make_folder(path: Path, name: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, atomically, in the format of diffusers: indented by 2, keys sorted."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, atomically."""
-    write_whole(path, lambda half: half.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, atomically."""
-    write_whole(path, lambda half: half.write_bytes(content))
+    write_whole(path, lambda temporary: temporary.write_bytes(content))

@@ -59,7 +59,7 @@ def our_name(theirs: str) -> str | None:
 
     Args:
       theirs: the name, as a keyword ("num_inference_steps") or as a flag ("--num-inference-steps"), in any
-        case. For a flag the sentence names our flag.
+        case. For a flag, the message names our flag.
     """
     plain = theirs.lstrip("-").replace("-", "_").lower()
     ours = _OURS.get(plain)

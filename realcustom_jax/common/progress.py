@@ -74,7 +74,7 @@ class Progress:
                 return
             self._stop_timer()
             self._begun, self._before = time.monotonic(), done
-            # set so that the first line is due after the patience, and not after `_BETWEEN_LINES`
+            # the first line is due after the patience instead of after `_BETWEEN_LINES`
             self._last = self._begun + self._patience - _BETWEEN_LINES
             self._timer = threading.Timer(self._patience, self._write_stage, [text, self._turn])
             self._timer.daemon = True  # it must not keep the process alive

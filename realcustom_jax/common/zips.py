@@ -1,4 +1,4 @@
-"""Zip files: writing them, and reading those that may come from anyone."""
+"""Writes zip files, and reads untrusted ones safely."""
 
 import io
 import stat
@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 from realcustom_jax.common.errors import UserError, one_line
 from realcustom_jax.common.rules import shown
 
-# A character or a story of a few dozen images is far below.
+# A character, or a story of a few dozen images, is far below these limits.
 MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
-    """Files, {name: content}, as a zip; the same files give the same bytes."""
+    """Pack files, {name: content}, as a zip; the same files give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -24,7 +24,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
-    """The files of a zip, {name: content}; folders are left out.
+    """Read the files of a zip, {name: content}; folders are skipped.
 
     Raises:
       UserError: if it is not a zip, is damaged or encrypted, holds a name outside its folder, a link, more
@@ -40,7 +40,7 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
             files, left = {}, max_bytes
             for entry in entries:
                 _check_entry(path, entry)
-                # The size in the header may be false, so no more than that is unpacked.
+                # The size in the header may be false, so limit the number of unpacked bytes instead.
                 with file.open(entry) as stream:
                     content = stream.read(left + 1)
                 left -= len(content)

@@ -1,18 +1,18 @@
-"""Subjects that a data set marks in its pictures: reading their masks, and cutting references out of them.
+"""Annotated subjects of training images: reads their masks and cuts out references.
 
-An example's metadata may hold
+The metadata of an example may hold
 
     {"subjects": [{"words": "cat", "segmentation": {"size": [H, W], "counts": [n, n, …]}}, …]}
 
-in any form that COCO has, read by pycocotools:
+in any of COCO's formats, which pycocotools reads:
 
-- `counts` as a list of whole numbers, COCO's uncompressed run lengths: down the columns, one column after
-  another, of pixels outside and inside the subject in turn, beginning with those outside;
-- `counts` as a text, the same run lengths compressed;
-- polygons, whose union the subject is, in pixels of the size beside them:
+- `counts` as a list of integers: COCO's uncompressed run lengths, in column-major order. Runs of pixels
+  outside and inside the subject alternate; the first run is outside.
+- `counts` as text: the same run lengths, compressed.
+- polygons, in pixels of the given size; the subject is their union:
   {"words": "cat", "size": [H, W], "segmentation": [[x, y, x, y, …], …]}.
 
-A mask is of the picture as it is seen, after its EXIF rotation, at any size.
+A mask refers to the image after its EXIF rotation. It may have any size with the image's aspect ratio.
 """
 
 import re
@@ -26,7 +26,7 @@ from pycocotools import mask as coco
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.transforms import center_crop_resize
 
-# Share of the reference's area that a subject covers, and largest share of its side that it spans.
+# A cut-out subject covers this share of the reference's area, and spans at most this share of its side.
 AREA = 0.32
 EXTENT = 0.9
 # A subject is cut out only if the crop shows at least the share SEEN of it, and it covers at least the share
@@ -34,91 +34,91 @@ EXTENT = 0.9
 SEEN = 0.5
 LEAST = 0.005
 
-# Pixels of a mask. Larger ones are a mistake, and would fill the memory.
-_MOST_PIXELS = 2**27
-# A compressed number: digits of 5 bits, all but the last with a sixth bit. pycocotools does not check it.
+# Limit for the pixels of a mask: larger ones are a mistake and would exhaust memory.
+_MAX_PIXELS = 2**27
+# Compressed numbers: 5-bit digits, with a sixth bit on all but the last. pycocotools does not check this.
 _COMPRESSED = re.compile(r"(?:[P-o]{0,11}[0-O])*")
 
 
 def mark(words: str, mask: np.ndarray) -> dict[str, Any]:
-    """The metadata's entry of a subject; mask is bool (H, W)."""
+    """Metadata entry of a subject; mask is bool (H, W)."""
     runs = np.flatnonzero(np.diff(mask.T.reshape(-1), prepend=False, append=not mask[-1, -1]))
     counts = np.diff(runs, prepend=0).tolist()
     return {"words": words, "segmentation": {"size": list(mask.shape), "counts": counts}}
 
 
 def marks(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The entries of an example's subjects, one or more.
+    """Entries of an example's subjects, at least one.
 
     Raises:
-      UserError: there are none; the sentence names the example.
+      UserError: if there are none; the message names the example.
     """
     entries = example["metadata"].get("subjects")
     if not isinstance(entries, list) or not entries:
         raise UserError(
-            f"the example '{example['key']}' marks no subjects as realcustom_jax.data.cut_outs describes, "
-            "from which references could be cut"
+            f"the example '{example['key']}' marks no subjects to cut references from; the format is in "
+            "realcustom_jax.data.cut_outs"
         )
     return entries
 
 
 def marked_words(entry: Mapping[str, Any], key: str) -> str:
-    """The words that the caption has for a marked subject; `key` names the example in errors."""
+    """Words of a marked subject in the caption; `key` names the example in errors."""
     words = entry.get("words") if isinstance(entry, dict) else None
     if not isinstance(words, str):
-        raise UserError(f"the example '{key}' marks a subject without saying its words")
+        raise UserError(f"the example '{key}' marks a subject without its words")
     return words
 
 
 def marked_mask(entry: Mapping[str, Any], key: str) -> np.ndarray:
-    """bool (H, W), where a marked subject is.
+    """Mask of a marked subject, bool (H, W).
 
     Raises:
-      UserError: the entry is not as this module says; the sentence names the example, `key`.
+      UserError: if the entry is not in a format listed above; the message names the example, `key`.
     """
     try:
         return _mask(entry)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"the example '{key}' marks a subject otherwise than realcustom_jax.data.cut_outs describes "
-            f"({type(error).__name__}: {error})"
+            f"the example '{key}' has an invalid subject entry ({type(error).__name__}: {error}); the format "
+            "is in realcustom_jax.data.cut_outs"
         ) from None
 
 
 def _mask(entry: Mapping[str, Any]) -> np.ndarray:
     segmentation = entry["segmentation"]
-    outlined = isinstance(segmentation, list)
-    height, width = size = (entry if outlined else segmentation)["size"]
-    if not all(type(side) is int and side > 0 for side in size) or height * width > _MOST_PIXELS:
-        raise ValueError(f"the size must be a height and a width, of at most {_MOST_PIXELS} pixels")
-    if outlined:
+    has_polygons = isinstance(segmentation, list)
+    height, width = size = (entry if has_polygons else segmentation)["size"]
+    if not all(type(side) is int and side > 0 for side in size) or height * width > _MAX_PIXELS:
+        raise ValueError(f"the size must be a height and a width, of at most {_MAX_PIXELS} pixels")
+    if has_polygons:
         polygons: Any = _checked_polygons(segmentation, height, width)
         return coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))).astype(bool)
     counts = segmentation["counts"]
     if isinstance(counts, str):
         if not _COMPRESSED.fullmatch(counts):
-            raise ValueError("the counts are no compressed run lengths")
-        return _decode_whole(counts.encode(), height, width)
+            raise ValueError("the counts are not compressed run lengths")
+        return _decode_exactly(counts.encode(), height, width)
     if not isinstance(counts, list) or not all(type(count) is int for count in counts):
-        raise ValueError("the counts are neither a list of whole numbers nor a text")
+        raise ValueError("the counts are neither a list of whole numbers nor text")
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(f"the counts are not those of {height}×{width} pixels")
     runs: Any = {"size": [height, width], "counts": counts}
     return coco.decode(coco.frPyObjects(runs, height, width)).astype(bool)
 
 
-def _decode_whole(counts: bytes, height: int, width: int) -> np.ndarray:
-    """The mask of compressed run lengths, which must cover all of it."""
+def _decode_exactly(counts: bytes, height: int, width: int) -> np.ndarray:
+    """Decode compressed run lengths, whose sum must be the number of pixels."""
     mask = _decode_at_most(counts, height, width)
-    # pycocotools finds only too many pixels; where there are too few, it leaves what was in memory. So the
-    # same counts must be too many for one pixel less.
+    # pycocotools rejects counts for too many pixels. For too few, it leaves the rest of the mask
+    # uninitialised. So the check is that the same counts are too many for a mask with one pixel less.
     if mask is None or _decode_at_most(counts, height * width - 1, 1) is not None:
         raise ValueError(f"the counts are not those of {height}×{width} pixels")
     return mask.astype(bool)
 
 
 def _decode_at_most(counts: bytes, height: int, width: int) -> np.ndarray | None:
-    """None where the counts are of more pixels."""
+    """Decode compressed run lengths; None if the counts exceed the size."""
     try:
         return coco.decode({"size": [height, width], "counts": counts})
     except ValueError:
@@ -126,12 +126,12 @@ def _decode_at_most(counts: bytes, height: int, width: int) -> np.ndarray | None
 
 
 def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list[float]]:
-    """Polygons of three corners or more; corners beyond the picture are moved to its edge."""
+    """Check that polygons have at least three corners, and move corners outside the picture to its edge."""
     checked = []
     for polygon in polygons:
         corners = np.asarray(polygon, np.float64)
         if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
-            raise ValueError("a polygon is no list of numbers x, y, x, y, … of three corners or more")
+            raise ValueError("a polygon is not a list of numbers x, y, x, y, … with at least three corners")
         corners = corners.reshape(-1, 2).clip(0, (width, height))
         checked.append(corners.reshape(-1).tolist())
     if not checked:
@@ -152,16 +152,16 @@ def cropped_mask(mask: np.ndarray, picture: tuple[int, int], crop: tuple[int, in
       bool with the crop's size; all False if the crop shows too little of the subject.
 
     Raises:
-      UserError: the mask has another aspect ratio than the picture; the message names the example.
+      UserError: if the aspect ratios of mask and picture differ; the message names the example.
     """
     (height, width), (rows, columns) = picture, mask.shape
     # Aspect ratios differ slightly, because sides are rounded when a picture is shrunk.
     if abs(width * rows - height * columns) > max(width + height, rows + columns):
         raise UserError(
-            f"the example '{key}' marks a subject in a picture of {columns}×{rows}, but the picture, as it "
-            f"is seen, has {width}×{height}"
+            f"the example '{key}' marks a subject in a picture of {columns}×{rows}, but the picture has "
+            f"{width}×{height} after its EXIF rotation"
         )
-    # Through the same 8-bit resampling as the picture, so mask and picture stay aligned.
+    # Resample the mask like the picture, in 8 bits, so that both stay aligned.
     inside = center_crop_resize(mask.astype(np.uint8) * np.uint8(255), crop) >= 128
     scale = min(height / crop[0], width / crop[1])
     share = inside.mean() * scale**2 * crop[0] * crop[1] / (height * width)  # of the whole picture

@@ -304,8 +304,8 @@ def _records(
 
 def _write(path: Path, records: Sequence[bytes]) -> None:
     """Write an ArrayRecord file that appears when it is complete."""
-    with replacing(path) as half:
-        writer = ArrayRecordWriter(str(half), "group_size:1")  # groups of 1 make random access fast
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # groups of 1 make random access fast
         for record in records:
             writer.write(record)
         writer.close()

@@ -35,7 +35,7 @@ class Source(Protocol):
 class _Rows:
     """Function from a row of this process to its transformed example."""
 
-    # A class and not a closure, because worker processes must unpickle it.
+    # A class instead of a closure, because worker processes must unpickle it.
     source: Source
     transform: Transform
     order: Order

@@ -124,13 +124,13 @@ class Runs:
         return self.benchmark.ceiling()
 
     def _plain(self) -> np.ndarray:
-        """The text-only images, to which leakage compares. They are stored too: every row needs them."""
+        """Text-only images, which leakage compares with. They are stored, because every row needs them."""
         setting = SETTINGS["text_only"]
         path = self.folder / f"text_only_{self._key(setting)}.npy"
         if path.is_file():
             return np.load(path)
         images, _ = self._make("text only", setting)
-        write_whole(path, lambda half: _save(half, images))
+        write_whole(path, lambda temporary: _save(temporary, images))
         self._keep(self._path("text only", setting), "text only", setting, self.benchmark.measure(images))
         return images
 

@@ -103,7 +103,9 @@ def make_missing(
             images, _ = generator(jobs, chosen, counter.update)
             for case, image in zip(batch, images, strict=True):
                 path = out / f"{case.name}.png"
-                write_whole(path, lambda half, image=image: Image.fromarray(image).save(half, "PNG"))
+                write_whole(
+                    path, lambda temporary, image=image: Image.fromarray(image).save(temporary, "PNG")
+                )
     return len(missing)
 
 
@@ -116,8 +118,8 @@ def score_missing(cases: Sequence[Case], out: Path, scorer: Scorer) -> int:
       the number of images scored.
     """
     # An image is done if its JSON names the same model for every measure.
-    wanted = scorer.sources.items()
-    missing = [case for case in cases if not wanted <= read_result(out, case).get("by", {}).items()]
+    required = scorer.sources.items()
+    missing = [case for case in cases if not required <= read_result(out, case).get("by", {}).items()]
     with Counter(len(missing), "scoring", "image") as counter:
         # By subject, because all images of a subject are compared with the same photos.
         for _, group in itertools.groupby(missing, key=lambda case: case.subject):

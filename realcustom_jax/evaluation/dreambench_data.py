@@ -31,7 +31,7 @@ class Prompts:
     objects: tuple[str, ...]
     live: tuple[str, ...]
 
-    def of(self, subject: str) -> list[str]:
+    def for_subject(self, subject: str) -> list[str]:
         """Prompts of a subject."""
         word = self.classes[subject]
         return [template.format(word) for template in (self.live if word in LIVE else self.objects)]
@@ -114,9 +114,9 @@ def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
     if (folder / "dataset" / PROMPTS).is_file():
         folder = folder / "dataset"
     prompts = read_prompts(folder / PROMPTS)
-    wanted = list(prompts.classes) if subjects is None else list(subjects)
+    names = list(prompts.classes) if subjects is None else list(subjects)
     cases = []
-    for subject in wanted:
+    for subject in names:
         if subject not in prompts.classes:
             known = ", ".join(prompts.classes)
             raise UserError(f"DreamBench has no subject {subject!r}; there are: {known}")
@@ -124,6 +124,6 @@ def read_cases(folder: Path, subjects: Sequence[str] | None, seeds: Sequence[int
         if not photos:
             raise UserError(f"{folder / subject} has no photos of the subject {subject!r}")
         word = prompts.classes[subject]
-        for number, prompt in enumerate(prompts.of(subject)):
+        for number, prompt in enumerate(prompts.for_subject(subject)):
             cases += [Case(subject, word, number, prompt, seed, tuple(photos)) for seed in seeds]
     return cases

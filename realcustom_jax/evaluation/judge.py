@@ -211,7 +211,7 @@ class Judge:
         return Verdict([WORDS[i] for i in words], [BACKGROUNDS[i] for i in backgrounds], regions, directions)
 
     def directions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Unit vectors (B, 96) of the subjects inside known masks (B, 64, 64), as of reference photos."""
+        """Unit vectors (B, 96) of the subjects inside given masks (B, 64, 64), for example of references."""
         check_images(images)
         (vectors,) = in_chunks(
             lambda rows, inside: [_identify(self.params, np.stack(rows), np.stack(inside))],

@@ -63,7 +63,10 @@ def load_or_draw(path: Path, count: int, seed: int) -> Pairs:
     pairs = draw_pairs(count, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
-    with replacing(path) as half, half.open("wb") as file:  # given a name, np.savez would append ".npz"
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):  # given a name, np.savez would append ".npz"
         np.savez(file, **arrays)
     return pairs
 

@@ -57,7 +57,7 @@ def rank(queries: np.ndarray, candidates: np.ndarray, truth: int = 0) -> np.ndar
       truth: index of the true candidate.
 
     Returns:
-      (n,) integers; 0 is a hit. A tie is not a hit, so a constant encoder scores 0 hits and not all.
+      (n,) integers; 0 is a hit. A tie is not a hit, so a constant encoder scores no hits.
     """
     similarity = np.einsum("nc,nkc->nk", queries, candidates)
     others = np.delete(similarity, truth, axis=1)

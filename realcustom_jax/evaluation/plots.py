@@ -156,4 +156,4 @@ def _label(axes: Any, x: str, y: str) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     # Without matplotlib's version in the file, equal plots are equal files.
-    write_whole(path, lambda half: figure.savefig(half, format="png", metadata={"Software": None}))
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))

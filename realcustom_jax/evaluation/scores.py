@@ -52,11 +52,11 @@ class Scorer:
     def sources(self) -> dict[str, str]:
         """{measure: name of its model, and of the masks}."""
 
-        def of(measure: str) -> str:
+        def source(measure: str) -> str:
             name = {"clip": self.clip_name, "dino": self.dino_name}.get(measure.split("_")[0], MODEL)
             return f"{name}, masks {self.masks}" if measure.endswith(SEGMENTED) else name
 
-        return {measure: of(measure) for measure in self.measures}
+        return {measure: source(measure) for measure in self.measures}
 
     def score(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """{measure: value} of each image, uint8 (H, W, 3). All cases must have the same subject."""
@@ -87,7 +87,7 @@ class Scorer:
         return {"clip_i": self.clip.image if self.clip else None, "dino_i": self.dino}
 
     def _alone(self, masks: Path, images: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
-        """The images with everything outside of their masks, files in a folder, in white."""
+        """Paint everything outside of the masks white; the masks are files in a folder."""
         paths = [masks / f"{name}.png" for name in names]
         return [segment(image, self._mask(path, image)) for image, path in zip(images, paths, strict=True)]
 

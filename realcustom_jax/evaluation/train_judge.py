@@ -168,8 +168,8 @@ def _step(
 def _write(path: Path, state: Any) -> None:
     """Write a checkpoint atomically, so an interrupted run keeps the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as half:
-        half.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
+    with replacing(path) as temporary:
+        temporary.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
 
 
 if __name__ == "__main__":

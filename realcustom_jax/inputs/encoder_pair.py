@@ -31,9 +31,9 @@ from realcustom_jax.weights.layouts import CLIP_TEXT, FLAX_TEXT
 from realcustom_jax.weights.tensors import open_tensors
 from realcustom_jax.weights.towers import load_tower
 
-# Sentences around a word. The toybox was trained on captions and not on single words, so its sentence
-# describes a reference photo; `studies/auto_words.py` compares it with others. CLIP's sentence is that of
-# its paper.
+# Sentence templates for a word. The toybox was trained on captions instead of single words, so its sentence
+# describes a reference photo; `studies/auto_words.py` compares it with others. CLIP's sentence is from its
+# paper.
 OWN_TEMPLATE = "a {} on a plain background"
 CLIP_TEMPLATE = "a photo of a {}"
 

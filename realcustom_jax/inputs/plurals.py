@@ -4,7 +4,7 @@ import functools
 import re
 from typing import Any
 
-# What inflect gets wrong, as patterns of a noun and its plurals, "modern|classical".
+# Corrections of inflect: patterns of a noun and its plurals, "modern|classical".
 _CORRECTED = {
     "(.*)child": "$1children",
     "(.*)fish": "$1fishes|$1fish",
@@ -15,9 +15,9 @@ _CORRECTED = {
     "shrimp": "shrimps|shrimp",
     "waltz": "waltzes",
 }
-# Words that look like the plural of another word, which they are not.
+# Words that look like a plural but are not.
 _NO_PLURALS = frozenset({"news", "series", "species"})
-# Endings of a plural and of its singular: inflect finds few singulars of classical plurals.
+# (ending of the plural, ending of the singular). inflect finds few singulars of classical plurals itself.
 _ENDINGS = (
     ("children", "child"), ("men", "man"), ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", "is"),
     ("es", ""), ("s", ""), ("i", "us"), ("i", "o"), ("ae", "a"), ("a", "um"), ("a", "on"), ("odes", "us"),
@@ -25,10 +25,10 @@ _ENDINGS = (
 
 
 def noun_forms(noun: str) -> frozenset[str]:
-    """The noun, its plurals, and the singulars that it is a plural of; the case of its letters is kept.
+    """Forms of a noun: itself, its plurals, and its singulars if it is a plural; in the same letter case.
 
-    Both spellings count where there are two: "cactus" gives "cactuses" and "cacti". If a is a form of b, b is
-    one of a.
+    All spellings are included: "cactus" gives "cactuses" and "cacti". The relation is symmetric: if a is a
+    form of b, then b is a form of a.
     """
     word = noun.lower()
     singulars = {singular for singular in _possible_singulars(word) if word in _plurals(singular)}
@@ -37,7 +37,7 @@ def noun_forms(noun: str) -> frozenset[str]:
 
 @functools.cache
 def _engines() -> tuple[Any, Any]:
-    """inflect's modern and classical plurals. Only here is it imported, which takes a second or more."""
+    """inflect's engines for modern and classical plurals. Its import takes over a second, so it is here."""
     import inflect
 
     engines = inflect.engine(), inflect.engine()
@@ -51,7 +51,7 @@ def _engines() -> tuple[Any, Any]:
 @functools.cache
 def _plurals(word: str) -> frozenset[str]:
     if not re.fullmatch(r"[^\W\d_]+", word):
-        return frozenset({f"{word}s"})  # no word that inflect could know
+        return frozenset({f"{word}s"})  # not a word, so inflect cannot know it
     plurals = {str(engine.plural_noun(word)) for engine in _engines()}
     if word.endswith("s") and not word.endswith("ss"):  # not "glas", "glass"
         plurals = {plural if plural != f"{word}s" else f"{word}es" for plural in plurals}
@@ -63,14 +63,14 @@ def _plurals(word: str) -> frozenset[str]:
 
 
 def _possible_singulars(word: str) -> set[str]:
-    """All that a plural may come from; some are no words."""
+    """Candidates for the singular of a plural; some are not words."""
     if not re.fullmatch(r"[^\W\d_]+", word):
         return {word[:-1]} if word[-1:] == "s" else set()
-    found = {str(singular) for engine in _engines() if (singular := engine.singular_noun(word))}
+    singulars = {str(singular) for engine in _engines() if (singular := engine.singular_noun(word))}
     for plural, singular in _ENDINGS:
         if word.endswith(plural) and len(word) > len(plural) + 1:
-            found.add(word.removesuffix(plural) + singular)
-    return found
+            singulars.add(word.removesuffix(plural) + singular)
+    return singulars
 
 
 def _cased_like(model: str, word: str) -> str:

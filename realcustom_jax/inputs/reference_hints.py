@@ -79,7 +79,7 @@ def _measures(photo: Image.Image) -> tuple[float, float, float]:
     background = pixels[~inner] if (~inner).any() else pixels.reshape(-1, 3)
     difference = np.abs(pixels - np.median(background, axis=0)).max(axis=-1)
     busy = float(np.abs(background - np.median(background, axis=0)).max(axis=-1).mean())
-    # A Laplacian answers to edges and not to slow changes of light.
+    # A Laplacian responds to edges but ignores slow changes of light.
     grey = pixels.mean(axis=-1)
     padded = np.pad(grey, 1, mode="edge")
     around = (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]) / 4

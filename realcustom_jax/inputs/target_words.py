@@ -39,7 +39,7 @@ def target_token_mask(
       UserError: if `words` is not text, is empty, is not in the prompt, or is cut off by the tokenizer's
         limit, even partly.
     """
-    # By character offsets and not by token ids: the tokens of a word depend on its neighbours.
+    # By character offsets instead of token ids: the tokens of a word depend on its neighbours.
     length = tokenizer.model_max_length
     encoded: Any = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]

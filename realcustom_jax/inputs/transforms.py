@@ -205,7 +205,7 @@ def _zoom_out(image: np.ndarray, side: float, top: float, left: float) -> np.nda
 def _to_rgb(image: Image.Image, name: str, background: str) -> np.ndarray:
     """A PIL image of any mode as uint8 (H, W, 3)."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 and not scale them
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 8 instead of scaling them
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F") and image.width and image.height:
         image = Image.fromarray(_to_8_bits(np.asarray(image), name))

@@ -134,5 +134,5 @@ def strided_split(images: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in 0…1 as uint8, truncated and not rounded, as torchvision's `ToPILImage` does."""
+    """Images in 0…1 as uint8, truncated instead of rounded, like torchvision's `ToPILImage`."""
     return (np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -98,7 +98,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, gain: Arr
         if v.dtype == jnp.float32:
             return attend(shares, v)
         # With a thousand tokens S is about 1/1000, and bfloat16 rounds 1 + S to 1. So each share is the sum
-        # of two bfloat16 numbers. `reduce_precision` and not a cast: XLA may remove a cast to bfloat16 and
+        # of two bfloat16 numbers. `reduce_precision` instead of a cast: XLA may remove a cast to bfloat16 and
         # back.
         high = jax.lax.reduce_precision(shares, exponent_bits=8, mantissa_bits=7)
         # (…, H, Q, 2K) and (…, 2K, H, D): one matrix product sums both halves

@@ -58,8 +58,8 @@ def encode_reference(models: Models, params: Mapping[str, Any], views: Array) ->
 
     def encode(images: Array, layers: Sequence[tuple[int, ...]]) -> list[Array]:
         towers = [
-            module.apply({"params": params[name]}, images, of_tower, method=ViT.features)
-            for (name, module), of_tower in zip(models.image_encoders.items(), layers, strict=True)
+            module.apply({"params": params[name]}, images, tower_layers, method=ViT.features)
+            for (name, module), tower_layers in zip(models.image_encoders.items(), layers, strict=True)
         ]
         # per layer: (B, N, C_1), (B, N, C_2) → (B, N, C_1 + C_2)
         return [jnp.concatenate(states, axis=-1) for states in zip(*towers, strict=True)]
@@ -69,7 +69,9 @@ def encode_reference(models: Models, params: Mapping[str, Any], views: Array) ->
         return tuple(whole)
     b, v, *image = signed.shape
     # (B, 4, S, S, 3) → (4B, S, S, 3). As published, local features come from the last feature layer only.
-    (local,) = encode(signed[:, 1:].reshape(b * (v - 1), *image), [of_tower[-1:] for of_tower in layers])
+    (local,) = encode(
+        signed[:, 1:].reshape(b * (v - 1), *image), [tower_layers[-1:] for tower_layers in layers]
+    )
     return (*whole, interleave_local(local))
 
 

@@ -145,7 +145,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], source: str = "the con
     """Make a config dataclass from a JSON object: lists become tuples, keys without a field are dropped.
 
     Raises:
-      UserError: for a value of a wrong type or out of its range; the sentence begins with `source`.
+      UserError: for a value of a wrong type or out of its range; the message begins with `source`.
     """
     # Files of diffusers and transformers have many keys that do not affect the shape (`_class_name` …).
     names = {field.name for field in dataclasses.fields(cls)}

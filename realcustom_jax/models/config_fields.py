@@ -1,4 +1,4 @@
-"""Whether values from files are of the types and in the ranges that a config dataclass can have."""
+"""Checks values from files against the types and ranges of a config dataclass."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ from typing import Any
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import shown
 
-# Ranges of numbers, also within lists, by the first regex that finds the field's name. Whether they fit each
-# other is seen when the network is built.
+# Ranges of numbers, also within lists; the first regex that matches the field's name applies. Building the
+# network checks that the values are consistent.
 RANGES = (
     (r"beta_(start|end)$", 1e-9, 0.999),
     (r"num_train_timesteps$", 1, 10**5),
@@ -29,17 +29,17 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def check_fields(cls: type, values: Mapping[str, Any], source: str) -> None:
-    """Look at every value that a config dataclass has a field for; lists are tuples already.
+    """Check every value for which a config dataclass has a field; lists must be tuples already.
 
     Raises:
-      UserError: that names `source` and the first field with an impossible value.
+      UserError: if a value is impossible; the message names `source` and the field.
     """
     hints = _hints(cls)
     for name, value in values.items():
         if name not in hints:
             continue
         if not _fits(value, hints[name]):
-            raise UserError(f"{source}: {name} must be {_told(hints[name])}, not {shown(value)}")
+            raise UserError(f"{source}: {name} must be {_type_name(hints[name])}, not {shown(value)}")
         least, most = next((low, high) for regex, low, high in RANGES if re.search(regex, name))
         for number in _numbers(value):
             if not least <= number <= most:
@@ -48,8 +48,8 @@ def check_fields(cls: type, values: Mapping[str, Any], source: str) -> None:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    found = typing.get_type_hints(cls)
-    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -65,12 +65,12 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _told(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """A type in words."""
     if isinstance(hint, types.UnionType):
-        return " or ".join(map(_told, typing.get_args(hint)))
+        return " or ".join(map(_type_name, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return f"a list, each {_told(typing.get_args(hint)[0])}"
+        return f"a list, each {_type_name(typing.get_args(hint)[0])}"
     return _NAMES[hint]
 
 

@@ -67,7 +67,7 @@ def _initial(path: str, shape: tuple[int, ...], seed: int, zeros: str | None) ->
         return np.zeros(shape, np.float32)
     if leaf in ("scale", "layer_scale1", "layer_scale2"):
         return np.ones(shape, np.float32)
-    # crc32 and not `hash`, which Python salts in each process
+    # crc32 instead of `hash`, which Python salts in each process
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     # fan_in is the product of all axes but the last: kernels are (height, width, C_in, C_out)
     std = math.prod(shape[:-1]) ** -0.5 if leaf == "kernel" else 0.02

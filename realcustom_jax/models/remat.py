@@ -18,7 +18,7 @@ def remat_call(module: nn.Module, policy: str, *args: Any) -> Any:
     """`module(*args)` under a policy of `POLICIES`. Values and gradients do not depend on the policy."""
     if policy == "none":
         return module(*args)
-    # `nn.remat` of a function and not of the class: the module is bound already, and keeps its parameters.
+    # `nn.remat` of a function instead of the class: the module is bound already, and keeps its parameters.
     return nn.remat(_call, policy=POLICIES[policy])(module, *args)
 
 

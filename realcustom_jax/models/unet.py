@@ -332,7 +332,7 @@ class UNet(nn.Module):
             maps += new_maps
             self_attentions += new_attentions
         x = nn.silu(self.conv_norm_out(x))
-        # A sum and not a stack: the maps of a level are large, and a stack would hold all of them at once.
+        # A sum instead of a stack: the maps of a level are large, and a stack would hold all of them at once.
         mean: Any = sum(self_attentions) / len(self_attentions) if self_attentions else None
         return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
 

@@ -59,7 +59,7 @@ def decode_in_tiles(
 
     shape = (height * downscale, width * downscale)
     zeros = (jnp.zeros((batch, *shape, 3), jnp.float32), jnp.zeros((1, *shape, 1), jnp.float32))
-    # A loop and not a batch of tiles: one tile's activations are in memory at a time.
+    # A loop instead of a batch of tiles: one tile's activations are in memory at a time.
     image, weight = jax.lax.fori_loop(0, len(corners), add, zeros)
     return image / weight
 

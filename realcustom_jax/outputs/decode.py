@@ -69,7 +69,7 @@ def _decoded(models: Models, params: Any, latents: Array) -> Array:
 
 
 def _to_bytes(images: Array) -> Array:
-    # rounded and not truncated: uint8 → [-1, 1] → uint8 is exact then
+    # rounded instead of truncated: then uint8 → [-1, 1] → uint8 is exact
     return jnp.round(jnp.clip(images * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 

@@ -26,12 +26,12 @@ _RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an image ran.
+    """Position of an image in a batch; the same place gives the same pixels.
 
     Attributes:
-      batch: images of the batch.
+      batch: number of images in the batch.
       row: index of the image, from 0.
-      slots: subject slots of the batch.
+      slots: number of subject slots per image.
     """
 
     batch: int
@@ -47,7 +47,7 @@ class Place:
         """A place from JSON values.
 
         Raises:
-          UserError: for wrong values; the sentence begins with `source`.
+          UserError: for wrong values; the message begins with `source`.
         """
         if not isinstance(values, Mapping) or set(values) != set(_RULES):
             raise UserError(f"{source}: a scene's place needs {', '.join(_RULES)}, not {shown(values)}")
@@ -103,7 +103,7 @@ def fill_batches(
 
 
 def _with_slots(request: Request, slots: int) -> Request:
-    """The request with more subjects, of strength 0: they are as empty as empty slots."""
+    """Add subjects of strength 0 to a request; they have no effect, like empty slots."""
     # Any word of the prompt will do, since a subject of strength 0 has no word map of its own.
     words = [word for word in request.prompt.split() if word.strip(".,;:!?")]
     words = request.subjects[0].words if request.subjects else words[0].strip(".,;:!?")

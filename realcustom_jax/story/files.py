@@ -119,7 +119,7 @@ class StoryFiles:
         """Open the folder or zip that `write_story` wrote, or a story.json alone.
 
         Raises:
-          UserError: if it cannot be read or is no story.
+          UserError: if it cannot be read or is not a story.
         """
         check_local(path, "story's path")
         if path.suffix.lower() == ".zip" and path.is_file():

@@ -17,8 +17,8 @@ class Page:
     Attributes:
       scene: the scene; it has a seed.
       samples: its image; None if there is none yet.
-      place: where the image ran, or has to run to be the same again; see `batches`.
-      made: what the image was made from; `Story.is_made` compares it with the story.
+      place: position in a batch that reproduces the image; see `batches`.
+      made: inputs of the image; `Story.is_made` compares them with the story.
     """
 
     scene: Scene
@@ -29,7 +29,7 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What an image was made from."""
+    """Inputs of an image."""
 
     scene: Scene
     characters: tuple[Character, ...]

@@ -35,8 +35,8 @@ def run_scenes(story: "Story", pipe: Pipeline, scenes: Sequence[int], **watching
         plan(pipe.models, pipe.schedule, pipe.defaults, changes, [request])
     places = _places(story, scenes, requests, sizes)
     for batch, rows in fill_batches(requests, sizes, places):
-        wanted = next(k for k in rows if k >= 0)
-        height, width = sizes[wanted]
+        index = next(k for k in rows if k >= 0)
+        height, width = sizes[index]
         made = sample(
             pipe,
             [request.prompt for request in batch],
@@ -68,15 +68,15 @@ def _keep(story: "Story", scene: int, samples: Samples, request: Request, place:
 def _places(
     story: "Story", scenes: Sequence[int], requests: Sequence[Request], sizes: Sequence[tuple[int, int]]
 ) -> list[Place]:
-    """The places of some scenes: those where they ran before, or new ones."""
+    """Places of scenes: their previous ones where these still fit, or new ones."""
     places: dict[int, Place] = {}
     for k, scene in enumerate(scenes):
         place = story.pages[scene].place
         if place and place.slots >= len(requests[k].subjects):
             places[k] = place
     new = [k for k in range(len(scenes)) if k not in places]
-    found = new_places([sizes[k] for k in new], [len(requests[k].subjects) for k in new])
-    places |= dict(zip(new, found, strict=True))
+    made = new_places([sizes[k] for k in new], [len(requests[k].subjects) for k in new])
+    places |= dict(zip(new, made, strict=True))
     return [places[k] for k in range(len(scenes))]
 
 

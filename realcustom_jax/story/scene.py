@@ -77,7 +77,7 @@ class Scene:
         """Inverse of `values`.
 
         Raises:
-          UserError: for unknown keys or wrong values; the sentence begins with `source`.
+          UserError: for unknown keys or wrong values; the message begins with `source`.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"{source}: a scene must be a JSON object, not {shown(values)}")

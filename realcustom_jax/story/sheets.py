@@ -1,4 +1,4 @@
-"""A story on paper: a contact sheet of all scenes, and a PDF with one scene a page."""
+"""Makes printable forms of a story: a contact sheet of all scenes, and a PDF with one scene per page."""
 
 import io
 import math

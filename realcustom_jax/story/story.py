@@ -223,7 +223,7 @@ class Story:
         return page.samples is not None and page.made == self.made_from(scene)
 
     def made_from(self, scene: int) -> Made:
-        """What the image of a scene depends on."""
+        """Inputs of a scene's image."""
         # Characters are compared by identity, so a replaced one makes its scenes again.
         cast = tuple(self.character(name) for name in self.write(scene).words)
         return Made(self.pages[scene].scene, cast, self.style, self.negative_prompt, dict(self.options))
@@ -333,7 +333,7 @@ class Story:
         characters are relative to it.
 
         Raises:
-          UserError: if it cannot be read or is no story.
+          UserError: if it cannot be read or is not a story.
         """
         files = StoryFiles.open(Path(path))
         plain = ("seed", "style", "negative_prompt", "same_seed", "options")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: train state, place in the data, config. Orbax, under WORKDIR/checkpoints/."""
+"""Checkpoints of a run: train state, loader state and config, saved by Orbax in WORKDIR/checkpoints/."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from realcustom_jax.common.errors import UserError, one_line
 from realcustom_jax.weights.keys import check_keys
 
-# Without its handlers a fresh manager cannot tell what a checkpoint of an earlier process holds.
+# A new manager needs the handlers to read the metadata of checkpoints from earlier processes.
 _HANDLERS = {
     "state": ocp.StandardCheckpointHandler,
     "data": ocp.JsonCheckpointHandler,
@@ -26,7 +26,7 @@ _HANDLERS = {
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives: its step, the train state in its shards, and the loader's state."""
+    """Contents of a checkpoint: its step, the sharded train state, and the loader's state."""
 
     step: int
     state: Any
@@ -34,16 +34,21 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """Saves asynchronously and restores the newest whole checkpoint.
+    """Saves checkpoints asynchronously and restores the newest undamaged one.
 
-    Orbax writes into a temporary folder and renames it when all is there, so an interrupted save is not taken
-    for a checkpoint. A file system can still tear or spoil one: a checkpoint whose parts are not all there,
-    cannot be read, or give another checksum than they were saved with, is said and set aside as
-    `STEP.corrupt`, and the one before it counts.
+    Orbax writes to a temporary folder and renames it at the end, so an interrupted save is not mistaken for a
+    checkpoint. The file system can still damage one. A damaged checkpoint (missing parts, unreadable, or
+    wrong checksum) is reported, renamed to `STEP.corrupt`, and the previous one is used.
     """
 
     def __init__(self, workdir: Path, keep: int, keep_every: int = 0):
-        """`keep` the newest ones, and those whose step `keep_every` divides (0: none)."""
+        """Open the checkpoints of a run and set aside damaged ones.
+
+        Args:
+          workdir: folder of the run.
+          keep: number of newest checkpoints to keep.
+          keep_every: also keep checkpoints whose step is a multiple of this (0: none).
+        """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
         )
@@ -54,10 +59,10 @@ class Checkpoints:
         )
         self._corrupt = 0
         for step in self._manager.all_steps():
-            self._set_aside_if(step, self._torn(step))
+            self._quarantine(step, self._damage_of(step))
 
-    def _torn(self, step: int) -> str:
-        """What a checkpoint lacks, or "" for one that Orbax finished and whose items are there."""
+    def _damage_of(self, step: int) -> str:
+        """Describe a checkpoint's damage: unfinished, missing items or unreadable; "" if there is none."""
         try:
             saved = self._manager.metadata(step)
             items = saved.item_metadata or {}
@@ -72,9 +77,9 @@ class Checkpoints:
             return damage(error)
         return ""
 
-    def _set_aside_if(self, step: int, reason: str) -> bool:
-        """Rename a checkpoint in which one of the processes found damage; whether one did."""
-        # All must agree: those that read it would wait for ever for the others.
+    def _quarantine(self, step: int, reason: str) -> bool:
+        """Rename a checkpoint if any process found damage in it; returns whether one did."""
+        # All processes must agree; otherwise those that read it would wait forever for the others.
         if not multihost_utils.process_allgather(np.asarray(bool(reason))).any():
             return False
         self._set_aside(step, reason or "another process cannot read it")
@@ -95,13 +100,19 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, loader: dict[str, Any], config: dict[str, Any]) -> None:
-        """Start writing; `loader` is the loader's state and `config` the run's, both JSON-able.
+        """Start writing a checkpoint.
+
+        Args:
+          step: step of the checkpoint.
+          state: train state.
+          loader: state of the loader, JSON-serialisable.
+          config: config of the run, JSON-serialisable.
 
         Raises:
-          UserError: when this or the save before it cannot be written.
+          UserError: if this save or the previous one fails.
         """
         checksums = leaf_checksums(state)
-        data = {"loader": loader, "checksum": _joined(checksums), "checksums": checksums}
+        data = {"loader": loader, "checksum": _sum(checksums), "checksums": checksums}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
@@ -109,18 +120,18 @@ class Checkpoints:
             self._manager.save(step, args=args)
 
     def config(self, step: int) -> dict[str, Any]:
-        """The config that a checkpoint was saved with."""
+        """Read the config of a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore_newest(self, like: Any) -> Restored | None:
-        """The newest checkpoint that can be read whole, straight into the shardings of `like`, if any.
+        """Restore the newest undamaged checkpoint into the shardings of `like`; None if there is none.
 
         Args:
           like: the state as `jax.ShapeDtypeStruct`s with shardings.
 
         Raises:
-          UserError: when a checkpoint is of another model (the differing keys are named), or there were
-            several and none of them can be read.
+          UserError: if a checkpoint belongs to another model (the message names the differing keys), or if
+            there are several and all are damaged.
         """
         while (step := self.latest_step()) is not None:
             saved = self._manager.item_metadata(step)["state"]
@@ -131,17 +142,17 @@ class Checkpoints:
                 restored = self._manager.restore(step, args=args)
             except UNREADABLE as error:
                 reason = damage(error)
-            if self._set_aside_if(step, reason):
+            if self._quarantine(step, reason):
                 continue
             assert restored is not None
             data = restored["data"] if isinstance(restored["data"], dict) else {}
             if not isinstance(data.get("loader"), dict):
-                self._set_aside(step, "its data/ does not say where in the data it is")
+                self._set_aside(step, "its data/ lacks the state of the loader")
             elif _checksum(restored["state"]) != data.get("checksum"):
-                self._set_aside(step, "its parameters give another checksum than they were saved with")
+                self._set_aside(step, "the checksum of its parameters is wrong")
             else:
                 return Restored(step, restored["state"], data["loader"])
-        # Of a run's first checkpoint alone, the one before is the beginning.
+        # If the only checkpoint is damaged, the run starts over.
         if self._corrupt > 1:
             raise UserError(
                 f"none of the {self._corrupt} checkpoints in {self._manager.directory} can be read"
@@ -149,10 +160,10 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait for the last save.
+        """Wait for the last save, and close.
 
         Raises:
-          UserError: when it cannot be written.
+          UserError: if the save fails.
         """
         with self._writing():
             self._manager.wait_until_finished()
@@ -160,63 +171,63 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Names a save's failure, which Orbax's threads raise as one of several kinds, in one sentence."""
+        """Turn the errors that Orbax's threads raise when a save fails into a one-line `UserError`."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            whole = self._manager.latest_step()
-            left = f"the newest whole one is of step {whole}" if whole else "there is no earlier one"
+            latest = self._manager.latest_step()
+            remaining = f"the newest finished one is step {latest}" if latest else "there is no earlier one"
             raise UserError(
-                f"a checkpoint cannot be written to {self._manager.directory}: {one_line(error)}; {left}"
+                f"a checkpoint cannot be written to {self._manager.directory}: {one_line(error)}; {remaining}"
             ) from error
 
 
 def leaf_checksums(tree: Any) -> dict[str, int]:
-    """Of 32 bits, for each leaf by its path, in the order of the leaves.
+    """32-bit checksum of every leaf, by path, in the order of the leaves.
 
-    Any changed bit changes one, and so do words that moved: each word has an odd factor of its place.
-    Integers, so they are the same on any mesh. A program for each shape, of which a model has few: one for
-    all leaves took half as long to compile as a training step, or longer.
+    A flipped bit or a moved word changes the checksum, because each word is multiplied by an odd factor that
+    depends on its position. Integer sums are the same on any mesh. Each shape compiles its own program, and a
+    model has few shapes: one program for all leaves took at least half the compile time of a training step.
     """
     leaves = _leaves(tree)
     sums = [leaf_checksum(leaf, i) for i, leaf in enumerate(leaves.values())]
     return dict(zip(leaves, map(int, jax.device_get(sums)), strict=True))
 
 
-def leaf_checksum(leaf: Any, place: int) -> Array:
-    """Of the leaf at a place among the leaves of its tree."""
-    return _leaf_checksum(leaf, np.uint32(2 * place + 1))
+def leaf_checksum(leaf: Any, index: int) -> Array:
+    """32-bit checksum of a leaf; `index` is its position among the leaves of its tree."""
+    return _leaf_checksum(leaf, np.uint32(2 * index + 1))
 
 
 def _checksum(tree: Any) -> int:
-    return _joined(leaf_checksums(tree))
+    return _sum(leaf_checksums(tree))
 
 
-def _joined(checksums: Mapping[str, int]) -> int:
+def _sum(checksums: Mapping[str, int]) -> int:
     return sum(checksums.values()) % 2**32
 
 
 @jax.jit
 def _leaf_checksum(leaf: Array, odd: Array) -> Array:
-    """The uint32 sum of an array's words, each times the odd factor of its place; `odd` differs by array."""
+    """Sum of an array's words as uint32, each times an odd factor of its position; `odd` differs by array."""
     words = jax.lax.bitcast_convert_type(leaf, np.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    place = jnp.full(leaf.shape, odd)
+    factor = jnp.full(leaf.shape, odd)
     for axis, size in enumerate(leaf.shape):
-        # Even, so the factor stays odd; modulo 2³², in which odd factors lose no bit.
-        place += 2 * (axis + 1) * 0x9E37 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        place *= jnp.uint32(2 * size + 1)
-    return (place * words.astype(jnp.uint32)).sum(dtype=jnp.uint32)
+        # Adding an even number keeps the factor odd. Odd factors are invertible modulo 2³².
+        factor += 2 * (axis + 1) * 0x9E37 * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        factor *= jnp.uint32(2 * size + 1)
+    return (factor * words.astype(jnp.uint32)).sum(dtype=jnp.uint32)
 
 
-# What Orbax, and what it reads with, raise for files that are not whole. A device without memory, a disk
-# without permission, a network that fails raise others, or say so: then the checkpoint may be whole.
+# Errors of Orbax and its libraries for damaged files. Transient failures (out of memory, no permission,
+# network) raise other errors, or these with a status code in the message. Then the files may be undamaged.
 UNREADABLE = (ValueError, KeyError, FileNotFoundError, EOFError, RecursionError)
-_PASSING = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
+_TRANSIENT = re.compile(r"PERMISSION_DENIED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED")
 
 
 def damage(error: BaseException) -> str:
-    """The error in one line; raised again where it says that the files may be whole."""
-    if _PASSING.search(str(error)):
+    """Describe an error in one line; raises it again if it is transient, as the files may be undamaged."""
+    if _TRANSIENT.search(str(error)):
         raise error
     return one_line(error)
 
@@ -226,6 +237,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    # The state is a dataclass in memory and a dict on disk; paths are written alike.
+    # The state is a dataclass in memory and a dict on disk; both give the same paths.
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

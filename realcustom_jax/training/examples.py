@@ -179,7 +179,7 @@ def _cut_out(
     """
     entries, key = marks(example), example["key"]
     picture, crop = example["image"].shape[:2], image.shape[:2]
-    # A random order, and not a random choice: the crop may have cut some of the subjects away.
+    # A random order instead of a random choice, because the crop may have removed some subjects.
     order = rng.permutation(len(entries))
     for number in [0] if first else order:
         mask = cropped_mask(marked_mask(entries[number], key), picture, crop, key)

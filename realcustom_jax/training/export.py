@@ -46,8 +46,8 @@ def export(config: TrainConfig, ema: Any, data: Split, loader: Loader, folder: P
     """
     trained = flatten(partition.to_host(ema))
     if jax.process_index() == 0:
-        with replacing_folder(folder, "model folder") as half:
-            write_model(config, trained, data, loader, half, config.export_dtype)
+        with replacing_folder(folder, "model folder") as temporary:
+            write_model(config, trained, data, loader, temporary, config.export_dtype)
             # A finished run that was extended has written this folder before.
             shutil.rmtree(folder.resolve(), ignore_errors=True)
     # Writing takes minutes. Without this barrier the others would exit, wait for the first process in JAX's
@@ -175,14 +175,14 @@ def _split(saved: Saved, workdir: Path) -> tuple[RealCustomConfig, dict[str, Any
         models = starting_models(config)
         realcustom = models.realcustom
         assert realcustom is not None
-        wanted = flatten(models.component_shapes("unet")).keys()
-        missing = sorted(path for path in wanted - added.keys() if re.search(ADDED, path))
+        required = flatten(models.component_shapes("unet")).keys()
+        missing = sorted(path for path in required - added.keys() if re.search(ADDED, path))
         if missing:
             raise UserError(
                 f"the run in {str(workdir)!r} trains only a part of what RealCustom adds, not {missing[0]}: "
                 "--form diffusers writes the whole model"
             )
-        base = base if wanted <= unet.keys() else {}
+        base = base if required <= unet.keys() else {}
     else:
         realcustom = from_mapping(RealCustomConfig, given)
     return realcustom, base, added

@@ -197,8 +197,8 @@ def _drop_after(path: Path, step: int) -> None:
             continue  # an incomplete line, written when the process was killed
         if earlier and "sha256" not in record:
             kept.append(f"{line}\n")
-    with replacing(path) as half:
-        half.write_text("".join(kept))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept))
 
 
 def parse_window(text: str) -> tuple[int, int]:

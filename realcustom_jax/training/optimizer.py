@@ -16,7 +16,9 @@ OPTIMIZERS = ("adamw", "muon")
 class OptimizerConfig:
     """The config's `optimizer` section."""
 
-    name: str = choice("adamw", "muon orthogonalises the updates of kernels", OPTIMIZERS, resume="same")
+    name: str = choice(
+        "adamw", "optimizer; muon orthogonalises the updates of kernels", OPTIMIZERS, resume="same"
+    )
     learning_rate: float = option(1e-4, "peak learning rate", low=0)
     warmup: int = option(500, "warm-up steps until the peak", int, low=0, high=LAST_STEP)
     end_fraction: float = option(0.1, "final learning rate as a fraction of the peak", low=0, high=1)

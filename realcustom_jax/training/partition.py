@@ -44,8 +44,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = count // max(math.prod(size for size in sizes if size != -1), 1)
     if math.prod(sizes) != count or min(sizes) < 1:
-        wanted = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-        raise UserError(f"a mesh of {wanted} does not fit {count} devices")
+        requested = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+        raise UserError(f"a mesh of {requested} does not fit {count} devices")
     # Only the data-centre network joins TPU slices, so only the "data" axis, which communicates least, may
     # span them.
     slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -41,7 +41,7 @@ from realcustom_jax.weights.reading import read_with_progress
 _ZEROS = r"to_v_vision/kernel$|^unet/(conv_out|.*(conv2|proj_out))/kernel$"
 _TOKENIZER_CAPTIONS = 5000  # enough for the toybox's vocabulary; reading all captions would take minutes
 # Fields that the run computes itself: from its captions, or by measuring its latents.
-_DETERMINED = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
+_COMPUTED_FIELDS = ("text_encoder.vocab_size", "text_encoder.eos_token_id", "vae.scaling_factor")
 # Fields that may differ from the folder's when `fresh` re-initialises the layers: the width of the latents.
 _LATENTS = ("vae.latent_channels", "unet.in_channels", "unet.out_channels")
 
@@ -181,18 +181,18 @@ def _from_folder(config: TrainConfig) -> Pipeline:
     def again(path: str) -> bool:
         return bool(config.fresh and re.search(config.fresh, path))
 
-    wanted = flatten(pipe.params if models == pipe.models else models.param_shapes())
-    if config.fresh and not any(map(again, wanted)):
+    required = flatten(pipe.params if models == pipe.models else models.param_shapes())
+    if config.fresh and not any(map(again, required)):
         raise UserError(f"config.fresh: {config.fresh!r} matches no parameter")
     kept = {path: value for path, value in flatten(pipe.params).items() if not again(path)}
     added = [f"^{name}/" for name in towers] + [ADDED] * (pipe.models.realcustom is None)
     new = {
         path: leaf
-        for path, leaf in wanted.items()
+        for path, leaf in required.items()
         if again(path) or any(re.search(regex, path) for regex in added)
     }
     # Everything that is not initialised here must come from the folder, and nothing may be left over.
-    rest = {path: leaf.shape for path, leaf in wanted.items() if path not in new}
+    rest = {path: leaf.shape for path, leaf in required.items() if path not in new}
     check_keys(config.init_from, rest, {path: value.shape for path, value in kept.items()})
     return pipe.replace(models=models, params=unflatten(kept | _initialised(new, config.seed)))
 
@@ -244,7 +244,7 @@ def _check_same_model(
         for name, value in given.get(part, {}).items():
             has = getattr(own, name)
             value = tuple(value) if isinstance(value, list) else value
-            if f"{part}.{name}" not in (*_DETERMINED, *_LATENTS) and value != has:
+            if f"{part}.{name}" not in (*_COMPUTED_FIELDS, *_LATENTS) and value != has:
                 raise UserError(
                     f"config.model.{part}.{name} is {value}, but the model in {folder!r} has {has}, "
                     "which training from it cannot change"

@@ -27,7 +27,7 @@ from realcustom_jax.training.partition import merge
 
 def choose(finite: Array, new: Any, old: Any) -> Any:
     """The tree `new` if the step was finite, else `old`."""
-    # `where` and not a Python branch: the condition is known only on the device.
+    # `where` instead of a Python branch: the condition is known only on the device.
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 

@@ -103,10 +103,10 @@ _UNET_PREFIXES = ("model.diffusion_model.", "unet.", "unet/")
 _SAMPLING_FIELDS = ("sample_size",)
 
 
-def _check_same_shape(wanted: UNetConfig, given: UNetConfig, source: Path) -> None:
+def _check_same_shape(expected: UNetConfig, given: UNetConfig, source: Path) -> None:
     """Raise `UserError` if two UNet configs differ."""
     for field in dataclasses.fields(UNetConfig):
-        ours, theirs = getattr(wanted, field.name), getattr(given, field.name)
+        ours, theirs = getattr(expected, field.name), getattr(given, field.name)
         if ours != theirs and field.name not in _SAMPLING_FIELDS:
             raise UserError(f"the UNet in {source} has another shape: {field.name} is {theirs}, not {ours}")
 

@@ -71,7 +71,7 @@ def on_device(dtype: Any, sharding: Any = None) -> Place:
 
     # Waiting for each transfer keeps host copies short-lived: only a few parameters exist twice at a time.
     def place(path: str, value: np.ndarray) -> jax.Array:
-        value = cast(value, dtype(path) if _chooses(dtype) else dtype)
+        value = cast(value, dtype(path) if _is_dtype_function(dtype) else dtype)
         target: Any = sharding(path, value.shape) if callable(sharding) else sharding
         if target is None:
             return jax.block_until_ready(jax.device_put(value))
@@ -86,10 +86,10 @@ def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
     """`value.astype(dtype, copy=False)`, in a way that lets several threads cast float16 to bfloat16."""
     if value.dtype != np.float16 or np.dtype(dtype) != ml_dtypes.bfloat16 or value.size < 2:
         return value.astype(dtype, copy=False)
-    # The direct cast holds Python's lock all the time. Through float32, which is exact, it holds it for a
-    # fifth of that. In parts, so that the float32 numbers stay in the processor's cache.
+    # The direct cast holds Python's global lock the whole time. A cast through float32 is exact and holds it
+    # for a fifth of that time. It runs in parts, so that the float32 numbers stay in the processor's cache.
     result = np.empty_like(value, dtype)
-    axis = int(np.argmax(value.strides))  # parts along it lie in one piece
+    axis = int(np.argmax(value.strides))  # parts along this axis are contiguous
     rows = max(1, _CAST_NUMBERS * value.shape[axis] // value.size)
     source, target = np.moveaxis(value, axis, 0), np.moveaxis(result, axis, 0)
     for start in range(0, len(source), rows):
@@ -101,7 +101,7 @@ def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
 _CAST_NUMBERS = 2**18
 
 
-def _chooses(dtype: Any) -> bool:
+def _is_dtype_function(dtype: Any) -> bool:
     """Whether `dtype` is a function path → dtype. Dtypes of NumPy and JAX are callable too."""
     return callable(dtype) and not isinstance(dtype, (type, np.dtype)) and not hasattr(dtype, "dtype")
 
@@ -143,12 +143,12 @@ def read_params(tensors: Tensors, layouts: Sequence[Layout], shapes: Any, place:
 
 @contextlib.contextmanager
 def misfits(source: str) -> Iterator[None]:
-    """Turns what Flax and JAX raise for sizes that do not fit each other into a `UserError`."""
+    """Turn the errors that Flax and JAX raise for incompatible sizes into a `UserError`."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Flax and JAX raise many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{source} makes no network: {reason}") from None
 

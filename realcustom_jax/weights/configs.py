@@ -113,9 +113,9 @@ def read_text(values: Mapping[str, Any], source: str) -> CLIPTextConfig:
 
 
 def _architectures(values: Mapping[str, Any]) -> Sequence[Any]:
-    """The class names of transformers, or none where the file holds something else."""
-    found = values.get("architectures")
-    return found if isinstance(found, (list, tuple)) else ()
+    """Class names of transformers; empty if the file has no list of them."""
+    names = values.get("architectures")
+    return names if isinstance(names, (list, tuple)) else ()
 
 
 def text_to_json(config: CLIPTextConfig) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def _product(values: Mapping[str, Any], first: str, second: str, source: str) ->
     try:
         return int(values[first] * values[second])
     except (TypeError, ValueError, OverflowError):
-        told = f"{shown(values[first])} and {shown(values[second])}"
-        raise UserError(f"{source}: {first} and {second} must be numbers, not {told}") from None
+        given = f"{shown(values[first])} and {shown(values[second])}"
+        raise UserError(f"{source}: {first} and {second} must be numbers, not {given}") from None
 
 
 def vision_to_json(config: ViTConfig) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def vision_to_json(config: ViTConfig) -> dict[str, Any]:
 
 
 def _kind(config: ViTConfig) -> str:
-    """Which of the families computes what such a tower does, whatever its sizes; `OWN` if none."""
+    """Model type of transformers that computes the same as a tower, whatever its sizes; `OWN` if none."""
     for kind, family in _FAMILIES.items():
         # Only CLIP has a projection, and only one family registers.
         expected = ViTConfig(
@@ -239,7 +239,7 @@ def _with_defaults(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         return dict(values)
     try:
         return {**AutoConfig.for_model(values["model_type"]).to_dict(), **values}
-    except (ValueError, TypeError):  # the last for what is no text
+    except (ValueError, TypeError):  # TypeError: model_type is not text
         raise UserError(f"{source}: model_type {values['model_type']!r} is not known") from None
 
 

@@ -47,13 +47,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision_flags(
-    parser: argparse._ActionsContainer, default: str = AUTO, of: str = "parameters and computation"
+    parser: argparse._ActionsContainer, default: str = AUTO, target: str = "parameters and computation"
 ) -> None:
-    """Add --dtype, whose help says what it is the dtype `of`, and --vae-dtype."""
+    """Add --dtype and --vae-dtype; `target` says in the help of --dtype which values it is for."""
     choices = (AUTO, *COMPUTE_DTYPES)
     parser.add_argument(
         "--dtype", choices=choices, default=default,
-        help=f"dtype of {of}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
+        help=f"dtype of {target}; auto: float32 on CPUs, bfloat16 elsewhere (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--vae-dtype", choices=choices, default=default,

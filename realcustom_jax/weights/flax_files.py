@@ -106,12 +106,12 @@ def _join_chunks(leaves: Mapping[Names, Any]) -> dict[Names, Any]:
     for names in leaves:
         if names[-1] == _CHUNKED:
             parent = names[:-1]
-            below = {inner[len(parent) :]: joined.pop(inner) for inner in leaves if _lies_in(parent, inner)}
+            below = {inner[len(parent) :]: joined.pop(inner) for inner in leaves if _is_below(parent, inner)}
             joined[parent] = _chunked(_listed(below, "shape"), _listed(below, "chunks"))
     return joined
 
 
-def _lies_in(parent: Names, names: Names) -> bool:
+def _is_below(parent: Names, names: Names) -> bool:
     """Whether a leaf is below a map."""
     return names[: len(parent)] == parent
 

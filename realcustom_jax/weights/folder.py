@@ -61,7 +61,7 @@ def write_folder(folder: Path, model: Model, dtype: str) -> None:
 
 
 def _check_no_other_parts(folder: Path, models: Models) -> None:
-    """Raises `UserError` for a part of an earlier model that would stay, and be loaded with this one."""
+    """Raise `UserError` if the folder has a part of an earlier model, which loading would add to this one."""
     own = {*models.configs, *TOKENIZERS[: len(models.text_configs)]}
     if models.realcustom:
         own.add("realcustom")

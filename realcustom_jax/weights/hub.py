@@ -53,7 +53,7 @@ def find_folder(name: str | Path, components: Sequence[str] = ("",), revision: s
 
 
 def check_path(name: str, value: Any) -> None:
-    """Raises UserError for what is neither text nor a path; `name` is what it should give the place of."""
+    """Raise UserError if a value is neither text nor a path; `name` names the argument."""
     if not isinstance(value, (str, Path)) or value == "":
         raise UserError(f"{name} must be a path or a hub id, not {shown(value)}")
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.weights.added import ADDED
 
-# In diffusers' time embeddings, `linear_1` is a name and not an entry of a list.
+# In diffusers' time embeddings, `linear_1` is a name instead of an entry of a list.
 _LIST_INDEX = re.compile(r"(?<!linear)_(\d+)$")
 # PyTorch calls the main array of every layer `weight`; Flax has a name for each kind of layer.
 _WEIGHT_LEAVES = ("kernel", "scale", "embedding")
@@ -94,24 +94,24 @@ def explain_shape_errors(source: str) -> Iterator[None]:
 
 
 def check_keys(
-    source: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    source: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Check that a file has exactly the keys and shapes that the model needs.
 
     Args:
       source: the file's name, for the message.
-      wanted, found: {key: shape} of the model and of the file.
+      expected, actual: {key: shape} of the model and of the file.
 
     Raises:
       UserError: some differ. It lists missing, unexpected and mis-shaped keys: their count and the first 20.
     """
     # Never "strict=False": a weight that is silently left out gives images that are only slightly wrong.
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
+    missing = sorted(expected.keys() - actual.keys())
+    unexpected = sorted(actual.keys() - expected.keys())
     misshaped = [
-        f"{key} (model {tuple(wanted[key])}, file {tuple(found[key])})"
-        for key in sorted(wanted.keys() & found.keys())
-        if tuple(wanted[key]) != tuple(found[key])
+        f"{key} (model {tuple(expected[key])}, file {tuple(actual[key])})"
+        for key in sorted(expected.keys() & actual.keys())
+        if tuple(expected[key]) != tuple(actual[key])
     ]
     parts = [
         f"{len(keys)} {kind}: {_some(keys)}"

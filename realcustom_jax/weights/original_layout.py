@@ -144,7 +144,7 @@ def _open_clip(shapes: Shapes) -> list[Entry]:
     for path, leaf in shapes.items():
         key = torch_key(path)
         if key == "text_projection.weight":
-            # A plain matrix (in, out) in OpenCLIP, and not a layer with a weight (out, in).
+            # A plain matrix (in, out) in OpenCLIP instead of a layer with a weight (out, in).
             shape = tuple(leaf.shape)
             entries.append(Entry("text_projection", shape, (path,), (shape,), flax=True))
         elif key in _OPEN_CLIP_ENDS:

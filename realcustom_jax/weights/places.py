@@ -32,7 +32,7 @@ class Stamp(NamedTuple):
     changed: int
 
     @classmethod
-    def of(cls, path: Path | int) -> "Stamp":
+    def of_file(cls, path: Path | int) -> "Stamp":
         """The stamp of a path or of an open file descriptor."""
         stat = os.stat(path)
         return cls(stat.st_size, stat.st_mtime_ns)
@@ -57,7 +57,7 @@ def read_place(path: Path, stamp: Stamp, key: str, place: Place) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             # The open file, not its path: the path could name another file a moment later.
-            whole = Stamp.of(file.fileno()) == stamp
+            whole = Stamp.of_file(file.fileno()) == stamp
             for start, size in place.pieces if whole else ():
                 file.seek(start)
                 whole = whole and file.readinto(left[:size]) == size

@@ -88,7 +88,7 @@ def _open_placed(path: Path, find_places: Callable[[Path], Mapping[str, Place]])
     """Open a file in which every tensor has a known position."""
     # Before the positions are read: a file that changes meanwhile is then noticed at the first tensor.
     try:
-        stamp = Stamp.of(path)
+        stamp = Stamp.of_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     places, absolute = find_places(path), path.absolute()  # the working directory may change later
@@ -198,8 +198,8 @@ def write_tensors(
             _write_safetensors(path, tensors, shard_bytes, metadata or {})
         elif path.suffix == ".msgpack":
             whole = unflatten({key: _values(path, key, value) for key, value in tensors.items()})
-            with replacing(path) as half:
-                half.write_bytes(flax.serialization.msgpack_serialize(whole))
+            with replacing(path) as temporary:
+                temporary.write_bytes(flax.serialization.msgpack_serialize(whole))
         elif path.suffix in PICKLES:
             _write_pickle(path, tensors)
         else:
@@ -235,7 +235,7 @@ def _write_safetensors(
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     write_json(index_path, index)
-    path.unlink(missing_ok=True)  # of an earlier model, which readers would take first
+    path.unlink(missing_ok=True)  # an earlier model, which readers would prefer to the index
 
 
 def _nbytes(value: Any) -> int:
@@ -263,10 +263,10 @@ def _stream_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mappin
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors' bytes begin at a multiple of 8
-    with replacing(path) as half, open(half, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            # `file.write` and not numpy's `tofile`, whose error does not say that the disk is full.
+            # `file.write` instead of numpy's `tofile`, whose error does not say that the disk is full.
             file.write(_values(path, key, tensors[key]).reshape(-1).view(np.uint8).data)
 
 
@@ -282,7 +282,7 @@ def _write_pickle(path: Path, tensors: Mapping[str, Any]) -> None:
 
     state = {key: convert(key) for key in tensors}
     # PyTorch reports a full disk only if it gets an open file, not a path.
-    with replacing(path) as half, open(half, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # closing its archive fails too and hides the first error

@@ -58,21 +58,23 @@ def open_tower(folder: Path, image_size: int | None = None) -> tuple[ViTConfig, 
         )
     tensors = open_tensors(find_weights(folder))
     with misfits(f"{folder / 'config.json'}"):
-        shapes, wanted = tower_shapes(trained), flatten(tower_shapes(config))[_POSITIONS].shape
+        shapes, new_shape = tower_shapes(trained), flatten(tower_shapes(config))[_POSITIONS].shape
     params = flatten(open_params(tensors, LAYOUTS["image_encoder"], shapes))
-    params[_POSITIONS] = params[_POSITIONS].map(lambda value: fit_positions(value, trained, config), wanted)
+    params[_POSITIONS] = params[_POSITIONS].map(
+        lambda value: fit_positions(value, trained, config), new_shape
+    )
     return config, unflatten(params)
 
 
-def fit_positions(positions: np.ndarray, trained: ViTConfig, wanted: ViTConfig) -> np.ndarray:
+def fit_positions(positions: np.ndarray, trained: ViTConfig, target: ViTConfig) -> np.ndarray:
     """Resample position embeddings (n, C) to another patch grid, as timm does.
 
     timm uses bicubic interpolation with antialiasing and half-pixel centres, in float32.
     """
-    old, new = (config.image_size // config.patch_size for config in (trained, wanted))
+    old, new = (config.image_size // config.patch_size for config in (trained, target))
     prefix = positions[: len(positions) - old * old]
     # timm's DINOv2 with registers has no position for the class token; zeros change nothing.
-    if wanted.class_token and wanted.position_prefix and not len(prefix):
+    if target.class_token and target.position_prefix and not len(prefix):
         prefix = np.zeros_like(positions[:1])
     grid = positions[len(positions) - old * old :]
     if new != old:

@@ -89,7 +89,7 @@ def raw(data: bytes | None = None, caption: str | None = "a cat", **metadata) ->
         (raw(b"no image"), {}, "undecodable"),
         (raw(encode(picture(0))[:-200]), {}, "truncated"),
         (raw(encode(picture(0), "PNG")[:-200]), {}, "truncated"),
-        (Raw("k", problem="torn_file"), {}, "torn_file"),
+        (Raw("k", problem="truncated_file"), {}, "truncated_file"),
     ],
 )
 def test_bad_examples_are_dropped_with_reason(given, changes, reason):

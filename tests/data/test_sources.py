@@ -60,9 +60,9 @@ def test_truncated_shard_gives_complete_examples(tmp_path):
     path.write_bytes(content[: content.index(encode(picture(2))) + 100])
     raws = read(tmp_path)
     assert_samples(raws[:2], 2)
-    assert [raw.problem for raw in raws[2:]] == ["torn_file"]
+    assert [raw.problem for raw in raws[2:]] == ["truncated_file"]
     path.write_bytes(b"no tar at all")
-    assert read(tmp_path) == [Raw("0", problem="torn_file")]
+    assert read(tmp_path) == [Raw("0", problem="truncated_file")]
 
 
 def test_broken_shard_examples_are_reported(tmp_path):
@@ -140,7 +140,7 @@ def test_parquet_is_read(tmp_path, struct):
 def test_truncated_parquet_is_reported(tmp_path):
     pq.write_table(pa.table({"image": [b"x"], "text": ["y"]}), tmp_path / "0.parquet")
     (tmp_path / "0.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:-9])
-    assert read(tmp_path) == [Raw("0", problem="torn_file")]
+    assert read(tmp_path) == [Raw("0", problem="truncated_file")]
 
 
 def test_braces_expand_as_in_a_shell():

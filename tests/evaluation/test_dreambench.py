@@ -54,8 +54,8 @@ def bench(tmp_path):
 def test_prompts_file_gives_classes_and_prompts_without_token(bench):
     prompts = read_prompts(bench / "dataset" / "prompts_and_classes.txt")
     assert prompts.classes == CLASSES
-    assert prompts.of("cat2") == ["a cat wearing a red hat"]
-    assert prompts.of("bear") == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
+    assert prompts.for_subject("cat2") == ["a cat wearing a red hat"]
+    assert prompts.for_subject("bear") == ["a stuffed animal in the snow", "a cube shaped stuffed animal"]
 
 
 def test_cases_cover_all_subjects_prompts_and_seeds(bench):

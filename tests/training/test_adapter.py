@@ -245,7 +245,7 @@ def test_checkpoint_deleted_during_read_falls_back_to_previous(run, tmp_path, mo
 
     monkeypatch.setattr(saved, "_read", read_and_delete)
     assert read_saved(workdir, None, True, any_path).step == 1
-    with pytest.raises(UserError, match=r"no checkpoint of step 2 .* those of the steps 1 are there"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 2 .* available steps: 1$"):
         read_saved(workdir, 2, True, any_path)
 
 
@@ -273,7 +273,9 @@ def test_export_during_training_reads_one_consistent_step(tmp_path):
             try:
                 found = read_saved(tmp_path, None, True, any_path)
             except UserError as error:  # the run has only begun
-                assert not seen and re.search("does not exist|no training|no finished checkpoint", str(error))
+                assert not seen and re.search(
+                    "does not exist|not a training workdir|no finished checkpoint", str(error)
+                )
                 continue
             assert len(found.params) == 20
             assert {float(x) for value in found.params.values() for x in np.unique(value)} == {found.step}
@@ -308,7 +310,9 @@ def test_changed_value_fails_checksum(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(saved.ocp.PyTreeCheckpointHandler, "restore", changed)
     assert read_saved(run[0], None, True, any_path).step == 1
-    with pytest.raises(UserError, match="ema/unet/scoring/text_score/linear_1/kernel gives another checksum"):
+    with pytest.raises(
+        UserError, match="the checksum of ema/unet/scoring/text_score/linear_1/kernel is wrong"
+    ):
         read_saved(run[0], 2, True, any_path)
 
 
@@ -407,9 +411,9 @@ def test_invalid_export_arguments_leave_no_files(run, tmp_path, monkeypatch):
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     for workdir, message, *more in (
         (tmp_path / "nowhere", "does not exist"),
-        (run[0] / "checkpoints", "has no checkpoints/: it is no training's"),
+        (run[0] / "checkpoints", "has no checkpoints/: it is not a training workdir"),
         (tmp_path / "empty", "no finished checkpoint"),
-        (run[0], "no checkpoint of step 5 .* steps 1, 2 are there", "--step", 5),
+        (run[0], "no checkpoint of step 5 .* available steps: 1, 2", "--step", 5),
         (run[0], "invalid int value", "--step", "x"),
         (run[0], "invalid choice", "--form", "x"),
         ("gs://bucket/run", "is an address"),

@@ -132,7 +132,7 @@ def test_changed_bit_fails_checksum(workdir, monkeypatch, capsys):
 
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", flipped)
     assert_at(workdir, 1)
-    assert "another checksum than they were saved with" in capsys.readouterr().out
+    assert "the checksum of its parameters is wrong" in capsys.readouterr().out
 
 
 def test_swapped_values_change_checksum():
@@ -223,7 +223,7 @@ def test_full_disk_gives_one_line_error_and_keeps_checkpoints(workdir):
     assert result.returncode == 2
     message = result.stderr.splitlines()[-1]
     assert message.startswith(f"error: a checkpoint cannot be written to {workdir}/checkpoints: ")
-    assert message.endswith("; the newest whole one is of step 2")
+    assert message.endswith("; the newest finished one is step 2")
     assert_at(workdir, 2)
 
 

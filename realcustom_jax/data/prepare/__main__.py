@@ -253,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     group("--caption-key", metavar="NAME", help="caption (caption or text)")
     group("--aesthetic-key", metavar="NAME", help="aesthetic score (aesthetic_score)")
     group = parser.add_argument_group("format of the stored images").add_argument
-    group("--resize", type=_integer(1), metavar="PIXELS", help="shrink so that the short side is PIXELS (no)")
+    group(
+        "--resize", type=_integer(1), metavar="PIXELS", help="shrink so that the short side is PIXELS (off)"
+    )
     group("--format", choices=("jpeg", "webp", "png"), default="jpeg",
           help="format of images that must be encoded again (%(default)s)")  # fmt: skip
     group("--quality", type=_integer(1, 100), metavar="N", help="quality of jpeg and webp (95)")

@@ -56,7 +56,7 @@ def read_jsonl(
       image_key: field with the image's file name; default: file_name, image or path.
       caption_key: field with the caption; default: caption or text.
     """
-    # Keys have line numbers and not file names, because an image may have several captions.
+    # Keys have line numbers instead of file names, because an image may have several captions.
     with path.open("rb") as file:
         file.seek(start)
         for i, line in enumerate(itertools.islice(file, count), number):
@@ -90,6 +90,6 @@ def is_inside(name: str) -> bool:
 def _content(path: Path) -> bytes | None:
     """Content of a file; None if it cannot be read."""
     try:
-        return path.read_bytes() if path.is_file() else None  # reading a named pipe could block for ever
+        return path.read_bytes() if path.is_file() else None  # reading a named pipe could block forever
     except (OSError, ValueError):  # ValueError: a name with a null character
         return None

@@ -26,7 +26,7 @@ def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: st
 
     Yields:
       the examples. Other columns of numbers and texts become metadata. A damaged file yields the rows that
-      could be read, then one `torn_file`.
+      could be read, then one `truncated_file`.
 
     Raises:
       UserError: a column is missing; the message names the columns of the file.
@@ -39,8 +39,8 @@ def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: st
             caption = _column(path, names, "caption", caption_key, CAPTION_NAMES)
             plain = [name for name in names if _is_plain(file.schema_arrow.field(name).type)]
             # Only these columns are read: embeddings in other columns can be larger than the images.
-            wanted = list(dict.fromkeys([image, caption, *plain]))
-            for batch in file.iter_batches(_ROWS, columns=wanted):
+            columns = list(dict.fromkeys([image, caption, *plain]))
+            for batch in file.iter_batches(_ROWS, columns=columns):
                 for values in batch.to_pylist():
                     cell = values.pop(image)
                     if _names_outside(cell):
@@ -50,7 +50,7 @@ def read_parquet(path: Path, prefix: str, image_key: str | None, caption_key: st
                         yield Raw(f"{prefix}/{row}", picture, as_text(values.get(caption)), values)
                     row += 1
     except (pa.ArrowException, OSError):
-        yield Raw(prefix, problem="torn_file")
+        yield Raw(prefix, problem="truncated_file")
 
 
 def _column(path: Path, names: list[str], what: str, given: str | None, known: tuple[str, ...]) -> str:

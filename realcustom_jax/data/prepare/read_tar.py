@@ -18,13 +18,13 @@ def read_tar(path: Path, prefix: str, caption_key: str | None) -> Iterator[Raw]:
       caption_key: name of the caption in the JSON, used if there is no .txt.
 
     Yields:
-      the examples. A truncated shard yields its complete examples, then one `torn_file`.
+      the examples. A truncated shard yields its complete examples, then one `truncated_file`.
     """
     seen = set()
     for name, files in _samples(path):
         key = f"{prefix}/{name}" if name else prefix
         if name is None:
-            yield Raw(key, problem="torn_file")
+            yield Raw(key, problem="truncated_file")
         elif name in seen:
             yield Raw(key, problem="repeated_key")
         else:
@@ -66,7 +66,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes | None]]:
                     continue
                 name = member.name.removeprefix("./")
                 file = archive.extractfile(member)
-                assert file is not None  # it is None only for what is no file
+                assert file is not None  # None is only for members that are not files
                 content = file.read()
                 if len(content) < member.size:
                     raise tarfile.ReadError("unexpected end of data")

@@ -8,7 +8,7 @@ from typing import Any
 SPLITS = ("train", "validation")
 # Reasons for broken examples. They are an error only above a share of all examples.
 BAD = {
-    "torn_file": "the file is truncated; the rest of it is lost",
+    "truncated_file": "the file is truncated; the rest of it is lost",
     "repeated_key": "the key appears twice in its file",
     "unreadable_text": "the metadata is not a JSON object, or the caption is not UTF-8",
     "outside": "the image file is outside of the source's folder",

@@ -73,8 +73,8 @@ def write_part(number: int, part: Part, recipe: Recipe, folder: str, limit: int 
     for writer in writers.values():
         writer.finish()
     # Last, because the report marks the part as done.
-    with replacing(work / _report(number)) as half:
-        half.write_text(json.dumps({"part": made_from, "report": report.dumps()}))
+    with replacing(work / _report(number)) as temporary:
+        temporary.write_text(json.dumps({"part": made_from, "report": report.dumps()}))
     return report
 
 
@@ -143,8 +143,8 @@ def open_job_folder(folder: Path, recipe: Recipe) -> int:
     if folder.exists() and (not (folder / _JOB).is_file() or (folder / _JOB).read_bytes() != job.encode()):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / _JOB) as half:
-        half.write_text(job)
+    with replacing(folder / _JOB) as temporary:
+        temporary.write_text(job)
     for path in folder.iterdir():
         if not (path.name == _JOB or (path.name.startswith("part-") and path.suffix != ".tmp")):
             path.unlink()  # temporary files, and shards that `finish` had renamed when it was interrupted

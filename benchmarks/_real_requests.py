@@ -1,4 +1,4 @@
-"""The sampling phases of `benchmarks/real_size.py`, in one process: load, one and two subjects, decode."""
+"""Sampling phases of `benchmarks/real_size.py` in one process: load, one subject, two subjects, decode."""
 
 import argparse
 import contextlib
@@ -15,17 +15,17 @@ import realcustom_jax as rc
 from realcustom_jax.outputs.decode import images_of
 
 
-def measure(phases: dict[str, dict[str, float]], compiling: Any) -> None:
-    """Run all, and put the figures of each into `phases`."""
+def measure(phases: dict[str, dict[str, float]], clock: Any) -> None:
+    """Run all phases and add the figures of each to `phases`; `clock` counts compile seconds."""
     args = _parse()
 
     @contextlib.contextmanager
     def phase(name: str) -> Iterator[None]:
-        started, compiled = time.perf_counter(), compiling.seconds
+        started, compiled = time.perf_counter(), clock.seconds
         yield
         phases[name] = {
             "seconds": time.perf_counter() - started,
-            "compile_seconds": compiling.seconds - compiled,
+            "compile_seconds": clock.seconds - compiled,
             "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
         print(name, {key: round(value, 1) for key, value in phases[name].items()}, flush=True)
@@ -46,7 +46,7 @@ def measure(phases: dict[str, dict[str, float]], compiling: Any) -> None:
             with phase(f"{prefix}{name}" if prefix else f"{name}_{call}"):
                 out = rc.sample(pipe, prompt, subjects=subjects, seed=1, **size)
             assert out.images.shape == (1, args.size, args.size, 3)
-            assert out.masks.max() > 0 and len(np.unique(out.images)) > 10, "an image, and where subjects act"
+            assert out.masks.max() > 0 and len(np.unique(out.images)) > 10, "blank image or empty mask"
     if not prefix:
         latents = jnp.zeros((1, args.size // 8, args.size // 8, 4))
         with phase("decode"):

@@ -1,8 +1,9 @@
-"""Random weights of full size, in the layouts that real files have, for `benchmarks/real_size.py`.
+"""Random full-size weights in the layouts of real files, for `benchmarks/real_size.py`.
 
-A base model as a diffusers folder in float16, image towers as transformers' folders in float32, and what
-RealCustom adds: for SDXL a checkpoint file as the published one is, with the base UNet in it, for SD1.5 a
-`realcustom/` folder. Values are normal numbers with the scale of a fresh network, so that passes stay finite.
+The base model is a diffusers folder in float16. The image towers are transformers folders in float32. The
+RealCustom part is a `realcustom/` folder for SD1.5. For SDXL it is a checkpoint file that includes the base
+UNet, like the published one. Values are normally distributed at the scale of an untrained network, so that
+activations stay finite.
 """
 
 import dataclasses
@@ -30,17 +31,17 @@ from realcustom_jax.weights.layouts import DIFFUSERS
 from realcustom_jax.weights.lazy import LazyArray
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
-_POOL = 2**22  # random numbers that all tensors are taken from
+_POOL = 2**22  # random numbers; all tensors are cut from this pool
 
 
 @dataclasses.dataclass(frozen=True)
 class RealParts:
-    """Where the parts of a model lie, as a user who downloaded them has them.
+    """Paths of a model's parts, in the layout of a user's downloads.
 
     Attributes:
-      base: a diffusers folder.
-      towers: folders of transformers.
-      realcustom: a folder or a file of what RealCustom adds.
+      base: diffusers folder.
+      towers: transformers folders.
+      realcustom: folder or file with RealCustom's added parameters.
     """
 
     base: Path
@@ -49,9 +50,9 @@ class RealParts:
 
 
 def real_models(family: str, blocks: int | None = None) -> Models:
-    """The shapes of SD1.5 ("sd15") or SDXL ("sdxl") with RealCustom, as in their config files.
+    """Modules of SD1.5 ("sd15") or SDXL ("sdxl") with RealCustom, from their config files.
 
-    With `blocks`, so many transformer blocks at most follow each residual block.
+    `blocks` limits the number of transformer blocks after each residual block.
     """
     values = load_file(_CONFIGS / f"{family}.py").get_config().model.to_dict()
     if blocks:
@@ -61,7 +62,7 @@ def real_models(family: str, blocks: int | None = None) -> Models:
 
 
 def load_file(path: str | Path) -> Any:
-    """A config file as a module."""
+    """Import a config file as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,7 +70,7 @@ def load_file(path: str | Path) -> Any:
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
-    """JPEGs above 1024 pixels, none square; those that are there stay."""
+    """Write JPEGs above 1024 pixels, none square; keeps existing files."""
     paths = [folder / f"photo_{i:02d}.jpg" for i in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 
 def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealParts:
-    """Write all parts of a family, or find those that are there; see `real_models`."""
+    """Write all parts of a family unless they are complete already; `blocks` as in `real_models`."""
     models = real_models(family, blocks)
     base, towers = folder / "base", tuple(folder / name for name in IMAGE[: len(models.image_configs)])
     sdxl = family == "sdxl"
@@ -116,7 +117,7 @@ def write_parts(family: str, folder: Path, blocks: int | None = None) -> RealPar
 
 
 def write_tokenizer(folder: Path) -> int:
-    """A CLIP tokenizer of the toybox's words; gives its end token."""
+    """Write a CLIP tokenizer of the toybox's words; gives its end token."""
     words = list(WORDS)
     pairs = zip(words, words[1:] + words[:1], strict=True)
     train_tokenizer([prompt(pair, place) for pair in pairs for place in BACKGROUNDS], folder)
@@ -132,7 +133,7 @@ def _write(folder: Path, name: str, config: Any, shapes: Any, dtype: str) -> Non
 
 
 def _random(shapes: Any) -> Any:
-    """Lazy arrays of random values; nothing of them is in memory until they are written."""
+    """Lazy arrays of random values; each is created only when it is written."""
     pool = np.random.default_rng(0).standard_normal(_POOL, np.float32)
 
     def values(path: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
