@@ -14,7 +14,8 @@ import jax, numpy as np
 from realcustom_jax.models.config import UNetConfig
 from realcustom_jax.models.family import unet_shapes
 from realcustom_jax.models.unet import UNet
-from realcustom_jax.weights.components import write_json, write_params
+from realcustom_jax.common.files import write_json
+from realcustom_jax.weights.components import write_params
 from realcustom_jax.weights.layouts import DIFFUSERS
 
 rng = np.random.default_rng(0)
