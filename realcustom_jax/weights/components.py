@@ -86,8 +86,8 @@ def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
     """`value.astype(dtype, copy=False)`, in a way that lets several threads cast float16 to bfloat16."""
     if value.dtype != np.float16 or np.dtype(dtype) != ml_dtypes.bfloat16 or value.size < 2:
         return value.astype(dtype, copy=False)
-    # The direct cast holds Python's global lock the whole time. A cast through float32 is exact and holds it
-    # for a fifth of that time. It runs in parts, so that the float32 numbers stay in the processor's cache.
+    # The direct cast holds Python's lock most of the time, so threads wait for each other. A cast through
+    # float32 is exact, and they do not wait. In parts, so that these numbers stay in the processor's cache.
     result = np.empty_like(value, dtype)
     axis = int(np.argmax(value.strides))  # parts along this axis are contiguous
     rows = max(1, _CAST_NUMBERS * value.shape[axis] // value.size)
