@@ -66,7 +66,7 @@ def test_clip_logits_equal_transformers(clip, folder, micro_tokenizer):
 
 
 def test_matcher_chooses_words_for_unpaired_model(micro_pipe, folder):
-    """`rc.load(…, matcher=)`: CLIP chooses the word in place of the model's own encoders."""
+    """With `rc.load(..., matcher=CLIP)`, CLIP chooses the word instead of the model's own encoders."""
     image = np.full((16, 16, 3), 200, np.uint8)
     prompt = "a dog and a cat on the beach"
     pair = load_pair(folder)
