@@ -1,8 +1,10 @@
 """Writes zip files, and reads untrusted ones safely."""
 
 import io
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +13,17 @@ from realcustom_jax.common.rules import shown
 
 # A character, or a story of a few dozen images, is far below these limits.
 MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
+
+# Errors of zipfile for a zip that it cannot read.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,  # damaged content, by the three methods
+    lzma.LZMAError,
+    OSError,  # also a file that cannot be read
+    EOFError,  # content that ends early
+    RuntimeError,  # a password is needed, or the method is unknown (NotImplementedError)
+    ValueError,  # names that are not valid Unicode, positions below 0
+)
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
@@ -50,7 +63,7 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
             return files
     except UserError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a zip: {one_line(error)}") from None
 
 

@@ -2,15 +2,12 @@
 
 import io
 import json
-import stat
-import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.common.zips import read_zip
 from realcustom_jax.inputs.characters import file_name
 from realcustom_jax.inputs.transforms import load_image
 
@@ -110,54 +107,3 @@ def test_file_names_are_safe():
     assert [file_name(name) for name in ("Mika", "a/../b", "R2-D2", "…", "Žofie 2")] == [
         "Mika", "a_b", "R2-D2", "character", "Žofie_2",
     ]  # fmt: skip
-
-
-# ---------------------------------------------------------------- zips
-
-
-def written(path, entries) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for entry, content in entries:
-            file.writestr(entry, content)
-
-
-def link(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)
-    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return entry
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ([("../a.png", b"")], "lies outside its folder"),
-        ([("/etc/passwd", b"")], "lies outside its folder"),
-        ([("C:\\a.png", b"")], "lies outside its folder"),
-        ([("a/../../b", b"")], "lies outside its folder"),
-        ([(link("a"), b"/etc/passwd")], "holds the link"),
-        ([(f"{k}.txt", b"") for k in range(1001)], "1001 files"),
-        ([("zeros", bytes(3 * 2**20))], "unpacks to more than 1 MiB"),
-    ],
-)
-def test_dangerous_zips_raise(tmp_path, entries, message):
-    written(tmp_path / "x.zip", entries)
-    with pytest.raises(rc.UserError, match=message):
-        read_zip(tmp_path / "x.zip", max_bytes=2**20)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"no zip" * 100])
-def test_what_is_no_zip_raises(tmp_path, content):
-    (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(rc.UserError, match="cannot be read as a zip"):
-        read_zip(tmp_path / "x.zip")
-
-
-def test_truncated_zip_raises(tmp_path):
-    written(tmp_path / "x.zip", [("a.txt", np.random.default_rng(0).bytes(5000))])
-    whole = (tmp_path / "x.zip").read_bytes()
-    damaged = bytearray(whole)
-    damaged[2000] ^= 255  # inside the compressed content
-    for content in (whole[:3000], bytes(damaged)):
-        (tmp_path / "x.zip").write_bytes(content)
-        with pytest.raises(rc.UserError, match="cannot be read as a zip"):
-            read_zip(tmp_path / "x.zip")
