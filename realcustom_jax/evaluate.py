@@ -34,7 +34,7 @@ from realcustom_jax.evaluation.toybox import (
 )
 from realcustom_jax.generate import Generator
 from realcustom_jax.inputs import encoder_pair
-from realcustom_jax.inputs.checks import check_used
+from realcustom_jax.inputs.checks import check_has_effect
 from realcustom_jax.inputs.prompts import text_or_file
 from realcustom_jax.options import add_option_flags, given_options
 from realcustom_jax.pipeline import load_model, model_settings
@@ -94,7 +94,7 @@ def _check_has_effect(args: argparse.Namespace, parser: argparse.ArgumentParser)
 def _generator(args: argparse.Namespace, options: Mapping[str, Any]) -> Generator:
     """Load the model, after checking that each given option has an effect on it."""
     _, _, defaults = model_settings(args)
-    check_used(options, defaults.changed(options))
+    check_has_effect(options, defaults.changed(options))
     return Generator(load_model(args), args.batch)
 
 

@@ -17,7 +17,7 @@ from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
 from realcustom_jax.diffusion.sampler import Run, advance, begin
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
-from realcustom_jax.inputs.checks import check_fits, check_scope, check_used
+from realcustom_jax.inputs.checks import check_fits, check_has_effect, check_scope
 from realcustom_jax.inputs.encode import encode_requests, resolve_auto_words
 from realcustom_jax.inputs.prompts import warn_of_unknown_words
 from realcustom_jax.inputs.requests import SEED, Request, requests_of
@@ -177,7 +177,7 @@ def plan(
       UserError: for options that are invalid, contradict each other, or do not fit the model.
     """
     options = defaults.changed(changes)
-    check_used(changes, options)
+    check_has_effect(changes, options)
     for name in SamplingOptions.scalars():
         options.scalar(name, len(requests))
     config = options.sampler_config(*latent_size(models, options.height, options.width))
@@ -241,7 +241,7 @@ def denoise(
       z_0 (B, h, w, C), and the masks of all steps (B, steps, R, h', w').
     """
     static = (pipe.models, pipe.schedule, config)
-    devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
+    devices = Devices.choose(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
     rows = devices.place((conditioning, keys))
     contexts, run = devices.run(begin_rows, static, rows)
 
@@ -258,7 +258,7 @@ def denoise(
     done, stop = 0, config.steps if watch is None else watch(0, latents, images)
     while done < config.steps:
         if devices.params is None:  # freed by a preview
-            devices = Devices.of(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
+            devices = Devices.choose(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
         # Rows are divided among devices, so the span is one row per request: (B, 2). It is traced: any span
         # runs in the same program.
         span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))

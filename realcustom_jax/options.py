@@ -261,7 +261,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: for an invalid value; the message names the flag.
     """
-    # Checked here, because `sample` would name the option and not the flag.
+    # Checked here, because `sample` would name the option instead of the flag.
     given = {name: getattr(args, name) for name in SamplingOptions.rules()}
     given = {name: value for name, value in given.items() if value is not None}
     return {name: SamplingOptions.rules()[name].check(_flag(name), value) for name, value in given.items()}

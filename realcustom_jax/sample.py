@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.cli import CommandParser, run_command
-from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.errors import UserError, warn
 from realcustom_jax.common.files import exists, make_folder
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.checks import still_used
@@ -105,7 +105,7 @@ def _seeds(seeds: list[int]) -> list[int]:
 
 def _changes(options: Mapping[str, Any], defaults: SamplingOptions) -> dict[str, Any]:
     """The options of a record that differ from the model's defaults."""
-    # The others are omitted: `check_used` would report them if the flags make them useless.
+    # The others are omitted: `check_has_effect` would report them if the flags make them useless.
     if not options:
         return {}
     checked = SamplingOptions(**options)
@@ -154,10 +154,7 @@ def _face(number: int, text: str, subject: Subject) -> list[Box | None]:
         if one == AUTO:
             boxes.append(find_face(photo))
             if boxes[-1] is None:
-                raise UserError(
-                    f"no face is found on the photo of subject {number}: give a box, or leave --face out and "
-                    "use --body-strength for all of it"
-                )
+                warn(f"no face is found on a photo of subject {number}: --body-strength is for all of it")
         elif one == "none":
             boxes.append(None)
         else:

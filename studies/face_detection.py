@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import skimage.data
 from PIL import Image
-from skimage.feature import Cascade
+from skimage.feature import Cascade as LocalPatterns
 
-from realcustom_jax.inputs.face_detection import CASCADES, _Cascade, _detect, find_face
+from realcustom_jax.inputs.face_detection import CASCADES, Cascade, detect, find_face
 
 _FOLDER = Path(skimage.data.__file__).parent
 PICTURES = (
@@ -24,17 +24,17 @@ PICTURES = (
     "hubble_deep_field.jpg", "coins.png", "moon.png", "horse.png", "clock_motion.png", "page.png",
 )  # fmt: skip
 OTHERS = (
-    _Cascade("frontalface_default", 1.1, 4),
-    _Cascade("frontalface_alt2", 1.1, 4),
-    _Cascade("frontalcatface", 1.05, 4),
+    Cascade("frontalface_default", 1.1, 4),
+    Cascade("frontalface_alt2", 1.1, 4),
+    Cascade("frontalcatface", 1.05, 4),
 )
 
 
 def main() -> None:
     images = {name: np.asarray(Image.open(_FOLDER / name).convert("RGB")) for name in PICTURES}
     for cascade in (*CASCADES, *OTHERS):
-        _show(cascade.file, images, lambda image, c=cascade: _detect(cv2, c, _grey(image)))
-    lbp = Cascade(_FOLDER / "lbpcascade_frontalface_opencv.xml")
+        _show(cascade.file, images, lambda image, c=cascade: detect(cv2, c, _grey(image)))
+    lbp = LocalPatterns(_FOLDER / "lbpcascade_frontalface_opencv.xml")
     _show("scikit-image's LBP", images, lambda image: _local_patterns(lbp, np.asarray(_grey(image))))
     _show("find_face", images, lambda image: [box] if (box := find_face(image)) else [])
 
@@ -45,16 +45,16 @@ def _grey(image: np.ndarray) -> Image.Image:
     return picture.resize((round(picture.width * scale), round(picture.height * scale)))
 
 
-def _local_patterns(cascade: Cascade, grey: np.ndarray) -> list:
+def _local_patterns(cascade: LocalPatterns, grey: np.ndarray) -> list:
     side = min(grey.shape)
     return cascade.detect_multi_scale(
         grey, scale_factor=1.1, step_ratio=1.1, min_size=(side // 8, side // 8), max_size=(side, side)
     )
 
 
-def _show(name: str, images: dict[str, np.ndarray], detect) -> None:
+def _show(name: str, images: dict[str, np.ndarray], find) -> None:
     started = time.perf_counter()
-    counts = {picture: len(detect(image)) for picture, image in images.items()}
+    counts = {picture: len(find(image)) for picture, image in images.items()}
     seconds = (time.perf_counter() - started) / len(images)
     boxes = ", ".join(f"{picture.split('.')[0]} {count}" for picture, count in counts.items() if count)
     print(f"{name}: {boxes or 'nothing'}; {seconds:.2f} s per image")

@@ -33,7 +33,7 @@ def run_rows(mesh: Mesh | None, program: Program, static: Any, params: Any, rows
       program, static, params: see `Program`; `static` is hashable.
       rows: tree of arrays (n, …).
     """
-    devices = Devices.of(mesh, params, len(jax.tree.leaves(rows)[0]))
+    devices = Devices.choose(mesh, params, len(jax.tree.leaves(rows)[0]))
     return devices.collect(devices.run(program, static, devices.place(rows)))
 
 
@@ -59,7 +59,7 @@ class Devices:
     home: Any = None
 
     @classmethod
-    def of(cls, mesh: Mesh | None, params: Any, count: int) -> "Devices":
+    def choose(cls, mesh: Mesh | None, params: Any, count: int) -> "Devices":
         """Choose the devices for `count` rows: not more devices than rows.
 
         Args:

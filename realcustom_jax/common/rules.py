@@ -11,7 +11,7 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 
 LAST_STEP = 2**31 - 1  # steps are counted in int32
-MOST_PARTS = 4096  # limit for numbers of processes, threads and parts: more would only exhaust the machine
+MAX_WORKERS = 4096  # limit for numbers of processes, threads and parts: more would only exhaust the machine
 
 
 @dataclasses.dataclass(frozen=True)

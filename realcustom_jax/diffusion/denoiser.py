@@ -95,7 +95,7 @@ class Denoiser:
         words, context = self.conditioning.words, self.contexts.text_only
         if empty:
             # [∅, T], (2B, …): one pass of 2B reads the weights once, two passes of B twice
-            x, words = twice(x), twice(words)
+            x, words = repeat_batch(x), repeat_batch(words)
         elif self.config.guidance == "paper":
             context = second_half(context)  # the context is [∅, T], but only T runs
         level = self._refinement_level if maps else None
@@ -121,7 +121,7 @@ class Denoiser:
         # RealCustom++ gives the negative pass the same masks and token selection as TI.
         context, selection = self.contexts.subject, self.token_selection(alpha)
         if negative:
-            selection, masks, x = jax.tree.map(twice, (selection, masks, x))  # [neg, TI], (2B, …)
+            selection, masks, x = jax.tree.map(repeat_batch, (selection, masks, x))  # [neg, TI], (2B, …)
         elif self.config.guidance == "direct":
             context = second_half(context)
         e, _ = self._apply(
@@ -226,6 +226,6 @@ def second_half(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[len(x) // 2 :], tree)
 
 
-def twice(x: Array) -> Array:
+def repeat_batch(x: Array) -> Array:
     """Two copies stacked along the batch: (B, …) → (2B, …)."""
     return jnp.concatenate([x, x])

@@ -25,8 +25,8 @@ def refinement_level(unet: UNetConfig, latents: tuple[int, int], grid: tuple[int
       UserError: for a UNet without any self-attention.
     """
     last = len(unet.block_out_channels) - 1
-    # One level and not all: the map of a level has (h·w)² entries, 16M at 64×64 latents. The last level needs
-    # no transformers of its own: the middle block has one at its resolution.
+    # Only one level: the map of a level has (h·w)² entries, 16M at 64×64 latents. The last level needs no
+    # transformers of its own: the middle block has one at its resolution.
     levels = [
         level
         for level in range(last + 1)

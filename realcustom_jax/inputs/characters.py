@@ -7,7 +7,6 @@ A character is saved as a folder, or as one zip with the same files:
 """
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from realcustom_jax.common.folders import replacing_folder
 from realcustom_jax.common.rules import is_list, shown
 from realcustom_jax.common.zips import read_zip, zipped
 from realcustom_jax.inputs.subjects import Box, Subject
-from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
+from realcustom_jax.inputs.transforms import ImageLike, load_image, png_bytes, read_once
 
 FILE = "character.json"
 # Longest texts, so that a name fits a file name and a label.
@@ -159,7 +158,9 @@ def character_files(character: Character) -> dict[str, bytes]:
     plain = ("name", "word", "description", "face", "face_strength", "body_strength")
     values = {**{name: getattr(character, name) for name in plain}, "images": images}
     files = {FILE: (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()}
-    return files | {name: _png(photo) for name, photo in zip(images, character.photos, strict=True)}
+    # Encoded anew, without the metadata of the photo, which may say where it was taken.
+    pictures = [Image.fromarray(load_image(photo)) for photo in character.photos]
+    return files | {name: png_bytes(picture) for name, picture in zip(images, pictures, strict=True)}
 
 
 def character_of(text: bytes | None, read: Callable[[str], bytes | None], source: str) -> Character:
@@ -201,13 +202,6 @@ def character_of(text: bytes | None, read: Callable[[str], bytes | None], source
 
 def _image_name(number: int) -> str:
     return f"image_{number}.png"
-
-
-def _png(photo: ImageLike) -> bytes:
-    """A reference image as PNG, without the metadata of the photo, which may say where it was taken."""
-    buffer = io.BytesIO()
-    Image.fromarray(load_image(photo)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _text(what: str, text: Any, longest: int, empty: bool = False) -> str:

@@ -21,7 +21,7 @@ _REQUIREMENTS = (
 )
 
 
-def check_used(given: Mapping[str, Any], options: SamplingOptions) -> None:
+def check_has_effect(given: Mapping[str, Any], options: SamplingOptions) -> None:
     """Check that each given option has an effect together with the others.
 
     Raises:
@@ -50,8 +50,8 @@ def still_used(
     Returns:
       `recorded` without the options that have no effect.
     """
-    # Dropped and not an error: a user who changes the guidance need not know the recorded options of the old
-    # one. `check_used` reports given options without effect.
+    # They are no error: a user who changes the guidance need not know the recorded options of the old one.
+    # `check_has_effect` reports given options without effect.
     options = defaults.changed({**recorded, **given})
     unused = {name for name, mode, value in _REQUIREMENTS if getattr(options, mode) != value}
     unused |= {"gamma_num"} if options.scoring == "none" else set()
@@ -90,7 +90,7 @@ def check_fits(models: Models, batch: int, config: SamplerConfig) -> None:
     Raises:
       UserError: if the skip connections of one UNet pass alone need more memory than the machine has.
     """
-    # So a mistyped size is an error at once, and not an out-of-memory kill after minutes of loading.
+    # A mistyped size is then an error at once, instead of an out-of-memory kill after minutes of loading.
     unet, down = models.unet_config, models.vae_config.downscale
     # skips of the UNet's first level in one pass, and one copy; 2 bytes each in half precision
     numbers = config.height * config.width * unet.block_out_channels[0] * (unet.layers_per_block + 2)

@@ -22,7 +22,7 @@ _SMALLEST = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cascade:
+class Cascade:
     """A file of cv2.data and its settings.
 
     Attributes:
@@ -42,9 +42,9 @@ class _Cascade:
 
 # Tried in this order; the first that finds something decides.
 CASCADES = (
-    _Cascade("frontalface_alt", 1.1, 4, equalize=True),
-    _Cascade("frontalcatface_extended", 1.05, 3),
-    _Cascade("profileface", 1.1, 4, flip=True),
+    Cascade("frontalface_alt", 1.1, 4, equalize=True),
+    Cascade("frontalcatface_extended", 1.05, 3),
+    Cascade("profileface", 1.1, 4, flip=True),
 )
 
 
@@ -66,7 +66,7 @@ def find_face(image: ImageLike) -> Box | None:
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     grey = photo.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     for cascade in CASCADES:
-        boxes = _detect(cv2, cascade, grey)
+        boxes = detect(cv2, cascade, grey)
         if boxes:
             left, top, width, height = max(boxes, key=lambda box: box[2] * box[3])
             right, bottom = (left + width) / scale, (top + height) / scale
@@ -79,7 +79,7 @@ def find_face(image: ImageLike) -> Box | None:
     return None
 
 
-def _detect(cv2: Any, cascade: _Cascade, grey: Image.Image) -> list[tuple[int, int, int, int]]:
+def detect(cv2: Any, cascade: Cascade, grey: Image.Image) -> list[tuple[int, int, int, int]]:
     """(left, top, width, height) of each detection."""
     detector = cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{cascade.file}.xml")
     if cascade.equalize:

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from realcustom_jax.common.errors import UserError, one_line
 
@@ -61,6 +62,13 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
     if loaded.size == 0:
         raise UserError(f"{name} has no pixels: it is {loaded.shape[0]} high and {loaded.shape[1]} wide")
     return loaded
+
+
+def png_bytes(image: Image.Image, pnginfo: PngInfo | None = None) -> bytes:
+    """An image as an encoded PNG file, with further chunks if given."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=pnginfo)
+    return buffer.getvalue()
 
 
 def read_once(image: Any) -> Any:

@@ -113,7 +113,7 @@ def keep_top_tokens(scores: Array, gamma_num: Array, present: Array | None = Non
     Returns:
       (B, N) float32: 0 for kept tokens, −inf for the others.
     """
-    # A bias and not a gather: a gather has a static size, and γ_num is traced.
+    # A bias instead of a gather: a gather has a static size, and γ_num is traced.
     count = scores.shape[-1]
     if present is not None:
         count, scores = present.sum(axis=-1).astype(jnp.float32), jnp.where(present, scores, -jnp.inf)

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.subjects import Subject
-from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.transforms import load_image, png_bytes
 from realcustom_jax.inputs.user_masks import load_mask
 from realcustom_jax.options import SamplingOptions
 
@@ -113,7 +113,8 @@ def _subject_values(subject: Subject, attach: Callable[[bytes], int]) -> dict[st
     """A subject as JSON values; `attach` stores a file and returns its index."""
     plain = {name: getattr(subject, name) for name in _PLAIN}
     # Files are stored unchanged; arrays and PIL images as PNG, masks as float32 arrays to keep soft values.
-    images = [attach(_file_of(photo) or _png_of(photo)) for photo in subject.photos]
+    files = (_file_of(x) or png_bytes(Image.fromarray(load_image(x))) for x in subject.photos)
+    images = [attach(content) for content in files]
     mask = None if subject.mask is None else attach(_file_of(subject.mask) or _npy_of(subject.mask))
     return {**plain, "images": images, "mask": mask}
 
@@ -148,13 +149,6 @@ def _file_of(image: Any) -> bytes | None:
         return Path(image).read_bytes()
     except OSError as error:
         raise UserError(f"the image '{image}' cannot be read again ({error.strerror})") from None
-
-
-def _png_of(image: Any) -> bytes:
-    """An image as an encoded PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(load_image(image)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _npy_of(mask: Any) -> bytes:

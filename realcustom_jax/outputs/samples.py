@@ -3,17 +3,16 @@
 import base64
 import dataclasses
 import html
-import io
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from realcustom_jax.common.files import make_folder, write_bytes
+from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.outputs.records import Record
 
 # Maximum number of images that a notebook shows, and their maximum side in pixels: more would bloat the
@@ -78,14 +77,14 @@ class Samples:
                 strip = np.concatenate(list(self.masks[i, :, r]), axis=1)  # (steps, h, w) → (h, steps·w)
                 strip = np.round(np.clip(strip, 0.0, 1.0) * 255.0).astype(np.uint8)
                 mask = Image.fromarray(strip)
-                write_bytes(path.with_name(f"{path.stem}_mask_{r}.png"), _png(mask))
+                write_bytes(path.with_name(f"{path.stem}_mask_{r}.png"), png_bytes(mask))
         return paths
 
     def png_files(self) -> list[bytes]:
         """The images as encoded PNG files, each with its record."""
         records = self.records or (None,) * len(self)
         return [
-            _png(image, pnginfo=record and record.png_info())
+            png_bytes(image, pnginfo=record and record.png_info())
             for image, record in zip(self.pil(), records, strict=True)
         ]
 
@@ -123,7 +122,7 @@ class Samples:
         sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
         for i, picture in enumerate(pictures):
             sheet.paste(picture, (i % columns * width, i // columns * height))
-        return _png(sheet)
+        return png_bytes(sheet)
 
     def _repr_html_(self) -> str:
         """The images with their prompts and seeds, for notebooks."""
@@ -131,7 +130,7 @@ class Samples:
         # escaped.
         figures = []
         for i, picture in enumerate(self._thumbnails()):
-            data = base64.b64encode(_png(picture)).decode()
+            data = base64.b64encode(png_bytes(picture)).decode()
             caption = f"<figcaption>{html.escape(self._caption(i))}</figcaption>" if self.records else ""
             figures.append(
                 f'<figure style="display:inline-block;margin:4px;max-width:{max(picture.width, 160)}px">'
@@ -145,9 +144,3 @@ class Samples:
         for picture in pictures:
             picture.thumbnail((_SIDE, _SIDE))
         return pictures
-
-
-def _png(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()

@@ -1,8 +1,7 @@
 """Batches of scenes: those of one size run together, and a scene can run again to the same pixels.
 
-Rounding depends on the shape of a program, so on the number of images in a batch and of subject slots. So an
-image remembers its place: size of the batch, row, and slots. To make it again, it runs there; the other
-rows may hold anything.
+Rounding depends on the shape of a program: the number of images, of subject slots, and of photos per slot. So
+an image remembers its place. To make it again, it runs there; the other rows may hold anything.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ _RULES = {
     "batch": Rule("", int, 1, 64),
     "row": Rule("", int, 0, 63),
     "slots": Rule("", int, 0, 64),
+    "photos": Rule("", int, 1, 64),
 }
 
 
@@ -32,11 +32,13 @@ class Place:
       batch: number of images in the batch.
       row: index of the image, from 0.
       slots: number of subject slots per image.
+      photos: number of photos per slot.
     """
 
     batch: int
     row: int
     slots: int
+    photos: int = 1
 
     def values(self) -> dict[str, int]:
         """The place as JSON values."""
@@ -57,21 +59,29 @@ class Place:
         return place
 
 
-def new_places(sizes: Sequence[tuple[int, int]], subjects: Sequence[int]) -> list[Place]:
+def new_places(sizes: Sequence[tuple[int, int]], requests: Sequence[Request]) -> list[Place]:
     """Places of images that run for the first time: those of one size, in batches.
 
     Args:
       sizes: (height, width) of each image.
-      subjects: number of subjects of each.
+      requests: their requests.
     """
     places: dict[int, Place] = {}
     for size in dict.fromkeys(sizes):
         same = [i for i, other in enumerate(sizes) if other == size]
         for start in range(0, len(same), LARGEST_BATCH):
             rows = same[start : start + LARGEST_BATCH]
-            slots = max(subjects[i] for i in rows)
-            places |= {i: Place(len(rows), row, slots) for row, i in enumerate(rows)}
+            slots, photos = _shape([requests[i] for i in rows])
+            places |= {i: Place(len(rows), row, slots, photos) for row, i in enumerate(rows)}
     return [places[i] for i in range(len(sizes))]
+
+
+def fits(place: Place, request: Request) -> bool:
+    """Whether a request can run at a place; in a batch of one it has to fill it."""
+    slots, photos = _shape([request])
+    if place.batch == 1:
+        return (slots, photos) == (place.slots, place.photos)
+    return slots <= place.slots and photos <= place.photos
 
 
 def fill_batches(
@@ -79,34 +89,43 @@ def fill_batches(
 ) -> list[tuple[list[Request], list[int]]]:
     """The batches that put every request at its place.
 
+    Args:
+      requests: the requests; each fits its place.
+      sizes: (height, width) of each image.
+      places: the place of each.
+
     Returns:
-      For each batch its requests, and for each row the index of the image that is wanted, or −1.
+      For each batch its requests, and for each row the index of the image, or −1 for a filler.
     """
     batches: list[tuple[tuple, dict[int, int]]] = []
     for i, place in enumerate(places):
-        shape = (sizes[i], place.batch, place.slots)
+        shape = (sizes[i], place.batch, place.slots, place.photos)
         # Two images may have had the same place at different times; then each needs a batch.
-        free = next((rows for other, rows in batches if other == shape and place.row not in rows), None)
-        if free is None:
-            free = {}
-            batches.append((shape, free))
-        free[place.row] = i
+        rows = next((rows for other, rows in batches if other == shape and place.row not in rows), None)
+        if rows is None:
+            rows = {}
+            batches.append((shape, rows))
+        rows[place.row] = i
     filled = []
-    for (_, count, slots), rows in batches:
-        any_row = next(iter(rows.values()))
+    for shape, rows in batches:
+        _, count, slots, photos = shape
+        if len(rows) == count and _shape([requests[i] for i in rows.values()]) != (slots, photos):
+            # No request needs that shape any more, and no row is left for a filler: one image runs later.
+            last = max(rows)
+            batches.append((shape, {last: rows.pop(last)}))
         indices = [rows.get(row, -1) for row in range(count)]
-        chosen = [requests[any_row if i < 0 else i] for i in indices]
-        if max(len(request.subjects) for request in chosen) < slots:
-            chosen[0] = _with_slots(chosen[0], slots)
-        filled.append((chosen, indices))
+        filled.append(([_filler(slots, photos) if i < 0 else requests[i] for i in indices], indices))
     return filled
 
 
-def _with_slots(request: Request, slots: int) -> Request:
-    """Add subjects of strength 0 to a request; they have no effect, like empty slots."""
-    # Any word of the prompt will do, since a subject of strength 0 has no word map of its own.
-    words = [word for word in request.prompt.split() if word.strip(".,;:!?")]
-    words = request.subjects[0].words if request.subjects else words[0].strip(".,;:!?")
-    black = Subject(np.zeros((8, 8, 3), np.uint8), words, strength=0)
-    missing = slots - len(request.subjects)
-    return dataclasses.replace(request, subjects=(*request.subjects, *[black] * missing))
+def _shape(requests: Sequence[Request]) -> tuple[int, int]:
+    """Subject slots and photos per slot of a batch."""
+    subjects = [subject for request in requests for subject in request.subjects]
+    slots = max((len(request.subjects) for request in requests), default=0)
+    return slots, max((len(subject.photos) for subject in subjects), default=1)
+
+
+def _filler(slots: int, photos: int) -> Request:
+    """A request whose subjects have no effect, to give a batch its slots and photos."""
+    black = [np.zeros((8, 8, 3), np.uint8)] * photos
+    return Request("a", (Subject(images=black, words="a", strength=0),) * slots)

@@ -8,14 +8,12 @@ contact_sheet.png, story.pdf   all scenes with their prompts
 
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import check_local, make_folder, reading, write_bytes
@@ -24,7 +22,7 @@ from realcustom_jax.common.zips import read_zip, zipped
 from realcustom_jax.inputs.characters import FILE as CHARACTER_FILE
 from realcustom_jax.inputs.characters import Character, character_files, character_of, file_name
 from realcustom_jax.inputs.target_words import phrases_of
-from realcustom_jax.inputs.transforms import load_image
+from realcustom_jax.inputs.transforms import load_image, png_bytes
 from realcustom_jax.outputs.records import read_record
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.story.sheets import contact_sheet, story_pdf
@@ -89,7 +87,7 @@ def story_files(story: "Story") -> dict[str, bytes]:
             files[values["image"]] = page.samples.png_files()[0]
         scenes.append(values)
     if any("image" in values for values in scenes):
-        files["contact_sheet.png"] = _png(contact_sheet(story))
+        files["contact_sheet.png"] = png_bytes(contact_sheet(story))
         files["story.pdf"] = story_pdf(story)
     values = {
         "version": _VERSION, "characters": list(folders.values()), "scenes": scenes, "seed": story.seed,
@@ -201,9 +199,3 @@ def _folders(story: "Story") -> dict[str, str]:
             folder, number = f"{stem}_{number}", number + 1
         folders[character.name] = folder
     return folders
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

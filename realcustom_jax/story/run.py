@@ -2,31 +2,39 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.sizes import image_size
 from realcustom_jax.outputs.samples import Samples
+from realcustom_jax.outputs.watching import Preview
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.story.batches import Place, fill_batches, new_places
+from realcustom_jax.story.batches import Place, fill_batches, fits, new_places
 from realcustom_jax.story.page import Page
 
 if TYPE_CHECKING:
     from realcustom_jax.story.story import Story
 
 
-def run_scenes(story: "Story", pipe: Pipeline, scenes: Sequence[int], **watching: Any) -> None:
+def run_scenes(
+    story: "Story",
+    pipe: Pipeline,
+    scenes: Sequence[int],
+    progress: bool | None = None,
+    preview: Preview | None = None,
+    every: int | None = None,
+) -> None:
     """Make the images of some scenes, and put them into the story.
 
     Args:
       story: the story; its pages are changed.
       pipe: the model.
       scenes: indices of scenes.
-      **watching: progress, preview and every, as in `sample`.
+      progress, preview, every: as in `sample`.
 
     Raises:
-      UserError: as `sample`; nothing is made then.
+      UserError: as `sample`. Mistakes in requests are found before any image is made.
     """
     requests = [story.request(i) for i in scenes]
     sizes = [_size(story, pipe, i) for i in scenes]
@@ -43,7 +51,9 @@ def run_scenes(story: "Story", pipe: Pipeline, scenes: Sequence[int], **watching
             [request.subjects for request in batch],
             [request.seed for request in batch],
             negative_prompt=[request.negative_prompt for request in batch],
-            **watching,
+            progress=progress,
+            preview=preview,
+            every=every,
             **{**story.options, "height": height, "width": width},
         )
         for row, k in enumerate(rows):
@@ -72,10 +82,10 @@ def _places(
     places: dict[int, Place] = {}
     for k, scene in enumerate(scenes):
         place = story.pages[scene].place
-        if place and place.slots >= len(requests[k].subjects):
+        if place and fits(place, requests[k]):
             places[k] = place
     new = [k for k in range(len(scenes)) if k not in places]
-    made = new_places([sizes[k] for k in new], [len(requests[k].subjects) for k in new])
+    made = new_places([sizes[k] for k in new], [requests[k] for k in new])
     places |= dict(zip(new, made, strict=True))
     return [places[k] for k in range(len(scenes))]
 

@@ -8,9 +8,8 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import Rule, shown
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.requests import SEED
-from realcustom_jax.inputs.subjects import STRENGTH
+from realcustom_jax.inputs.subjects import STRENGTH, STRENGTHS
 
-STRENGTHS = ("strength", "face_strength", "body_strength")
 _SIDE = Rule("", int, 8, 2**20, none="the story's")
 LONGEST_PROMPT = 10_000
 

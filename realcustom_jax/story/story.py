@@ -96,8 +96,7 @@ class Story:
         """Add a character, or replace the one of that name.
 
         Raises:
-          UserError: if it is not a character, or if its name is the word of another or differs from another
-            name by case alone.
+          UserError: if it is not a character, or if its name differs from another name by case alone.
         """
         if not isinstance(character, Character):
             raise UserError(f"a character must be rc.Character, not {type(character).__name__}")
@@ -248,10 +247,10 @@ class Story:
           One result per scene.
 
         Raises:
-          UserError: as `sample`; nothing is made then.
+          UserError: as `sample`. Mistakes in requests are found before any image is made.
         """
         missing = [i for i in range(len(self.pages)) if again or not self.is_made(i)]
-        run_scenes(self, pipe, missing, progress=progress, preview=preview, every=every)
+        run_scenes(self, pipe, missing, progress, preview, every)
         return [page.samples for page in self.pages if page.samples is not None]
 
     def reroll(
@@ -280,7 +279,7 @@ class Story:
         new = ((before.scene.seed or 0) + _REROLL) % 2**64 if seed is None else SEED.check("seed", seed)
         self.change(at, seed=new)
         try:
-            run_scenes(self, pipe, [at], progress=progress, preview=preview, every=every)
+            run_scenes(self, pipe, [at], progress, preview, every)
         except BaseException:
             self.pages[at] = before
             raise

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.rules import LAST_STEP, MOST_PARTS, choice, option
+from realcustom_jax.common.rules import LAST_STEP, MAX_WORKERS, choice, option
 from realcustom_jax.data.buckets import Buckets, label_buckets, make_buckets
 from realcustom_jax.data.cut_outs import marked_words, marks
 from realcustom_jax.data.encode import text_fingerprint, training_shapes, vae_fingerprint
@@ -41,9 +41,9 @@ class DataConfig:
     split: str = option("train", "split of the data set", str)
     toybox_examples: int = option(100_000, "examples in the toybox data set", int, low=1, high=LAST_STEP)
     workers: int = option(
-        8, "loader processes; 0 loads in threads", int, resume="free", low=0, high=MOST_PARTS
+        8, "loader processes; 0 loads in threads", int, resume="free", low=0, high=MAX_WORKERS
     )
-    prefetch: int = option(4, "batches loaded ahead", int, resume="free", low=0, high=MOST_PARTS)
+    prefetch: int = option(4, "batches loaded ahead", int, resume="free", low=0, high=MAX_WORKERS)
     buckets: bool = option(False, "aspect-ratio buckets instead of square images (base, customize)", bool)
     bucket_step: int = option(64, "step of the bucket sides, in pixels", int, low=1, high=2**16)
     bucket_max_aspect: float = option(2.0, "largest aspect ratio of a bucket", low=1, high=1000)

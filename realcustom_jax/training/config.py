@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.rules import LAST_STEP, MOST_PARTS, Rule, choice, option, rules_of, shown
+from realcustom_jax.common.rules import LAST_STEP, MAX_WORKERS, Rule, choice, option, rules_of, shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.models.clip_text import CLIPTextConfig
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
@@ -75,7 +75,7 @@ class TrainConfig:
         64, "images per step over all devices", int, resume="same", low=1, high=LAST_STEP
     )
     accumulate: int = option(
-        1, "gradient-accumulation steps per batch, to fit memory", int, low=1, high=MOST_PARTS
+        1, "gradient-accumulation steps per batch, to fit memory", int, low=1, high=MAX_WORKERS
     )
     trainable: tuple[str, ...] = option(
         (ADDED,),

@@ -99,10 +99,17 @@ def test_flags_give_faces_and_strengths(tmp_path, monkeypatch):
     assert (second.face_strength, second.body_strength) == (1.0, 0.25)
 
 
+def test_photo_without_a_face_keeps_one_strength(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("b.png")
+    with pytest.warns(UserWarning, match="no face is found on a photo of subject 1: --body"):
+        (subject,) = parsed("--subject cat=b.png --face 1=auto --body-strength 1=0.5")
+    assert subject.faces == (None,) and subject.body_strength == 0.5
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--face 1=auto", "no face is found on the photo of subject 1"),
         ("--face-strength 1=2", "needs the face of subject 1: --face 1=auto or a box"),
         ("--face 1=1,2,3", r"must be \(left, top, right, bottom\)"),
         ("--face 1=1,2,3,x", "must be a number, not 'x'"),

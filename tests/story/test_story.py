@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.story.batches import Place, fill_batches, new_places
+from realcustom_jax.inputs.requests import Request
+from realcustom_jax.story.batches import Place, fill_batches, fits, new_places
 from realcustom_jax.toybox import Identity, render_reference
 
 FEW = {"steps": 2, "mask_steps": 2}
@@ -94,9 +95,11 @@ def test_only_what_changed_is_made_again(made, toybox):
     assert [story.is_made(i) for i in range(3)] == [True, False, False]
 
 
-def test_everything_again_gives_the_same_pixels_after_editing(toybox):
-    """Scenes remember the shape of the batch that they ran in."""
+@pytest.mark.parametrize("photos", [1, 2])
+def test_everything_again_gives_the_same_pixels_after_editing(toybox, photos):
+    """Scenes remember the shape of the batch that they ran in: rows, slots, photos."""
     story = new_story()
+    story.add_character(rc.Character("Bolt", images=[DOG] * photos, word="dog"))
     story.generate(toybox, progress=False)
     story.reroll(toybox, 1, progress=False)
     story.add("Mika in the forest")
@@ -163,24 +166,41 @@ def test_result_becomes_a_character(made):
 # ---------------------------------------------------------------- batches
 
 
+def request(subjects: int, photos: int = 1) -> Request:
+    return Request("a", (rc.Subject(images=[CAT] * photos, words="a"),) * subjects)
+
+
 def test_scenes_of_one_size_share_batches():
     sizes = [(64, 64)] * 5 + [(32, 64)] + [(64, 64)]
-    places = new_places(sizes, [1, 0, 2, 1, 0, 1, 3])
+    requests = [request(1), request(0), request(2), request(1, 3), request(0), request(1), request(3)]
+    places = new_places(sizes, requests)
     assert [place.batch for place in places] == [4, 4, 4, 4, 2, 1, 2]
     assert [place.row for place in places] == [0, 1, 2, 3, 0, 0, 1]
     assert [place.slots for place in places] == [2, 2, 2, 2, 3, 1, 3]
+    assert [place.photos for place in places] == [3, 3, 3, 3, 1, 1, 1]
 
 
 def test_batches_put_requests_at_their_places():
-    story = new_story()
-    one, two, none = (story.request(i) for i in range(3))
-    places = [Place(3, 1, 2), Place(3, 1, 2), Place(3, 0, 2)]
-    batches = fill_batches([one, two, none], [(64, 64)] * 3, places)
+    """Fillers give a batch its slots and photos; the second image of a place gets a batch of its own."""
+    requests = [request(1), request(2), request(0)]
+    places = [Place(3, 1, 2, 2), Place(3, 1, 2, 2), Place(3, 0, 2, 2)]
+    batches = fill_batches(requests, [(64, 64)] * 3, places)
     assert [rows for _, rows in batches] == [[2, 0, -1], [-1, 1, -1]]
-    for batch, _ in batches:
-        assert len(batch) == 3 and max(len(request.subjects) for request in batch) == 2
-    padded = batches[0][0][0].subjects  # no request of this batch had two subjects
-    assert [subject.strength for subject in padded] == [0, 0]
+    for batch, rows in batches:
+        assert [batch[row] for row, i in enumerate(rows) if i >= 0] == [requests[i] for i in rows if i >= 0]
+        for filler in (batch[row] for row, i in enumerate(rows) if i < 0):
+            assert [(len(s.photos), s.strength) for s in filler.subjects] == [(2, 0), (2, 0)]
+
+
+def test_full_batch_that_lost_its_shape_keeps_a_row_for_a_filler():
+    requests = [request(1), request(1)]
+    batches = fill_batches(requests, [(64, 64)] * 2, [Place(2, 0, 1, 2), Place(2, 1, 1, 2)])
+    assert [rows for _, rows in batches] == [[0, -1], [-1, 1]]
+
+
+def test_place_in_a_batch_of_one_fits_its_own_shape_only():
+    assert fits(Place(1, 0, 1), request(1)) and not fits(Place(1, 0, 2), request(1))
+    assert fits(Place(2, 0, 2, 2), request(1)) and not fits(Place(2, 0, 2, 2), request(1, 3))
 
 
 # ---------------------------------------------------------------- errors
@@ -214,6 +234,12 @@ def test_mistakes_raise_one_sentence(act, message):
     assert "\n" not in str(error.value)
 
 
+def placed(row: int = 0, **fields) -> str:
+    """A story.json with one scene that has a place."""
+    place = {"batch": 1, "row": row, "slots": 0, "photos": 1}
+    return json.dumps({"scenes": [{"prompt": "x", "place": place, **fields}]})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -228,12 +254,9 @@ def test_mistakes_raise_one_sentence(act, message):
         ('{"scenes": [], "characters": ["../mika"]}', "is not the name of a file of the story"),
         ('{"scenes": [], "characters": ["mika"]}', "there is no character.json"),
         ('{"scenes": [], "version": 99}', "version 99"),
-        ('{"scenes": [{"prompt": "x", "place": {"batch": 1}}]}', "place needs batch, row, slots"),
-        ('{"scenes": [{"prompt": "x", "place": {"batch": 1, "row": 1, "slots": 0}}]}', "row 1 is not in"),
-        (
-            '{"scenes": [{"prompt": "x", "place": {"batch": 1, "row": 0, "slots": 0}, "image": "/a.png"}]}',
-            "is not the name of a file",
-        ),
+        ('{"scenes": [{"prompt": "x", "place": {"batch": 1}}]}', "place needs batch, row, slots, photos"),
+        (placed(row=1), "row 1 is not in"),
+        (placed(image="/a.png"), "is not the name of a file"),
     ],
 )
 def test_damaged_story_raises_one_sentence(tmp_path, content, message):
