@@ -144,10 +144,12 @@ class Generator:
           UserError: as `sample`.
         """
         pipe = self.pipe
-        options, config = plan(pipe.models, pipe.schedule, options, {}, requests)
+        batches = [
+            list(requests[start : start + self.batch]) for start in range(0, len(requests), self.batch)
+        ]
+        plans = [plan(pipe.models, pipe.schedule, options, {}, own) for own in batches]  # errors come first
         images, masks = [], []
-        for start in range(0, len(requests), self.batch):
-            own = list(requests[start : start + self.batch])
+        for own, (options, config) in zip(batches, plans, strict=True):
             # The last batch is padded, so one program makes all. The padding does not change the other
             # images.
             padded = resolve_auto_words(pipe, own + own[-1:] * (self.batch - len(own)))

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
 import realcustom_jax as rc
 from realcustom_jax.generate import Generator
+from realcustom_jax.inputs import checks
 from realcustom_jax.inputs.requests import Request
 
 
@@ -35,3 +37,29 @@ def test_generator_batches_over_devices_equal_sample(micro_pipe):
     assert np.abs(images.astype(int) - expected.images).max() <= 1
     np.testing.assert_allclose(masks, expected.masks[:, -1], atol=1e-3)
     assert (images[0] != images[3]).mean() > 0.5  # the same request with other noise
+
+
+def test_generator_checks_memory_of_a_batch_and_not_of_all_requests(micro_pipe, monkeypatch):
+    requests = [Request("a cat", seed=i) for i in range(6)]
+    options = micro_pipe.defaults.changed({"steps": 1, "mask_steps": 1})
+    config = micro_pipe.models.unet_config
+    numbers = (
+        8 * 8 * config.block_out_channels[0] * (config.layers_per_block + 2)
+    )  # of one image, see check_fits
+    monkeypatch.setattr(checks, "_memory", lambda: 2 * numbers * 2)
+    images, _ = Generator(micro_pipe, per_device=2)(requests, options)
+    assert len(images) == 6
+    with pytest.raises(rc.UserError, match="3 images of"):
+        Generator(micro_pipe, per_device=3)(requests, options)
+
+
+def test_generator_finds_mistakes_before_the_first_image(micro_pipe, monkeypatch):
+    subject = rc.Subject(np.zeros((16, 16, 3), np.uint8), "cat")
+    requests = [
+        Request("a cat", (rc.Subject(subject.image, "cat", strength=0),)),
+        Request("a cat", (subject,)),
+    ]
+    options = micro_pipe.defaults.changed({"steps": 1, "mask_steps": 1, "gamma_scope": 1e-4})
+    monkeypatch.setattr("realcustom_jax.generate.denoise", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(rc.UserError, match="leaves no pixel"):
+        Generator(micro_pipe, per_device=1)(requests, options)

@@ -150,8 +150,10 @@ def reference_features(pipe: "Pipeline", views: np.ndarray) -> tuple[Array, ...]
       views: uint8 (U, V, S, S, 3).
     """
     # One image on each device at a time: the features of an image then do not depend on how many others there
-    # are, to the bit, and any number of images runs in one program.
+    # are, to the bit, and one program serves any number of images.
     step = 1 if pipe.mesh is None else pipe.mesh.size
+    if is_tracing():  # in one batch: a loop would repeat the towers in the caller's program
+        step = len(views)
     rows = [views[start : start + step] for start in range(0, len(views), step)]
     parts = _run(pipe, IMAGE, encode_reference_rows, pipe.models, rows)
     return tuple(map(jnp.concatenate, zip(*parts, strict=True)))

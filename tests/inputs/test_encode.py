@@ -34,6 +34,21 @@ def test_black_image_is_encoded_once_per_pipeline(micro_pipe, monkeypatch):
     assert len(calls) == 2, "another pipeline may have other parameters"
 
 
+def test_towers_are_traced_once_for_any_number_of_references(micro_pipe):
+    """In a caller's jit; a graph that grew with the references would compile for minutes at full size."""
+    size, pipe = micro_pipe.models.image_configs[0].image_size, micro_pipe.replace()
+
+    def operations(count: int) -> int:
+        views = np.zeros((count, 5 if pipe.models.high_res else 1, size, size, 3), np.uint8)
+
+        def features(params):
+            return encode.reference_features(pipe.replace(params=params), views)
+
+        return len(jax.make_jaxpr(features)(pipe.params).jaxpr.eqns)
+
+    assert operations(5) == operations(1)
+
+
 @pytest.mark.parametrize("parameters", ["closed over", "arguments"])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_requests_are_encoded_inside_callers_jit(saved, parameters, devices):
