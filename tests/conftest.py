@@ -24,8 +24,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 # XLA exits on an unknown flag, and JAX 0.12 has removed this one.
 _OLDER = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
-# Set before JAX is imported. All flags but the first only shorten compiling, which takes most of the tests'
-# time, and change results by rounding at most.
+# Set before JAX is imported. The flags between the first and the last shorten compiling, which takes most of
+# the tests' time, and change results by rounding at most.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -34,6 +34,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false" if _OLDER else "",
         "--xla_cpu_parallel_codegen_split_count=1",
+        # XLA aborts the process if a simulated device waits longer for the others (40 s): a busy machine may.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
 ).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -43,6 +45,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from realcustom_jax.common.memory import return_freed_memory  # noqa: E402
 from realcustom_jax.diffusion.schedule import ScheduleConfig  # noqa: E402
 from realcustom_jax.inputs.tokenize import load_tokenizer  # noqa: E402
 from realcustom_jax.models.family import Models  # noqa: E402
@@ -57,6 +60,20 @@ from realcustom_jax.weights.keys import flatten, unflatten  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# Bytes of a worker from which it drops its compiled programs. Without a bound it grows to 9 GiB.
+_MEMORY = 3 * 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """After each test file. Programs that are needed again come from the compilation cache."""
+    yield
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # resident ones
+    if pages * resource.getpagesize() > _MEMORY:
+        jax.clear_caches()
+        return_freed_memory()
 
 
 @pytest.fixture(scope="session")
