@@ -11,7 +11,7 @@ from jax import Array
 
 from realcustom_jax.common.compile_cache import use_compilation_cache
 from realcustom_jax.common.devices import Devices, memory_errors
-from realcustom_jax.common.progress import Progress, check_progress
+from realcustom_jax.common.progress import ProgressFunction, progress_of
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
 from realcustom_jax.diffusion.sampler import Run, advance, begin
@@ -48,7 +48,7 @@ def sample(
     seed: int | Sequence[int] | None = None,
     *,
     negative_prompt: str | Sequence[str] | None = None,
-    progress: bool | None = None,
+    progress: bool | ProgressFunction | None = None,
     preview: Preview | None = None,
     every: int | None = None,
     **options: Any,
@@ -63,7 +63,9 @@ def sample(
       seed: from 0 to 2**64 − 1, one for all requests or one per request (0). An image depends only on its own
         request, not on the others of the batch.
       negative_prompt: one for all requests, or one per request; default none.
-      progress: whether to report long work on stderr: compiling, step k of n. Default True.
+      progress: whether to report long work on stderr: compiling, step k of n. Default True. Or a function of
+        (stage, done, total), called at the start of each stage with 0 and None, and after every denoising
+        step with "sampling", the number of finished steps and of all steps. What it raises ends the work.
       preview: function of (step, images): the number of finished steps, and the images predicted then, uint8
         (B, H, W, 3). Previews do not change the result. An offloaded pipeline frees the UNet for each preview
         and loads it again, which takes about ten seconds for SDXL.
@@ -83,11 +85,11 @@ def sample(
     """
     use_compilation_cache()
     requests = requests_of(prompt, subjects, negative_prompt, seed)
-    shown = check_progress(progress)
+    reporter = progress_of(progress)
     every = check_preview(preview, every)
     chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, requests)
     warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
-    with Progress(shown) as report, memory_errors():
+    with reporter as report, memory_errors():
         report.stage("encoding prompts and reference images")
         requests = resolve_auto_words(pipe, requests)
         records: tuple[Record, ...] = ()

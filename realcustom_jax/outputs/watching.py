@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.progress import Progress
+from realcustom_jax.common.progress import FunctionProgress, Progress
 from realcustom_jax.common.rules import Rule
 
 # (step, images): number of finished steps, from 1, and the images predicted then, uint8 (B, H, W, 3).
@@ -28,7 +28,13 @@ class Watch:
     One compiled program runs any number of steps, so stopping compiles nothing.
     """
 
-    def __init__(self, steps: int, progress: Progress, preview: Preview | None, every: int | None):
+    def __init__(
+        self,
+        steps: int,
+        progress: Progress | FunctionProgress,
+        preview: Preview | None,
+        every: int | None,
+    ):
         self._steps, self._progress, self._preview = steps, progress, preview
         self._every = steps if every is None else every  # without a preview it does not matter
         self._begun = 0.0  # time of the first finished step
@@ -70,7 +76,9 @@ class Watch:
         return min(done - done % self._every + self._every, self._steps)
 
     def _next_report(self, done: int) -> int:
-        """The step that is due about `_REPORT_INTERVAL` seconds from now, at the pace so far."""
+        """The step that is due about `_REPORT_INTERVAL` seconds from now, at the pace so far; or the next."""
+        if self._progress.each_step:
+            return done + 1
         if not self._progress.shown or done == 0:
             return self._steps
         pace = (time.monotonic() - self._begun) / max(done - 1, 1)

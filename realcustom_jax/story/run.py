@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from realcustom_jax.common.progress import ProgressFunction
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.sizes import image_size
@@ -21,7 +22,7 @@ def run_scenes(
     story: "Story",
     pipe: Pipeline,
     scenes: Sequence[int],
-    progress: bool | None = None,
+    progress: bool | ProgressFunction | None = None,
     preview: Preview | None = None,
     every: int | None = None,
 ) -> None:

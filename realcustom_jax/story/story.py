@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.progress import ProgressFunction
 from realcustom_jax.common.rules import is_list, shown
 from realcustom_jax.inputs.characters import Character
 from realcustom_jax.inputs.names import Written, write_words
@@ -232,11 +233,13 @@ class Story:
         pipe: Pipeline,
         *,
         again: bool = False,
-        progress: bool | None = None,
+        progress: bool | ProgressFunction | None = None,
         preview: Preview | None = None,
         every: int | None = None,
     ) -> list[Samples]:
         """Make the images that are missing; scenes of one size run in one batch.
+
+        If a progress function ends the work, the story keeps the images of the batches before.
 
         Args:
           pipe: the model.
@@ -259,7 +262,7 @@ class Story:
         scene: int,
         seed: int | None = None,
         *,
-        progress: bool | None = None,
+        progress: bool | ProgressFunction | None = None,
         preview: Preview | None = None,
         every: int | None = None,
     ) -> Samples:
