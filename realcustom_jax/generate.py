@@ -27,6 +27,7 @@ from realcustom_jax.inputs.target_words import phrases_of
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig, SamplingOptions, documented
 from realcustom_jax.outputs.decode import check_finite, finite_rows, images_of
+from realcustom_jax.outputs.fast_preview import linear_decoder
 from realcustom_jax.outputs.records import Record, with_files_read
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview, Watch, check_preview
@@ -51,6 +52,7 @@ def sample(
     progress: bool | ProgressFunction | None = None,
     preview: Preview | None = None,
     every: int | None = None,
+    fast_preview: bool = False,
     **options: Any,
 ) -> Samples:
     """Sample images of the given subjects in the scenes of the prompts.
@@ -70,6 +72,9 @@ def sample(
         (B, H, W, 3). Previews do not change the result. An offloaded pipeline frees the UNet for each preview
         and loads it again, which takes about ten seconds for SDXL.
       every: steps between previews (5).
+      fast_preview: whether previews are of the latents' size, uint8 (B, h, w, 3), and made by a linear map of
+        the latents instead of the VAE. That takes microseconds, and an offloaded pipeline keeps its UNet. The
+        map is fitted once for a pipeline, before the first step.
       **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`). The brackets
         show the defaults of SD1.5, and of SDXL if they differ.
 
@@ -86,10 +91,14 @@ def sample(
     use_compilation_cache()
     requests = requests_of(prompt, subjects, negative_prompt, seed)
     reporter = progress_of(progress)
-    every = check_preview(preview, every)
+    every = check_preview(preview, every, fast_preview)
     chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, requests)
     warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
     with reporter as report, memory_errors():
+        fast = None
+        if fast_preview:  # before the UNet is loaded: an offloaded pipeline has one component in memory
+            report.stage("preparing previews")
+            fast = linear_decoder(pipe)
         report.stage("encoding prompts and reference images")
         requests = resolve_auto_words(pipe, requests)
         records: tuple[Record, ...] = ()
@@ -98,7 +107,7 @@ def sample(
             # The files are read for the records when encoding has checked them, and before they may change.
             nonlocal records
             records = _records(pipe, requests, chosen)
-            return denoise(*arguments, watch=Watch(config.steps, report, preview, every))
+            return denoise(*arguments, watch=Watch(config.steps, report, preview, every, fast))
 
         latents, masks = generate_latents(pipe, requests, chosen, config, loop)
         check_finite(finite_rows(latents))

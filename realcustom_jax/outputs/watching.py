@@ -10,9 +10,11 @@ from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.progress import FunctionProgress, Progress
-from realcustom_jax.common.rules import Rule
+from realcustom_jax.common.rules import Rule, shown
+from realcustom_jax.outputs.fast_preview import LinearDecoder
 
-# (step, images): number of finished steps, from 1, and the images predicted then, uint8 (B, H, W, 3).
+# (step, images): number of finished steps, from 1, and the images predicted then, uint8 (B, H, W, 3), or
+# (B, h, w, 3) for fast previews.
 Preview = Callable[[int, np.ndarray], Any]
 
 _EVERY = 5
@@ -34,8 +36,9 @@ class Watch:
         progress: Progress | FunctionProgress,
         preview: Preview | None,
         every: int | None,
+        fast: LinearDecoder | None = None,
     ):
-        self._steps, self._progress, self._preview = steps, progress, preview
+        self._steps, self._progress, self._preview, self._fast = steps, progress, preview, fast
         self._every = steps if every is None else every  # without a preview it does not matter
         self._begun = 0.0  # time of the first finished step
 
@@ -59,7 +62,7 @@ class Watch:
             jax.block_until_ready(latents())
             self._report(done)
         if preview is not None:
-            preview(done, images())
+            preview(done, images() if self._fast is None else self._fast(latents()))
         return min(self._next_preview(done), self._next_report(done))
 
     def _report(self, done: int) -> None:
@@ -85,13 +88,18 @@ class Watch:
         return min(done + max(1, int(_REPORT_INTERVAL / max(pace, 1e-6))) if done > 1 else 2, self._steps)
 
 
-def check_preview(preview: Any, every: Any) -> int | None:
+def check_preview(preview: Any, every: Any, fast_preview: Any) -> int | None:
     """Number of steps between previews; None without a preview.
 
     Raises:
-      UserError: for a preview that is not callable, or `every` without a preview.
+      UserError: for a preview that is not callable, a `fast_preview` other than True and False, or `every` or
+        `fast_preview` without a preview.
     """
+    if not isinstance(fast_preview, bool):
+        raise UserError(f"fast_preview must be True or False, not {shown(fast_preview)}")
     if preview is None:
+        if fast_preview:
+            raise UserError("fast_preview needs a preview: preview=function(step, images)")
         if every is not None:
             raise UserError("every needs a preview: preview=function(step, images)")
         return None
