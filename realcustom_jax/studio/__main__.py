@@ -42,7 +42,6 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     # Gradio reads both when it is imported.
     os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from realcustom_jax.studio.page import build_page, launch
     from realcustom_jax.studio.studio import Studio
 
     studio = Studio(
@@ -52,6 +51,9 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
         toy=args.model == "toybox",
     )
     studio.start()
+    # After the start, because importing Gradio takes seconds.
+    from realcustom_jax.studio.page import build_page, launch
+
     page = build_page(studio)
     print(f"http://{args.host}:{args.port}", flush=True)
     launch(page, args.host, args.port, args.max_upload)

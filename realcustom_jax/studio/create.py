@@ -21,7 +21,7 @@ MOST_REFERENCES = 4
 MOST_IMAGES = 4
 LONGEST_PROMPT = 2000
 # Steps between previews.
-_EVERY = 5
+EVERY = 5
 # One colour per subject, which differ also for colour-blind people (Okabe and Ito).
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
 
@@ -119,7 +119,8 @@ def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
         negative_prompt=form.negative_prompt or "",
         progress=report.progress,
         preview=report.preview,
-        every=_EVERY,
+        every=EVERY,
+        fast_preview=True,
         **form.options,
     )
 

@@ -24,7 +24,7 @@ from realcustom_jax.studio.fields import changed_options, field_of
 from realcustom_jax.studio.jobs import Report, Update
 from realcustom_jax.studio.shown import Result, status_line
 from realcustom_jax.studio.studio import Studio
-from realcustom_jax.studio.widgets import line_of, picture, sentence_of, session_of, watched
+from realcustom_jax.studio.widgets import line_of, picture, sentence_of, session_of, strength_sliders, watched
 from realcustom_jax.toybox import WORDS, example
 
 # Fields of one reference, in order: those of `Reference`.
@@ -132,14 +132,10 @@ def _reference_fields(studio: Studio, number: int) -> list[Any]:
                     )
         with gr.Accordion(f"Face and strength of {name.lower()}", open=False):
             face = gr.Textbox(
-                label="Face box", max_lines=1, placeholder="left, top, right, bottom",
+                label=f"Face box of {name.lower()}", max_lines=1, placeholder="left, top, right, bottom",
                 info="In pixels of the picture. Inside it acts the face strength, outside the body strength.",
             )  # fmt: skip
-            with gr.Row():
-                strengths = [
-                    gr.Slider(0, 2, 1, step=0.05, label=label, min_width=140)
-                    for label in ("Face strength", "Body strength")
-                ]
+            strengths = strength_sliders(f"of {name.lower()}")
     if studio.toy:
 
         def take(chosen: str | None) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ from gradio.themes import Base
 from realcustom_jax.studio.create_page import create_tab
 from realcustom_jax.studio.local_only import LocalOnly
 from realcustom_jax.studio.shown import error_line, status_line
+from realcustom_jax.studio.story_page import story_tab
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.studio.widgets import session_of
 
@@ -26,8 +27,11 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="realcustom_jax studio", analytics_enabled=False, fill_width=False) as page:
         gr.Markdown("# RealCustom studio\nImages of one given subject, from a text prompt.")
         ready = gr.HTML(status_line(studio.stage))
-        with gr.Tabs(), gr.Tab("Create"):
-            create_tab(studio)
+        with gr.Tabs():
+            with gr.Tab("Create"):
+                create_tab(studio)
+            with gr.Tab("Story"):
+                story_tab(studio)
         page.load(
             _readiness(studio), None, ready, show_progress="hidden", api_visibility="private",
             concurrency_limit=None,

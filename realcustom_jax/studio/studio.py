@@ -107,4 +107,7 @@ class Studio:
             report.progress(stage, done, total)
 
         word = WORDS[0]
-        sample(self.pipe(), f"a {word}", [Subject(example(word), word)], progress=show)
+        sample(
+            self.pipe(), f"a {word}", [Subject(example(word), word)],
+            progress=show, preview=report.preview, fast_preview=True,
+        )  # fmt: skip

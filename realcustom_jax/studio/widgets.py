@@ -39,6 +39,15 @@ def shown_picture(label: str, **fields: Any) -> gr.Image:
     )
 
 
+def strength_sliders(of: str) -> list[gr.Slider]:
+    """Sliders for the strengths of face and body."""
+    with gr.Row():
+        return [
+            gr.Slider(0, 2, 1, step=0.05, label=f"{name} strength {of}", min_width=140)
+            for name in ("Face", "Body")
+        ]
+
+
 def session_of(request: gr.Request | None) -> str:
     """The session of a browser's tab, or of a client."""
     return (request and request.session_hash) or ""
