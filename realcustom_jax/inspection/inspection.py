@@ -44,11 +44,14 @@ class Inspection:
         return f"Inspection({words}: {steps} steps, {slots} subjects, maps of {height}x{width}, {tokens})"
 
     def draw_word_map(self, step: int, subject: int = 0) -> Image.Image:
-        """The word map of a step, in red over the image in grey."""
+        """The word map of a step, from its minimum to its maximum, in red over the image in grey."""
         step, subject = self._indices(step, subject)
         base = _enlarged(self.customized.images[0])
         grey = np.repeat(base.mean(axis=-1, keepdims=True), 3, axis=-1)
-        return _blend(grey, np.asarray(_HEAT, np.float32), _share(self.word_maps[step, subject], base))
+        # Refined maps are nearly flat, and would be red everywhere.
+        values = self.word_maps[step, subject]
+        share = (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+        return _blend(grey, np.asarray(_HEAT, np.float32), 0.8 * _share(share, base))
 
     def draw_mask(self, step: int, subject: int = 0) -> Image.Image:
         """The image inside the mask of a step; pale outside."""
