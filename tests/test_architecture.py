@@ -22,8 +22,8 @@ LAYERS = (
     {"generate"},
     {"data"},
     {"toybox"},
-    {"training", "evaluation", "story"},
-    {"train", "sample", "evaluate", "convert", "export", "aot"},
+    {"training", "evaluation", "story", "inspection"},
+    {"train", "sample", "evaluate", "convert", "export", "aot", "studio"},
 )
 COMMANDS = {"train", "sample", "evaluate", "convert", "export"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
