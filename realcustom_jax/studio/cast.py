@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 from PIL import Image, ImageDraw
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import write_bytes
+from realcustom_jax.common.files import reading, write_bytes
 from realcustom_jax.inputs.background import cut_out
-from realcustom_jax.inputs.characters import Character, file_name
+from realcustom_jax.inputs.characters import Character, check_name, file_name
 from realcustom_jax.inputs.reference_hints import reference_hints
 from realcustom_jax.inputs.subjects import Box
 from realcustom_jax.inputs.transforms import load_image, png_bytes
@@ -25,6 +25,8 @@ from realcustom_jax.studio.shown import enlarged
 _Read = TypeVar("_Read")
 # Candidates of a description.
 CANDIDATES = 4
+# Longer side, in pixels, of the picture on which a face box is drawn.
+_LARGEST = 1024
 
 
 def save_character(
@@ -45,9 +47,8 @@ def save_character(
     """
     if not photo:
         raise UserError("a character needs a picture: upload one, or make candidates from a description")
-    character = Character(
-        name, Path(photo).read_bytes(), word, description or "", box_of(face), strengths[0], strengths[1]
-    )
+    content = read_upload(photo, lambda: _content(photo))
+    character = Character(name, content, word, description or "", box_of(face), *strengths)
     story.add_character(character)
     return character
 
@@ -58,10 +59,10 @@ def remove_character(story: Story, name: str) -> None:
     Raises:
       UserError: if there is none of that name, or a scene names it.
     """
-    character = story.character(name)
+    character = story.character(check_name(name))
     for number in range(len(story.pages)):
-        if name in story.write(number).words:
-            raise UserError(f"scene {number + 1} names {name}: change it first")
+        if character.name in story.write(number).words:
+            raise UserError(f"scene {number + 1} names {character.name}: change it first")
     story.characters.remove(character)
 
 
@@ -98,18 +99,18 @@ def cut_out_file(photo: str, folder: Path) -> Path:
 
 
 def face_picture(photo: str, box: Box | None) -> Image.Image:
-    """A picture to draw the face box on: enlarged if it is small, with the box if there is one."""
-    original = Image.fromarray(load_image(photo))
-    picture = enlarged(original)
+    """A picture to draw the face box on, of a size that suits a page, with the box if there is one."""
+    picture, scales = _drawn(photo)
     if box is not None:
-        scale = picture.width / original.width
-        corners = [side * scale for side in box]
+        # Beyond the edges nothing is drawn, and PIL takes no infinite corners.
+        limits = (*picture.size, *picture.size)
+        corners = [
+            min(max(side * scale, -9), limit + 9)
+            for side, scale, limit in zip(box, (*scales, *scales), limits, strict=True)
+        ]
         for grow, colour in ((0, "black"), (1, "white"), (2, "black")):
             left, top, right, bottom = (
-                corners[0] - grow,
-                corners[1] - grow,
-                corners[2] + grow,
-                corners[3] + grow,
+                c + d for c, d in zip(corners, (-grow, -grow, grow, grow), strict=True)
             )
             if left < right and top < bottom:
                 ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=colour)
@@ -122,14 +123,21 @@ def box_of_clicks(photo: str, first: tuple[float, float], second: tuple[float, f
     Raises:
       UserError: if it has no area.
     """
-    original = Image.fromarray(load_image(photo))
-    scale = enlarged(original).width / original.width
+    _, scales = _drawn(photo)
     (left, right), (top, bottom) = (
-        sorted((a / scale, b / scale)) for a, b in zip(first, second, strict=True)
+        sorted((a / scale, b / scale)) for a, b, scale in zip(first, second, scales, strict=True)
     )
     if right - left < 1 or bottom - top < 1:
         raise UserError("the two corners are at one place: click two opposite corners of the face")
     return round(left), round(top), round(right), round(bottom)
+
+
+def _drawn(photo: str) -> tuple[Image.Image, tuple[float, float]]:
+    """A picture, enlarged if it is small and shrunk if it is large, and its scales along x and y."""
+    original = Image.fromarray(load_image(photo))
+    picture = enlarged(original)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    return picture, (picture.width / original.width, picture.height / original.height)
 
 
 def load_character(path: str) -> Character:
@@ -147,8 +155,13 @@ def export_character(story: Story, name: str, folder: Path) -> Path:
     Raises:
       UserError: if there is none of that name.
     """
-    character = story.character(name)
+    character = story.character(check_name(name))
     return character.save(folder / f"{file_name(character.name)}.zip")
+
+
+def _content(path: str) -> bytes:
+    with reading():
+        return Path(path).read_bytes()
 
 
 def read_upload(path: str, read: Callable[[], _Read]) -> _Read:

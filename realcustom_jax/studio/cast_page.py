@@ -216,7 +216,7 @@ def connect_cast(
         return f"{one.name} is saved"
 
     def remove(script: Script, name: str) -> str:
-        remove_character(script.story, " ".join((name or "").split()))
+        remove_character(script.story, name)
         return f"{name} is removed"
 
     def load(script: Script, path: str | None) -> str:
@@ -234,7 +234,7 @@ def connect_cast(
         def act() -> Path:
             if studio.jobs.busy(session_of(request)):
                 raise UserError("images are being made: wait, or stop them")
-            return export_character(script.story, " ".join((name or "").split()), studio.new_folder())
+            return export_character(script.story, name, studio.new_folder())
 
         path, mistake = sentence_of(act)
         return ([str(path)], status_line("the file is below")) if path else (gr.skip(), mistake)
