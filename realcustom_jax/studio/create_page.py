@@ -235,7 +235,7 @@ def _runner(studio: Studio) -> Any:
 
         def work(report: Report) -> Result:
             samples = create(studio.pipe(report), form, report)
-            return Result.write(samples, studio.new_folder())
+            return Result.write(samples, studio.new_folder(), form)
 
         steps = watched(studio, request, work)
         drawn: Any = None

@@ -3,7 +3,9 @@
 import gradio as gr
 from gradio.themes import Base
 
+from realcustom_jax.studio.api import add_api
 from realcustom_jax.studio.create_page import create_tab
+from realcustom_jax.studio.inspect_page import inspect_tab
 from realcustom_jax.studio.local_only import LocalOnly
 from realcustom_jax.studio.shown import error_line, status_line
 from realcustom_jax.studio.story_page import story_tab
@@ -16,6 +18,7 @@ CSS = """
 .studio-error { padding: 0.5em 0.75em; border-left: 4px solid #b91c1c; }
 .studio-picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 .gradio-container { max-width: 1400px !important; }
+.studio-images .grid-wrap { min-height: 0; height: auto; }
 .studio-images img { image-rendering: pixelated; }
 """
 # Users of one moment whose work Gradio passes on; it puts further ones in its own line.
@@ -29,9 +32,12 @@ def build_page(studio: Studio) -> gr.Blocks:
         ready = gr.HTML(status_line(studio.stage))
         with gr.Tabs():
             with gr.Tab("Create"):
-                create_tab(studio)
+                create = create_tab(studio)
             with gr.Tab("Story"):
                 story_tab(studio)
+            with gr.Tab("Inspect"):
+                inspect_tab(studio, create)
+        add_api(studio)
         page.load(
             _readiness(studio), None, ready, show_progress="hidden", api_visibility="private",
             concurrency_limit=None,

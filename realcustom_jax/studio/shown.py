@@ -11,7 +11,7 @@ from PIL import Image
 from realcustom_jax.common.files import write_bytes
 from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.outputs.samples import Samples
-from realcustom_jax.studio.create import caption, masks_over
+from realcustom_jax.studio.create import Form, caption, masks_over
 from realcustom_jax.studio.jobs import Update
 
 # Sides of small images are enlarged to this many pixels where a picture is drawn on or explained.
@@ -26,20 +26,22 @@ class Result:
       samples: the images with their masks and records.
       images: the PNG files, each with its record.
       masks: the same with masks over the images.
+      form: the form that made them.
     """
 
     samples: Samples
     images: Sequence[Path]
     masks: Sequence[Path]
+    form: Form | None = None
 
     @classmethod
-    def write(cls, samples: Samples, folder: Path) -> "Result":
+    def write(cls, samples: Samples, folder: Path, form: Form | None = None) -> "Result":
         """Write the files of a result into a folder of its own."""
         images = samples.save(folder)
         masks = [path.with_name(f"{path.stem}_masks.png") for path in images]
         for index, path in enumerate(masks):
             write_bytes(path, png_bytes(masks_over(samples, index)))
-        return cls(samples, images, masks)
+        return cls(samples, images, masks, form)
 
     def gallery(self, with_masks: bool = False) -> list[tuple[str, str]]:
         """(file, caption) of each image."""
