@@ -1,8 +1,7 @@
 """A story's characters without their layout: from uploads or descriptions, with a face box, as files."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -18,11 +17,10 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.story.create import candidates
 from realcustom_jax.story.story import Story
 from realcustom_jax.studio.create import EVERY, LONGEST_PROMPT
-from realcustom_jax.studio.fields import box_of, seed_of
+from realcustom_jax.studio.fields import box_of, seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import enlarged
 
-_Read = TypeVar("_Read")
 # Candidates of a description.
 CANDIDATES = 4
 # Longer side, in pixels, of the picture on which a face box is drawn.
@@ -146,7 +144,8 @@ def load_character(path: str) -> Character:
     Raises:
       UserError: if it is not a character.
     """
-    return read_upload(path, lambda: Character.load(path))
+    with uploads_named(path):
+        return Character.load(path)
 
 
 def export_character(story: Story, name: str, folder: Path) -> Path:

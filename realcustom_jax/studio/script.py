@@ -20,9 +20,8 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.story.files import story_files
 from realcustom_jax.story.scene import Scene
 from realcustom_jax.story.story import Story
-from realcustom_jax.studio.cast import read_upload
 from realcustom_jax.studio.create import EVERY, check_prompt
-from realcustom_jax.studio.fields import seed_of
+from realcustom_jax.studio.fields import seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
 
 
@@ -199,7 +198,8 @@ def load_story(path: str) -> Story:
     Raises:
       UserError: if it is not a story.
     """
-    return read_upload(path, lambda: Story.load(path))
+    with uploads_named(path):
+        return Story.load(path)
 
 
 def export_story(story: Story, folder: Path) -> list[Path]:
