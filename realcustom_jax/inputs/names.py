@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.characters import Character
 
 _DETERMINERS = (
@@ -83,7 +84,9 @@ def write_words(
     wishes = {name: " ".join(text.split()) for name, text in (wishes or {}).items() if text.strip()}
     for name, wish in wishes.items():
         if name not in ranks:
-            raise UserError(f"the wish {wish!r} is for {name}, whom the prompt '{prompt}' does not name")
+            raise UserError(
+                f"the wish {quoted(wish)} is for {name}, whom the prompt {quoted(prompt)} does not name"
+            )
     text, end = "", 0
     places: dict[str, list[int]] = {}  # {name: where its words begin in the new text}
     for mention in mentions:
@@ -95,8 +98,8 @@ def write_words(
         if wish:
             if prompt[end : end + 1] in ("'", "’"):
                 raise UserError(
-                    f"the prompt '{prompt}' first names {name} as a possessive, where the wish {wish!r} has "
-                    f"no place: name {name} before that"
+                    f"the prompt {quoted(prompt)} first names {name} as a possessive, where the wish "
+                    f"{quoted(wish)} has no place: name {name} before that"
                 )
             text += f" {wish}"
     text += prompt[end:]

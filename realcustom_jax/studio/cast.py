@@ -9,6 +9,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import reading, write_bytes
 from realcustom_jax.inputs.background import cut_out
 from realcustom_jax.inputs.characters import Character, check_name, file_name
+from realcustom_jax.inputs.face_detection import find_face
 from realcustom_jax.inputs.reference_hints import reference_hints
 from realcustom_jax.inputs.subjects import Box
 from realcustom_jax.inputs.transforms import load_image, png_bytes
@@ -45,7 +46,8 @@ def save_character(
     """
     if not photo:
         raise UserError("a character needs a picture: upload one, or make candidates from a description")
-    content = read_upload(photo, lambda: _content(photo))
+    with uploads_named(photo), reading():
+        content = Path(photo).read_bytes()
     character = Character(name, content, word, description or "", box_of(face), *strengths)
     story.add_character(character)
     return character
@@ -82,7 +84,8 @@ def make_candidates(pipe: Pipeline, word: str, description: str, seed: Any, repo
 
 def hints_for(photo: str) -> str:
     """What may be hard to copy of a picture, one line each; "" if nothing."""
-    return "\n".join(f"- {hint}" for hint in reference_hints(photo))
+    with uploads_named(photo):
+        return "\n".join(f"- {hint}" for hint in reference_hints(photo))
 
 
 def cut_out_file(photo: str, folder: Path) -> Path:
@@ -91,9 +94,24 @@ def cut_out_file(photo: str, folder: Path) -> Path:
     Raises:
       UserError: as `cut_out`.
     """
+    with uploads_named(photo):
+        content = png_bytes(cut_out(photo))
     path = folder / "cut_out.png"
-    write_bytes(path, png_bytes(cut_out(photo)))
+    write_bytes(path, content)
     return path
+
+
+def face_of(photo: str) -> Box:
+    """The box of the face on a picture.
+
+    Raises:
+      UserError: if none is found.
+    """
+    with uploads_named(photo):
+        box = find_face(photo)
+    if box is None:
+        raise UserError("no face is found: draw the box, or leave it empty for one strength")
+    return box
 
 
 def face_picture(photo: str, box: Box | None) -> Image.Image:
@@ -132,7 +150,8 @@ def box_of_clicks(photo: str, first: tuple[float, float], second: tuple[float, f
 
 def _drawn(photo: str) -> tuple[Image.Image, tuple[float, float]]:
     """A picture, enlarged if it is small and shrunk if it is large, and its scales along x and y."""
-    original = Image.fromarray(load_image(photo))
+    with uploads_named(photo):
+        original = Image.fromarray(load_image(photo))
     picture = enlarged(original)
     picture.thumbnail((_LARGEST, _LARGEST))
     return picture, (picture.width / original.width, picture.height / original.height)
@@ -156,16 +175,3 @@ def export_character(story: Story, name: str, folder: Path) -> Path:
     """
     character = story.character(check_name(name))
     return character.save(folder / f"{file_name(character.name)}.zip")
-
-
-def _content(path: str) -> bytes:
-    with reading():
-        return Path(path).read_bytes()
-
-
-def read_upload(path: str, read: Callable[[], _Read]) -> _Read:
-    """Read an upload; errors name the file, not where it is on this machine."""
-    try:
-        return read()
-    except UserError as error:
-        raise UserError(str(error).replace(f"{Path(path).parent}/", "")) from None

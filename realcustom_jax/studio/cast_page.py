@@ -9,13 +9,13 @@ import gradio as gr
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_bytes
-from realcustom_jax.inputs.face_detection import find_face
 from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.studio.cast import (
     box_of_clicks,
     cut_out_file,
     export_character,
+    face_of,
     face_picture,
     hints_for,
     load_character,
@@ -143,10 +143,7 @@ def _face_fields(studio: Studio, photo: gr.Image) -> tuple[gr.Textbox, list[Any]
 
     def search(path: str | None) -> tuple[Any, str]:
         def act() -> str:
-            box = find_face(_needed(path))
-            if box is None:
-                raise UserError("no face is found: draw the box, or leave it empty for one strength")
-            return text_of_box(box)
+            return text_of_box(face_of(_needed(path)))
 
         text, mistake = sentence_of(act)
         return (gr.skip(), mistake) if text is None else (text, status_line("a face is found"))
