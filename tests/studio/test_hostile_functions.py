@@ -216,6 +216,8 @@ def story_cases(pipe, photo, report):
         yield f"clicks {index}", lambda i=index: box_of_clicks(photo, i, i)
     for look in (("\ud800", "", "0"), ("", "\ud800", "0"), *(("", "", seed) for seed in SEEDS)):
         yield f"look {look!a:.40}", lambda v=look: set_look(story(), *v, False)
+    slow = [*["a" * 9990 + " Mika"] * 60, rc.Scene("Mika's", wishes={"Mika": "hat"})]
+    yield "long words", lambda: generate(pipe, rc.Story(story().characters, slow), report)
     yield "no scenes", lambda: generate(pipe, story(), report)
 
 
