@@ -23,6 +23,7 @@ from realcustom_jax.story.story import Story
 from realcustom_jax.studio.create import EVERY, check_prompt
 from realcustom_jax.studio.fields import seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
+from realcustom_jax.studio.limits import check_size
 
 
 @dataclasses.dataclass
@@ -183,6 +184,8 @@ def generate(
     """
     if not story.pages:
         raise UserError("the story has no scenes: add one, such as Mika on the beach")
+    for scene in range(len(story.pages)):
+        check_size(pipe, story.options_of(scene))
     shows: dict[str, Any] = {
         "progress": report.progress, "preview": report.preview, "every": EVERY, "fast_preview": True,
     }  # fmt: skip
