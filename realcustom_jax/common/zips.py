@@ -13,6 +13,8 @@ from realcustom_jax.common.rules import shown
 
 # A character, or a story of a few dozen images, is far below these limits.
 MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
+# A zip unpacks to at most so many bytes, and so many times its own size: images hardly shrink, zeros do.
+_FREE, _RATIO = 16 * 2**20, 50
 
 # Errors of zipfile for a zip that it cannot read.
 _UNREADABLE = (
@@ -41,7 +43,7 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
 
     Raises:
       UserError: if it is not a zip, is damaged or encrypted, holds a name outside its folder, a link, more
-        than `MAX_FILES` files, or more than `max_bytes` bytes unpacked.
+        than `MAX_FILES` files, more than `max_bytes` bytes unpacked, or far more than its own size.
     """
     try:
         if not path.is_file():
@@ -50,7 +52,8 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
             entries = [entry for entry in file.infolist() if not entry.is_dir()]
             if len(entries) > MAX_FILES:
                 raise UserError(f"{path} holds {len(entries)} files; at most {MAX_FILES} are read")
-            files, left = {}, max_bytes
+            limit = min(max_bytes, _FREE + _RATIO * path.stat().st_size)
+            files, left = {}, limit
             for entry in entries:
                 _check_entry(path, entry)
                 # The size in the header may be false, so limit the number of unpacked bytes instead.
@@ -58,7 +61,7 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
                     content = stream.read(left + 1)
                 left -= len(content)
                 if left < 0:
-                    raise UserError(f"{path} unpacks to more than {max_bytes >> 20} MiB")
+                    raise UserError(f"{path} unpacks to more than {limit >> 20} MiB")
                 files[entry.filename] = content
             return files
     except UserError:

@@ -43,6 +43,15 @@ def test_dangerous_zips_raise(tmp_path, entries, message):
         read_zip(tmp_path / "x.zip", max_bytes=2**20)
 
 
+def test_small_zip_of_many_zeros_is_not_unpacked(tmp_path):
+    """64 MiB in 64 kB; text of a real size is read."""
+    written(tmp_path / "x.zip", [("zeros", bytes(64 * 2**20))])
+    with pytest.raises(UserError, match="unpacks to more than 19 MiB"):
+        read_zip(tmp_path / "x.zip")
+    written(tmp_path / "y.zip", [("text", b"cat " * 2**21)])
+    assert len(read_zip(tmp_path / "y.zip")["text"]) == 2**23
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"no zip" * 100])
 def test_what_is_no_zip_raises(tmp_path, content):
     (tmp_path / "x.zip").write_bytes(content)
