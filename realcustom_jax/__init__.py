@@ -25,6 +25,8 @@ with epy.lazy_api_imports(globals()):
     from realcustom_jax.inputs.face_detection import find_face
     from realcustom_jax.inputs.reference_hints import reference_hints
     from realcustom_jax.inputs.subjects import Subject
+    from realcustom_jax.inspection.inspect import inspect
+    from realcustom_jax.inspection.inspection import Inspection
     from realcustom_jax.options import SamplerConfig, SamplingOptions
     from realcustom_jax.outputs.samples import Samples
     from realcustom_jax.pipeline import Pipeline, load, save
@@ -36,6 +38,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "Character",
     "Conditioning",
+    "Inspection",
     "Pipeline",
     "SamplerConfig",
     "Samples",
@@ -49,6 +52,7 @@ __all__ = [
     "cut_out",
     "example",
     "find_face",
+    "inspect",
     "load",
     "make_conditioning",
     "reference_hints",

@@ -11,10 +11,11 @@ from jax import Array
 
 from realcustom_jax.common.compile_cache import use_compilation_cache
 from realcustom_jax.common.devices import Devices, memory_errors
-from realcustom_jax.common.progress import Progress, check_progress
+from realcustom_jax.common.progress import FunctionProgress, Progress, ProgressFunction, progress_of
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
-from realcustom_jax.diffusion.sampler import Run, advance, begin
+from realcustom_jax.diffusion.phases import Phase, phases
+from realcustom_jax.diffusion.sampler import Narrowing, Run, advance, begin, narrowing
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
 from realcustom_jax.inputs.checks import check_fits, check_has_effect, check_scope
@@ -27,17 +28,14 @@ from realcustom_jax.inputs.target_words import phrases_of
 from realcustom_jax.models.family import Models
 from realcustom_jax.options import SamplerConfig, SamplingOptions, documented
 from realcustom_jax.outputs.decode import check_finite, finite_rows, images_of
+from realcustom_jax.outputs.fast_preview import linear_decoder
 from realcustom_jax.outputs.records import Record, with_files_read
 from realcustom_jax.outputs.samples import Samples
-from realcustom_jax.outputs.watching import Preview, Watch, check_preview
+from realcustom_jax.outputs.watching import Pause, Preview, StepWatch, Watch, check_preview
 from realcustom_jax.pipeline import Pipeline
 
 # (model, conditioning, keys, config) → latents and masks, as `denoise`.
 Loop = Callable[[Pipeline, Conditioning, Array, SamplerConfig], tuple[Array, Array]]
-# (finished steps, latents, images) → the step of the next call. `latents` and `images` are functions that
-# return the z_0 predicted last, and its images; both cost time. After `images`, an offloaded UNet is loaded
-# again.
-StepWatch = Callable[[int, Callable[[], Array], Callable[[], np.ndarray]], int]
 
 
 @documented
@@ -48,9 +46,10 @@ def sample(
     seed: int | Sequence[int] | None = None,
     *,
     negative_prompt: str | Sequence[str] | None = None,
-    progress: bool | None = None,
+    progress: bool | ProgressFunction | None = None,
     preview: Preview | None = None,
     every: int | None = None,
+    fast_preview: bool = False,
     **options: Any,
 ) -> Samples:
     """Sample images of the given subjects in the scenes of the prompts.
@@ -63,11 +62,16 @@ def sample(
       seed: from 0 to 2**64 − 1, one for all requests or one per request (0). An image depends only on its own
         request, not on the others of the batch.
       negative_prompt: one for all requests, or one per request; default none.
-      progress: whether to report long work on stderr: compiling, step k of n. Default True.
+      progress: whether to report long work on stderr: compiling, step k of n. Default True. Or a function of
+        (stage, done, total), called at the start of each stage with 0 and None, and after every denoising
+        step with "sampling", the number of finished steps and of all steps. What it raises ends the work.
       preview: function of (step, images): the number of finished steps, and the images predicted then, uint8
         (B, H, W, 3). Previews do not change the result. An offloaded pipeline frees the UNet for each preview
         and loads it again, which takes about ten seconds for SDXL.
       every: steps between previews (5).
+      fast_preview: whether previews are of the latents' size, uint8 (B, h, w, 3), and made by a linear map of
+        the latents instead of the VAE. That takes microseconds, and an offloaded pipeline keeps its UNet. The
+        map is fitted once for a pipeline, before the first step.
       **options: fields of `SamplingOptions`. The defaults are the model's (`pipe.defaults`). The brackets
         show the defaults of SD1.5, and of SDXL if they differ.
 
@@ -81,14 +85,44 @@ def sample(
         tokenizer's limit, an unreadable image, a size that the UNet cannot halve, or an unknown option; and
         for a result that is not finite.
     """
+    reporter = progress_of(progress)
+    every = check_preview(preview, every, fast_preview)
+
+    def watch(steps: int) -> Watch:
+        fast = None
+        if fast_preview:
+            reporter.stage("preparing previews")
+            fast = linear_decoder(pipe)
+        return Watch(steps, reporter, preview, every, fast)
+
+    return run_requests(pipe, requests_of(prompt, subjects, negative_prompt, seed), options, reporter, watch)
+
+
+def run_requests(
+    pipe: Pipeline,
+    requests: Sequence[Request],
+    changes: Mapping[str, Any],
+    reporter: Progress | FunctionProgress,
+    watch: Callable[[int], StepWatch],
+) -> Samples:
+    """`sample`, with any `StepWatch`.
+
+    Args:
+      pipe: the model.
+      requests: the batch.
+      changes: sampling options; they override the model's defaults.
+      reporter: shows the stages.
+      watch: makes the watch for a number of steps. It is called before any component is loaded.
+
+    Raises:
+      UserError: as `sample`.
+    """
     use_compilation_cache()
-    requests = requests_of(prompt, subjects, negative_prompt, seed)
-    shown = check_progress(progress)
-    every = check_preview(preview, every)
-    chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, options, requests)
+    chosen, config = plan(pipe.models, pipe.schedule, pipe.defaults, changes, requests)
     warn_of_unknown_words(pipe.tokenizers, [request.prompt for request in requests])
-    with Progress(shown) as report, memory_errors():
-        report.stage("encoding prompts and reference images")
+    with reporter, memory_errors():
+        step_watch = watch(config.steps)
+        reporter.stage("encoding prompts and reference images")
         requests = resolve_auto_words(pipe, requests)
         records: tuple[Record, ...] = ()
 
@@ -96,11 +130,11 @@ def sample(
             # The files are read for the records when encoding has checked them, and before they may change.
             nonlocal records
             records = _records(pipe, requests, chosen)
-            return denoise(*arguments, watch=Watch(config.steps, report, preview, every))
+            return denoise(*arguments, watch=step_watch)
 
         latents, masks = generate_latents(pipe, requests, chosen, config, loop)
         check_finite(finite_rows(latents))
-        report.stage("decoding")
+        reporter.stage("decoding")
         images = images_of(pipe, latents)
     # `requests` has the words that were chosen for "auto".
     words = [[phrases_of(r.prompt, subject.words) for subject in r.subjects] for r in requests]
@@ -257,7 +291,14 @@ def denoise(
             devices = dataclasses.replace(devices, params=None)
         return images_of(pipe, z0)
 
-    done, stop = 0, config.steps if watch is None else watch(0, latents, images)
+    def next_narrowing() -> Narrowing:
+        phase = next(phase for phase in phases(config) if done < phase.stop)
+        index = devices.place(np.full(len(keys), done, np.int32))
+        state = (*rows, contexts, run, index)
+        return devices.collect(devices.run(narrowing_rows, (*static, phase), state))
+
+    done = 0
+    stop = config.steps if watch is None else watch(Pause(0, latents, images, next_narrowing))
     while done < config.steps:
         if devices.params is None:  # freed by a preview
             devices = Devices.choose(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
@@ -267,7 +308,7 @@ def denoise(
         run = devices.run(advance_rows, static, (*rows, contexts, run, span))
         done = stop
         if watch is not None:
-            stop = watch(done, latents, images)
+            stop = watch(Pause(done, latents, images, next_narrowing))
     out = devices.collect((run.state.z0, run.history))
     return jax.block_until_ready(out) if pipe.offloaded else out
 
@@ -285,6 +326,15 @@ def advance_rows(static: Any, params: Any, rows: tuple[Conditioning, Array, Cont
     (models, schedule, config), (conditioning, keys, contexts, run, span) = static, rows
     denoiser = Denoiser(models.unet, schedule, config, params["unet"], conditioning, contexts, keys)
     return advance(denoiser, run, (span[0, 0], span[0, 1]))  # equal in all rows
+
+
+def narrowing_rows(
+    static: tuple[Models, ScheduleConfig, SamplerConfig, Phase], params: Any, rows: tuple[Any, ...]
+) -> Narrowing:
+    """Program of `Pause.narrowing`: computes passes of the next step, apart from the loop's program."""
+    (models, schedule, config, phase), (conditioning, keys, contexts, run, index) = static, rows
+    denoiser = Denoiser(models.unet, schedule, config, params["unet"], conditioning, contexts, keys)
+    return narrowing(denoiser, phase, run, index[0])  # equal in all rows
 
 
 def _records(pipe: Pipeline, requests: Sequence[Request], options: SamplingOptions) -> tuple[Record, ...]:

@@ -139,7 +139,9 @@ def _changes(
     def at(step: Array) -> tuple[Array, Array]:
         row = jax.tree.map(lambda column: column[step], table)
         x = add_noise(clean, noise_like(clean, keys), row.alpha, row.sigma)
-        masks = denoiser.new_masks(denoiser.text_only(x, row.t, empty=False, maps=True)[2])
+        masks = denoiser.new_masks(
+            denoiser.word_maps(denoiser.text_only(x, row.t, empty=False, maps=True)[2])
+        )
         pair_x = _repeat_batch(x)
 
         def change(kind: Kind) -> Array:
@@ -147,7 +149,7 @@ def _changes(
             scopes = jnp.concatenate([jnp.zeros_like(masks), kind.scope(masks)])
             cuts = Cuts(kind)
             with nn.intercept_methods(cuts):
-                _, pair = pair_denoiser.generate(pair_x, row.t, row.alpha, scopes, negative=False)
+                _, pair, _ = pair_denoiser.generate(pair_x, row.t, row.alpha, scopes, negative=False)
             cuts.check()
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, pair, pair_x, row.alpha, row.sigma)
             return jnp.abs(jnp.subtract(*jnp.split(z0, 2))).mean(axis=-1)

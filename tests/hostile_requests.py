@@ -105,6 +105,7 @@ def progress_cases(pipe):
         "progress": [1, "yes", [], 0.5],
         "every": [0, -1, 1.5, "2", True],
         "preview": [5, "print", [print]],
+        "fast_preview": [True, 1, None],
     }.items():
         for value in values:
             given = {"preview": print, "every": value} if name == "every" else {name: value}

@@ -22,7 +22,7 @@ LAYERS = (
     {"generate"},
     {"data"},
     {"toybox"},
-    {"training", "evaluation", "story"},
+    {"training", "evaluation", "story", "inspection"},
     {"train", "sample", "evaluate", "convert", "export", "aot"},
 )
 COMMANDS = {"train", "sample", "evaluate", "convert", "export"}

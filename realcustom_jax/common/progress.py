@@ -6,7 +6,7 @@ Work that ends within two seconds prints nothing.
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
@@ -14,6 +14,9 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import shown
 
 _Item = TypeVar("_Item")
+
+# (stage, done, total): called when a stage starts, with 0 and None, and after each of its steps.
+ProgressFunction = Callable[[str, int, int | None], Any]
 
 # Seconds before the first output of a stage, between two plain lines, and between two redraws.
 _PATIENCE = 2.0
@@ -27,6 +30,8 @@ class Progress:
     `stage` begins a stage, `step` counts within it. Both take microseconds and can be called from any thread.
     Calls after the end of the block show nothing.
     """
+
+    each_step = False  # whether work must stop after every step to report it
 
     def __init__(self, shown: bool = True, patience: float = _PATIENCE, stream: TextIO | None = None):
         """Begin the work.
@@ -141,6 +146,32 @@ class Progress:
             self._drawn = False
 
 
+class FunctionProgress:
+    """Reports stages and every step to a function, with the same calls as `Progress`.
+
+    What the function raises ends the work that reports.
+    """
+
+    shown = each_step = True
+
+    def __init__(self, function: ProgressFunction):
+        self._function = function
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stage(self, text: str, done: int = 0) -> None:
+        """Begin a stage; `done` is ignored."""
+        self._function(text, 0, None)
+
+    def step(self, done: int, total: int | None, what: str, unit: str) -> None:
+        """Report a finished step of the stage `what`; `unit` is ignored."""
+        self._function(what, done, total)
+
+
 class Counter:
     """A counter that reports progress: "sampling: image 3 of 40, 2.1 s an image"."""
 
@@ -193,12 +224,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def check_progress(progress: Any) -> bool:
+def progress_of(progress: Any) -> Progress | FunctionProgress:
+    """The reporter of an option `progress` that may also be a `ProgressFunction`.
+
+    Raises:
+      UserError: for a value other than True, False, None or a function.
+    """
+    if callable(progress):
+        return FunctionProgress(progress)
+    return Progress(check_progress(progress, "True, False, None or a function"))
+
+
+def check_progress(progress: Any, allowed: str = "True, False or None") -> bool:
     """The option `progress` as a bool; None is True.
 
     Raises:
-      UserError: for a value other than True, False or None.
+      UserError: for a value other than True, False or None; the message names what is `allowed`.
     """
     if progress is not None and not isinstance(progress, bool):
-        raise UserError(f"progress must be True, False or None, not {shown(progress)}")
+        raise UserError(f"progress must be {allowed}, not {shown(progress)}")
     return progress is None or progress

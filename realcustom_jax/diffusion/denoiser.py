@@ -108,8 +108,8 @@ class Denoiser:
 
     def generate(
         self, x: Array, t: Array, alpha: Array, masks: Array, *, negative: bool
-    ) -> tuple[Array | None, Array]:
-        """The generation branch: ε_neg and ε_TI (B, h, w, C).
+    ) -> tuple[Array | None, Array, Aux]:
+        """The generation branch: ε_neg and ε_TI (B, h, w, C), and the token scores of the TI pass.
 
         Args:
           x: (B, h, w, C) latents.
@@ -124,13 +124,13 @@ class Denoiser:
             selection, masks, x = jax.tree.map(repeat_batch, (selection, masks, x))  # [neg, TI], (2B, …)
         elif self.config.guidance == "direct":
             context = second_half(context)
-        e, _ = self._apply(
+        e, aux = self._apply(
             x, t, context, masks=masks if self.has_subjects else None, token_selection=selection
         )
         if not negative:
-            return None, e
+            return None, e, aux
         e_negative, e_subject = jnp.split(e, 2)  # (2B, …) → 2 × (B, …)
-        return e_negative, e_subject
+        return e_negative, e_subject, jax.tree.map(second_half, aux)
 
     def _apply(self, x: Array, t: Array, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
         t = jnp.broadcast_to(t, (len(x),))
@@ -145,13 +145,13 @@ class Denoiser:
         text, visual = _SCORE_WEIGHTS[self.config.scoring](alpha)
         return TokenSelection(gamma, jnp.full_like(gamma, text), jnp.full_like(gamma, visual))
 
-    def new_masks(self, aux: Aux) -> Array:
-        """Influence scopes M̂ (B, R, h', w') from the guidance branch (eq. 11); 0 for absent subjects.
+    def word_maps(self, aux: Aux) -> Array:
+        """Word maps (B, R, h', w') of the guidance branch: averaged over layers, normalised, refined.
 
         Raises:
           UserError: if `mask_layers` names a cross-attention that the UNet does not have.
         """
-        c, config = self.conditioning, self.config
+        config = self.config
         layers = range(len(aux.word_maps)) if config.mask_layers is None else config.mask_layers
         if max(layers) >= len(aux.word_maps):
             raise UserError(
@@ -163,6 +163,11 @@ class Denoiser:
             assert aux.self_attention is not None
             latents = (config.height, config.width)
             maps = refine(maps, aux.self_attention, latents, level, config.mask_normalisation)
+        return maps
+
+    def new_masks(self, maps: Array) -> Array:
+        """Influence scopes M̂ (B, R, h', w') of `word_maps` (eq. 11); 0 for absent subjects."""
+        c, config = self.conditioning, self.config
         # A subject with a user mask that replaces the guided mask must not take pixels by its word map.
         guided = c.present * (1.0 - c.replace_guided)
         masks = influence_scope(

@@ -61,6 +61,19 @@ class Run:
     history: Array
 
 
+@flax.struct.dataclass
+class Narrowing:
+    """Where and by what the words are narrowed in one step.
+
+    Attributes:
+      word_maps: (B, R, h', w') normalised word maps, which masks are cut from; None if the step reuses masks.
+      token_bias: (B, R, N) 0 for visual tokens that act, −inf for the others; None without scoring.
+    """
+
+    word_maps: Array | None = None
+    token_bias: Array | None = None
+
+
 def sample_latents(
     params: Any,
     conditioning: Conditioning,
@@ -109,9 +122,7 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
     With a traced span, one compiled program runs any number of steps. A caller that stops between steps, for
     progress or a preview, gets bit-identical results to one that does not.
     """
-    config = denoiser.config
-    table = make_table(config.solver, config.steps, denoiser.schedule, config.spacing, config.eta)
-    table = jax.tree.map(jnp.asarray, table)
+    table = _table(denoiser)
 
     def step(phase: Phase, index: Array, run: Run) -> Run:
         row = jax.tree.map(lambda x: x[index], table)
@@ -119,10 +130,16 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
         return Run(state, jax.lax.dynamic_update_index_in_dim(run.history, state.masks, index, 1))
 
     # Which passes run is static, so each phase is a loop of its own. Outside the span it runs 0 steps.
-    for phase in phases(config):
+    for phase in phases(denoiser.config):
         first, last = (_within(bound, phase.start, phase.stop) for bound in span)
         run = jax.lax.fori_loop(first, last, functools.partial(step, phase), run)
     return run
+
+
+def narrowing(denoiser: Denoiser, phase: Phase, run: Run, index: Array) -> Narrowing:
+    """Word maps and token selection of a step of `phase` that has not run yet; `index` is its number ()."""
+    table = _table(denoiser)
+    return predict(denoiser, phase, run.state, jax.tree.map(lambda x: x[index], table))[2]
 
 
 def sample_step(
@@ -137,7 +154,7 @@ def sample_step(
       index: number of the step ().
       row: this step's row of the solver table, scalars.
     """
-    e, masks = predict(denoiser, phase, state, row)
+    e, masks, _ = predict(denoiser, phase, state, row)
     kind = denoiser.schedule.prediction_type
     z0, _ = predicted_z0_and_noise(kind, e, state.x, row.alpha, row.sigma)
     saved = jnp.where(row.save > 0, state.x, state.saved)
@@ -151,8 +168,8 @@ def sample_step(
 
 def predict(
     denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTable[Array]
-) -> tuple[Array, Array]:
-    """Guided prediction (B, h, w, C) of a step, and the masks M̂ (B, R, h', w') that it used."""
+) -> tuple[Array, Array, Narrowing]:
+    """Guided prediction (B, h, w, C) of a step, the masks M̂ (B, R, h', w') that it used, and `Narrowing`."""
     config, weights = denoiser.config, denoiser.conditioning.settings
     x, t, masks = state.x, row.t, state.masks
     paper = config.guidance == "paper" and phase.weighted
@@ -160,29 +177,41 @@ def predict(
     # ε_T is a term of eq. 13. It is also the prediction outside the masks with `guidance_scope` "mask".
     needs_text = paper or (config.guidance_scope == "mask" and denoiser.has_subjects)
 
+    maps = None
     # Guidance branch. RealCustom++ uses only its word maps, so steps that reuse masks skip it.
     if needs_text or new_masks:
         e_empty, e_text, aux = denoiser.text_only(x, t, empty=paper, maps=new_masks)
         if new_masks:
-            masks = denoiser.new_masks(aux)
+            maps = denoiser.word_maps(aux)
+            masks = denoiser.new_masks(maps)
     # Text only: ε_TI would equal ε_T, so the generation branch is not run.
     if paper and not denoiser.has_subjects:
         assert e_empty is not None
-        return paper_guidance(e_empty, e_text, e_text, weights.text_weight, weights.image_weight), masks
+        e = paper_guidance(e_empty, e_text, e_text, weights.text_weight, weights.image_weight)
+        return e, masks, Narrowing()
 
     # Generation branch. The negative pass has the role of ε_∅ in RealCustom++'s guidance.
     negative = config.guidance == "direct" and phase.weighted
-    e_negative, e_subject = denoiser.generate(x, t, row.alpha, masks, negative=negative)
+    e_negative, e_subject, aux = denoiser.generate(x, t, row.alpha, masks, negative=negative)
+    seen = Narrowing(maps, aux.token_bias)
     if needs_text:
         e_subject = jnp.where(denoiser.subject_region(masks), e_subject, e_text)
 
     if paper:  # eq. 13
         assert e_empty is not None
-        return paper_guidance(e_empty, e_text, e_subject, weights.text_weight, weights.image_weight), masks
+        e = paper_guidance(e_empty, e_text, e_subject, weights.text_weight, weights.image_weight)
+        return e, masks, seen
     if negative:  # RealCustom++
         assert e_negative is not None
-        return direct_guidance(e_negative, e_subject, weights.text_weight, weights.rescale), masks
-    return e_subject, masks  # both formulas with all weights at 1
+        return direct_guidance(e_negative, e_subject, weights.text_weight, weights.rescale), masks, seen
+    return e_subject, masks, seen  # both formulas with all weights at 1
+
+
+def _table(denoiser: Denoiser) -> SolverTable[Array]:
+    """The solver's rows of all steps."""
+    config = denoiser.config
+    table = make_table(config.solver, config.steps, denoiser.schedule, config.spacing, config.eta)
+    return jax.tree.map(jnp.asarray, table)
 
 
 def _within(bound: int | Array, low: int, high: int) -> int | Array:

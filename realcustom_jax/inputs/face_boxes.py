@@ -11,6 +11,7 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import shown
 from realcustom_jax.inputs.subjects import Box, Subject
+from realcustom_jax.inputs.token_grid import token_grid
 from realcustom_jax.inputs.transforms import load_image
 from realcustom_jax.inputs.views import unit_box
 from realcustom_jax.models.family import Models
@@ -32,13 +33,11 @@ def token_weights(subjects: Sequence[Sequence[Subject]], slots: int, models: Mod
     """
     if all(subject.face_strength == subject.body_strength == 1 for own in subjects for subject in own):
         return None
-    realcustom, tower = models.realcustom, models.image_configs[0]
-    assert realcustom is not None  # models without it take no subjects
-    fit = str(realcustom.reference_fit)
-    grid = tower.image_size // tower.patch_size
-    # The tokens of the "shallow" projector are two grids of patches, one after the other.
-    copies = 2 if realcustom.projector == "shallow" else 1
+    assert models.realcustom is not None  # models without it take no subjects
+    fit = str(models.realcustom.reference_fit)
     most = max((len(subject.photos) for own in subjects for subject in own), default=1)
+    tokens = token_grid(models, most)
+    grid, copies = tokens.side, len(tokens.layers)
     weights = np.ones((len(subjects), slots, most, copies * grid * grid), np.float32)
     for i, own in enumerate(subjects):
         for r, subject in enumerate(own):

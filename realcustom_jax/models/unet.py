@@ -75,12 +75,14 @@ class Aux:
     Attributes:
       word_maps: one (B, R, h, w) per cross-attention in running order; empty without `words`.
       scores: (B, R, N), S of eq. 8; None without scoring.
+      token_bias: (B, R, N), 0 for visual tokens that act, −inf for the others; None without scoring.
       self_attention: (B, h·w, h·w) self-attention probabilities of one level, averaged over its heads and
         layers; None without `self_attention_level`.
     """
 
     word_maps: tuple[Array, ...] = ()
     scores: Array | None = None
+    token_bias: Array | None = None
     self_attention: Array | None = None
 
 
@@ -334,7 +336,8 @@ class UNet(nn.Module):
         x = nn.silu(self.conv_norm_out(x))
         # A sum instead of a stack: the maps of a level are large, and a stack would hold all of them at once.
         mean: Any = sum(self_attentions) / len(self_attentions) if self_attentions else None
-        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, mean)
+        bias = None if scores is None or controls is None else controls[0].bias
+        return self.conv_out(x).astype(jnp.float32), Aux(tuple(maps), scores, bias, mean)
 
     def _embed_time(self, t: Array, context: Context) -> Array:
         """Timesteps (B,) → (B, C_emb), for SDXL with the embedding of pooled text and sizes."""

@@ -25,7 +25,7 @@ def candidates(
       word: real word of the character, "cat".
       description: subject and key appearance, "a round orange cat with a green scarf".
       seeds: one image per seed.
-      **options: as in `sample`, also progress, preview and every.
+      **options: as in `sample`, also progress, preview, every and fast_preview.
 
     Raises:
       UserError: as `sample`, and without a word.

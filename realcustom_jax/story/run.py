@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from realcustom_jax.common.progress import ProgressFunction
 from realcustom_jax.generate import plan, sample
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.sizes import image_size
@@ -21,9 +22,10 @@ def run_scenes(
     story: "Story",
     pipe: Pipeline,
     scenes: Sequence[int],
-    progress: bool | None = None,
+    progress: bool | ProgressFunction | None = None,
     preview: Preview | None = None,
     every: int | None = None,
+    fast_preview: bool = False,
 ) -> None:
     """Make the images of some scenes, and put them into the story.
 
@@ -31,7 +33,7 @@ def run_scenes(
       story: the story; its pages are changed.
       pipe: the model.
       scenes: indices of scenes.
-      progress, preview, every: as in `sample`.
+      progress, preview, every, fast_preview: as in `sample`.
 
     Raises:
       UserError: as `sample`. Mistakes in requests are found before any image is made.
@@ -54,6 +56,7 @@ def run_scenes(
             progress=progress,
             preview=preview,
             every=every,
+            fast_preview=fast_preview,
             **{**story.options, "height": height, "width": width},
         )
         for row, k in enumerate(rows):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.progress import ProgressFunction
 from realcustom_jax.common.rules import is_list, shown
 from realcustom_jax.inputs.characters import Character
 from realcustom_jax.inputs.names import Written, write_words
@@ -232,16 +233,19 @@ class Story:
         pipe: Pipeline,
         *,
         again: bool = False,
-        progress: bool | None = None,
+        progress: bool | ProgressFunction | None = None,
         preview: Preview | None = None,
         every: int | None = None,
+        fast_preview: bool = False,
     ) -> list[Samples]:
         """Make the images that are missing; scenes of one size run in one batch.
+
+        If a progress function ends the work, the story keeps the images of the batches before.
 
         Args:
           pipe: the model.
           again: make all images again, to the same pixels.
-          progress, preview, every: as in `sample`.
+          progress, preview, every, fast_preview: as in `sample`.
 
         Returns:
           One result per scene.
@@ -250,7 +254,7 @@ class Story:
           UserError: as `sample`. Mistakes in requests are found before any image is made.
         """
         missing = [i for i in range(len(self.pages)) if again or not self.is_made(i)]
-        run_scenes(self, pipe, missing, progress, preview, every)
+        run_scenes(self, pipe, missing, progress, preview, every, fast_preview)
         return [page.samples for page in self.pages if page.samples is not None]
 
     def reroll(
@@ -259,9 +263,10 @@ class Story:
         scene: int,
         seed: int | None = None,
         *,
-        progress: bool | None = None,
+        progress: bool | ProgressFunction | None = None,
         preview: Preview | None = None,
         every: int | None = None,
+        fast_preview: bool = False,
     ) -> Samples:
         """Make one scene again with another seed; the others keep their pixels.
 
@@ -269,7 +274,7 @@ class Story:
           pipe: the model.
           scene: index of the scene, from 0.
           seed: default: the scene's seed + 1000.
-          progress, preview, every: as in `sample`.
+          progress, preview, every, fast_preview: as in `sample`.
 
         Raises:
           UserError: as `sample`; the scene keeps its image then.
@@ -279,7 +284,7 @@ class Story:
         new = ((before.scene.seed or 0) + _REROLL) % 2**64 if seed is None else SEED.check("seed", seed)
         self.change(at, seed=new)
         try:
-            run_scenes(self, pipe, [at], progress, preview, every)
+            run_scenes(self, pipe, [at], progress, preview, every, fast_preview)
         except BaseException:
             self.pages[at] = before
             raise

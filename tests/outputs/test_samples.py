@@ -188,6 +188,8 @@ def test_preview_works_on_several_devices(flat_pipe):
         ({"every": 2}, "every needs a preview"),
         ({"preview": 5}, "preview must be a function"),
         ({"preview": print, "every": 0}, "every must be 1 or more"),
+        ({"fast_preview": True}, "fast_preview needs a preview"),
+        ({"preview": print, "fast_preview": 1}, "fast_preview must be True or False, not 1"),
     ],
 )
 def test_invalid_preview_arguments_raise(flat_pipe, arguments, sentence):
