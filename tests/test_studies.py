@@ -111,13 +111,9 @@ def test_consistency_stories_are_requests_with_their_words():
 
 
 def test_only_the_marked_table_of_a_page_is_replaced():
-    page = replaced(
-        "a\n<!-- table of studies/story_consistency.py -->\nold\n<!-- end of the table -->\nb\n", "| x |\n"
-    )
-    assert (
-        page.split()
-        == "a <!-- table of studies/story_consistency.py --> | x | <!-- end of the table --> b".split()
-    )
+    start, end = "<!-- table of studies/story_consistency.py -->\n", "<!-- end of the table -->\n"
+    page = replaced(f"a\n{start}old\n{end}b\n", "| x |\n")
+    assert page == f"a\n{start}\n| x |\n\n{end}b\n"
     assert replaced(page, "| x |\n") == page
     with pytest.raises(UserError, match="the page needs the lines"):
         replaced("a", "")
