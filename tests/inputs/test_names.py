@@ -1,5 +1,7 @@
 """Names of characters in prompts become words, and the target words are exactly those."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,19 @@ TWO_CATS = cast(Mika="cat", Bolt="cat")
         (cast(Mika="cat"), "", "", {}),
         (cast(Mika="cat"), "nobody", "nobody", {}),
         (cast(Mika="c++"), "Mika+", "a c+++", {"Mika": ("c++",)}),
+        (cast(Mika="octopus"), "Mika at sea", "an octopus at sea", {"Mika": ("octopus",)}),
+        (cast(Mika="sheep"), "brave Mika", "a brave sheep", {"Mika": ("sheep",)}),
+        (cast(Mika="glass"), "Mika", "a glass", {"Mika": ("glass",)}),
+        (cast(Mika="cats"), "Mika at sea", "cats at sea", {"Mika": ("cats",)}),
+        (
+            cast(Mika="owl with green feathers"), "Mika at sea", "an owl with green feathers at sea",
+            {"Mika": ("owl with green feathers",)},
+        ),
+        (cast(Sunny="cat", Bo="dog"), "Bo on a sunny day", "a dog on a sunny day", {"Bo": ("dog",)}),
+        (cast(Sunny="cat"), "SUNNY on a sunny day", "a cat on a sunny day", {"Sunny": ("cat",)}),
+        (cast(Will="cat", Bo="dog"), "Bo will sleep", "a dog will sleep", {"Bo": ("dog",)}),
+        (cast(A="cat"), "a hat", "a hat", {}),
+        (cast(Mika="with a hat"), "Mika", "a with a hat", {"Mika": ("with a hat",)}),
     ],
 )  # fmt: skip
 def test_names_become_words(characters, prompt, written, words):
@@ -73,6 +88,20 @@ def test_names_become_words(characters, prompt, written, words):
     for phrases in result.words.values():
         for phrase in phrases:
             assert find_phrase(result.prompt, phrase)
+
+
+def test_ending_keeps_its_names_and_is_no_target():
+    result = write_words("Mika at sea, ", cast(Mika="cat"), ending="drawn by a cat for Mika")
+    assert result.prompt == "a cat at sea, drawn by a cat for Mika"
+    assert dict(result.words) == {"Mika": ("cat#1",)}
+    assert write_words("Mika, ", cast(Mika="cat")).prompt == "a cat, "
+
+
+@pytest.mark.parametrize("prompt", ["big " * 2400 + "x Mika", "x" * 9990 + " Mika", "'s " * 3000 + "Mika"])
+def test_long_prompts_are_written_in_a_moment(prompt):
+    begun = time.perf_counter()
+    assert write_words(prompt, cast(Mika="cat")).words == {"Mika": ("cat",)}
+    assert time.perf_counter() - begun < 0.5
 
 
 def test_wish_follows_the_first_mention():

@@ -56,6 +56,13 @@ def test_request_has_words_strengths_and_seeds():
     assert story.request(2).subjects == () and story.request(2).prompt == "the beach at night, watercolour"
 
 
+def test_style_is_no_target():
+    """A word of a character in the style is not narrowed."""
+    request = new_story(style="drawn by a cat").request(0)
+    assert request.prompt == "a cat on the beach, drawn by a cat"
+    assert request.subjects[0].words == ("cat#1",)
+
+
 def test_seeds_follow_each_other_or_are_shared():
     assert [scene.seed for scene in new_story().scenes] == [7, 8, 9]
     assert [scene.seed for scene in new_story(same_seed=True).scenes] == [7, 7, 7]
