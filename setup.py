@@ -56,16 +56,22 @@ EXTRAS_REQUIRE = {
     "eval": ["adjustText>=1.3", "image-reward>=1.5", "matplotlib>=3.8"],
     # Finds the face on a reference. OpenCV 5 has no cascades.
     "faces": ["opencv-python-headless>=4.10,<5"],
+    # The page. From 6.18 on, Gradio needs huggingface_hub 1.2, and so transformers 5.
+    "studio": ["gradio>=6.14,<7"],
     "convert": ["torch>=2.6"],  # .bin and .pth weights; 2.6 made weights_only safe
     # PyTorch models to compare with and, as a second oracle, Flax models (removed in diffusers 0.40 and
     # transformers 5). transformers[flax] would need a JAX of 2023.
     "parity": ["diffusers>=0.39,<0.40", "torch>=2.6", "transformers>=4.57.1,<5"],
-    # adjustText and matplotlib are for `make report` and its tests, OpenCV is for the extra "faces". The
-    # "nodejs" extra of pyright installs Node as a package; otherwise pyright would download it at run time.
+    # adjustText and matplotlib are for `make report` and its tests, OpenCV is for the extra "faces", Gradio
+    # for "studio". Playwright drives a browser that is installed, and axe checks accessibility. The "nodejs"
+    # extra of pyright installs Node as a package; otherwise pyright would download it at run time.
     "test": [
         "adjustText>=1.3",
+        "axe-playwright-python>=0.1.6",
+        "gradio>=6.14,<7",
         "matplotlib>=3.8",
         "opencv-python-headless>=4.10,<5",
+        "playwright>=1.50",
         "pyright[nodejs]>=1.1.408",
         "pytest>=8.3",
         "pytest-xdist>=3.6.1",

@@ -23,7 +23,7 @@ LAYERS = (
     {"data"},
     {"toybox"},
     {"training", "evaluation", "story", "inspection"},
-    {"train", "sample", "evaluate", "convert", "export", "aot"},
+    {"train", "sample", "evaluate", "convert", "export", "aot", "studio"},
 )
 COMMANDS = {"train", "sample", "evaluate", "convert", "export"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

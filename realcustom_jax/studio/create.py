@@ -1,0 +1,155 @@
+"""The Create tab without its layout: a filled-in form → images, masks over them, and proposed words."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.generate import sample
+from realcustom_jax.inputs.encode import resolve_auto_words
+from realcustom_jax.inputs.requests import Request
+from realcustom_jax.inputs.subjects import AUTO, Subject
+from realcustom_jax.outputs.samples import Samples
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.studio.fields import box_of, seed_of
+from realcustom_jax.studio.jobs import Report
+
+MOST_REFERENCES = 4
+MOST_IMAGES = 4
+LONGEST_PROMPT = 2000
+# Steps between previews.
+EVERY = 5
+# One colour per subject, which differ also for colour-blind people (Okabe and Ito).
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The fields of one reference.
+
+    Attributes:
+      photo: path of the picture.
+      word: the word of the prompt that it narrows; empty or "auto": it is chosen.
+      face: the face box as text.
+      face_strength, body_strength: see `Subject`.
+    """
+
+    photo: str
+    word: str = ""
+    face: str = ""
+    face_strength: float = 1.0
+    body_strength: float = 1.0
+
+    def subject(self) -> Subject:
+        """The subject of a request."""
+        words = " ".join((self.word or "").split()) or AUTO
+        return Subject(
+            self.photo,
+            words,
+            face=box_of(self.face),
+            face_strength=1.0 if self.face_strength is None else self.face_strength,
+            body_strength=1.0 if self.body_strength is None else self.body_strength,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The fields of a request.
+
+    Attributes:
+      prompt, negative_prompt: texts.
+      references: those that have a picture.
+      seed: seed of the first image, as text; the others follow.
+      count: number of images.
+      options: sampling options that differ from the model's defaults.
+    """
+
+    prompt: str
+    references: Sequence[Reference] = ()
+    seed: Any = "0"
+    count: int = 1
+    negative_prompt: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def subjects(self) -> list[Subject]:
+        """The subjects, checked."""
+        if len(self.references) > MOST_REFERENCES:
+            raise UserError(
+                f"there are {len(self.references)} references; at most {MOST_REFERENCES} are allowed"
+            )
+        return [reference.subject() for reference in self.references]
+
+    def seeds(self) -> list[int]:
+        """The seed of each image."""
+        count = self.count if isinstance(self.count, int) and not isinstance(self.count, bool) else 0
+        if not 1 <= count <= MOST_IMAGES:
+            raise UserError(f"the number of images must be from 1 to {MOST_IMAGES}")
+        first = seed_of(self.seed)
+        return [seed_of((first + k) % 2**64) for k in range(count)]
+
+
+def check_prompt(prompt: Any) -> str:
+    """A prompt, checked for its type and length.
+
+    Raises:
+      UserError: for an empty or too long one.
+    """
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError("the prompt is empty: describe the image, such as a bird on the beach")
+    if len(prompt) > LONGEST_PROMPT:
+        raise UserError(f"the prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are allowed")
+    return prompt
+
+
+def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
+    """Make the images of a form.
+
+    Raises:
+      UserError: for a mistake in the form.
+      Stopped: if the user stopped it.
+    """
+    return sample(
+        pipe,
+        check_prompt(form.prompt),
+        form.subjects(),
+        form.seeds(),
+        negative_prompt=form.negative_prompt or "",
+        progress=report.progress,
+        preview=report.preview,
+        every=EVERY,
+        fast_preview=True,
+        **form.options,
+    )
+
+
+def propose_words(pipe: Pipeline, prompt: str, references: Sequence[Reference]) -> list[str]:
+    """The word of each reference; those that were typed stay.
+
+    Raises:
+      UserError: if no word of the prompt fits a picture.
+    """
+    subjects = Form(prompt, references).subjects()
+    request = resolve_auto_words(pipe, [Request(check_prompt(prompt), tuple(subjects))])[0]
+    words = [subject.words for subject in request.subjects]
+    return [word if isinstance(word, str) else " | ".join(word or ()) for word in words]
+
+
+def masks_over(samples: Samples, index: int) -> Image.Image:
+    """One image, with the last mask of each subject as a colour over it."""
+    image = samples.images[index].astype(np.float32)
+    height, width = image.shape[:2]
+    for number, mask in enumerate(samples.masks[index, -1] if samples.masks.shape[1] else ()):
+        grey = Image.fromarray(np.asarray(np.round(np.clip(mask, 0, 1) * 255), np.uint8))
+        weight = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+        colour = np.asarray(COLOURS[number % len(COLOURS)], np.float32)
+        image = image + 0.6 * weight[..., None] * (colour - image)
+    return Image.fromarray(np.round(image).astype(np.uint8))
+
+
+def caption(samples: Samples, index: int) -> str:
+    """A line below an image: its seed and the words of its subjects."""
+    words = "; ".join(", ".join(words) for words in samples.words[index])
+    return f"seed {samples.records[index].seed}" + (f" · {words}" if words else "")
