@@ -77,6 +77,10 @@ class _Mention:
     character: Character
 
 
+# A text, or a character whose name stands there.
+_Piece = str | Character
+
+
 def write_words(
     prompt: str, characters: Sequence[Character], wishes: Mapping[str, str] | None = None, ending: str = ""
 ) -> Written:
@@ -89,39 +93,64 @@ def write_words(
     Args:
       prompt: a prompt with names.
       characters: the characters of the story, with different names.
-      wishes: {name: text after the first mention}, such as {"Mika": "wearing a red scarf"}.
+      wishes: {name: text after the first mention}, such as {"Mika": "wearing Bolt's scarf"}.
       ending: text at the end of the prompt, after a comma, in which names stay.
 
     Raises:
       UserError: for a wish of a character that the prompt does not name, or names first as a possessive.
     """
     prompt = unicodedata.normalize("NFC", prompt)
-    mentions = _find_mentions(prompt, characters)
-    ranks = _ranks(mentions)
-    wishes = {name: " ".join(text.split()) for name, text in (wishes or {}).items() if text.strip()}
-    for name, wish in wishes.items():
-        if name not in ranks:
-            raise UserError(f"the wish {wish!r} is for {name}, whom the prompt '{prompt}' does not name")
-    text, end = "", 0
+    pieces = _with_wishes(prompt, _pieces(prompt, characters), characters, wishes or {})
+    cast = [piece for piece in pieces if isinstance(piece, Character)]
+    ranks = _ranks(cast)
+    text, before = "", ""  # what is written, and what follows the last mention
     places: dict[str, list[int]] = {}  # {name: where its words begin in the new text}
-    for mention in mentions:
-        name, word = mention.character.name, mention.character.word
-        text += _with_article(prompt[end : mention.start], word, ranks[name], first=name not in places)
-        wish = wishes.get(name) if name not in places else None
-        places.setdefault(name, []).append(len(text))
-        text, end = text + word, mention.stop
-        if wish:
-            if prompt[end : end + 1] in ("'", "’"):
-                raise UserError(
-                    f"the prompt '{prompt}' first names {name} as a possessive, where the wish {wish!r} has "
-                    f"no place: name {name} before that"
-                )
-            text += f" {wish}"
-    text += prompt[end:]
+    for piece in pieces:
+        if isinstance(piece, str):
+            before += piece
+            continue
+        own = places.setdefault(piece.name, [])
+        text += _with_article(before, piece.word, ranks[piece.name], first=not own)
+        own.append(len(text))
+        text, before = text + piece.word, ""
+    text += before
     if ending:
         text = f"{text.rstrip(' ,')}, {ending}"
-    words = {mention.character.name: mention.character.word for mention in mentions}
+    words = {character.name: character.word for character in cast}
     return Written(text, {name: _numbered(text, words[name], own) for name, own in places.items()})
+
+
+def _with_wishes(
+    prompt: str, pieces: Sequence[_Piece], characters: Sequence[Character], wishes: Mapping[str, str]
+) -> list[_Piece]:
+    """The pieces of a prompt, with each wish after the first mention of its character."""
+    left = {name: " ".join(text.split()) for name, text in wishes.items() if text.strip()}
+    result: list[_Piece] = []
+    for i, piece in enumerate(pieces):
+        result.append(piece)
+        if isinstance(piece, str) or piece.name not in left:
+            continue
+        wish = left.pop(piece.name)
+        after = pieces[i + 1]
+        if isinstance(after, str) and after[:1] in ("'", "’"):
+            raise UserError(
+                f"the prompt '{prompt}' first names {piece.name} as a possessive, where the wish {wish!r} "
+                f"has no place: name {piece.name} before that"
+            )
+        result += [" ", *_pieces(unicodedata.normalize("NFC", wish), characters)]
+    for name, wish in left.items():
+        raise UserError(f"the wish {wish!r} is for {name}, whom the prompt '{prompt}' does not name")
+    return result
+
+
+def _pieces(text: str, characters: Sequence[Character]) -> list[_Piece]:
+    """A text divided at its names: text, character, text, …, text; texts may be empty."""
+    pieces: list[_Piece] = []
+    end = 0
+    for mention in _find_mentions(text, characters):
+        pieces += [text[end : mention.start], mention.character]
+        end = mention.stop
+    return [*pieces, text[end:]]
 
 
 def _find_mentions(prompt: str, characters: Sequence[Character]) -> list[_Mention]:
@@ -155,12 +184,16 @@ def _is_ordinary(name: str) -> bool:
     return len(word) == 1 or word in others
 
 
-def _ranks(mentions: Sequence[_Mention]) -> dict[str, int]:
-    """{name: 1 for the first character of its word in the prompt, 2 for the second, …}."""
+def _ranks(cast: Sequence[Character]) -> dict[str, int]:
+    """{name: 1 for the first character of its word in the prompt, 2 for the second, …}.
+
+    Args:
+      cast: the mentioned characters, in order.
+    """
     ranks: dict[str, int] = {}
     counts: dict[str, int] = {}
-    for mention in mentions:
-        name, word = mention.character.name, mention.character.word.lower()
+    for character in cast:
+        name, word = character.name, character.word.lower()
         if name not in ranks:
             counts[word] = ranks[name] = counts.get(word, 0) + 1
     return ranks

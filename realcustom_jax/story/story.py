@@ -243,7 +243,8 @@ class Story:
         Args:
           pipe: the model.
           again: make all images again, to the same pixels.
-          progress, preview, every, fast_preview: as in `sample`.
+          progress, preview, every, fast_preview: as in `sample`; a preview has the scenes of one batch, in
+            order.
 
         Returns:
           One result per scene.

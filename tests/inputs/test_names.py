@@ -77,6 +77,9 @@ TWO_CATS = cast(Mika="cat", Bolt="cat")
         (cast(Sunny="cat"), "SUNNY on a sunny day", "a cat on a sunny day", {"Sunny": ("cat",)}),
         (cast(Will="cat", Bo="dog"), "Bo will sleep", "a dog will sleep", {"Bo": ("dog",)}),
         (cast(A="cat"), "a hat", "a hat", {}),
+        (
+            cast(Mika="orange", Bo="cat"), "Mika Bo", "an orange a cat", {"Mika": ("orange",), "Bo": ("cat",)}
+        ),
         (cast(Mika="with a hat"), "Mika", "a with a hat", {"Mika": ("with a hat",)}),
     ],
 )  # fmt: skip
@@ -108,6 +111,13 @@ def test_wish_follows_the_first_mention():
     result = write_words("Mika and Bolt, then Mika", TWO_CATS, {"Mika": "wearing a red  scarf", "Bolt": " "})
     assert result.prompt == "a cat wearing a red scarf and another cat, then the cat"
     assert dict(result.words) == {"Mika": ("cat#1", "cat#3"), "Bolt": ("cat#2",)}
+
+
+def test_wish_names_characters():
+    """They count as mentioned there, also for the articles of later ones."""
+    result = write_words("Mika meets Bolt", TWO_CATS, {"Mika": "with Bolt's hat", "Bolt": "beside Mika"})
+    assert result.prompt == "a cat with another cat's hat meets the other cat beside the cat"
+    assert dict(result.words) == {"Mika": ("cat#1", "cat#4"), "Bolt": ("cat#2", "cat#3")}
 
 
 @pytest.mark.parametrize(

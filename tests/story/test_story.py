@@ -263,6 +263,7 @@ def placed(row: int = 0, **fields) -> str:
         ('{"scenes": [], "version": 99}', "version 99"),
         ('{"scenes": [{"prompt": "x", "place": {"batch": 1}}]}', "place needs batch, row, slots, photos"),
         (placed(row=1), "row 1 is not in"),
+        (placed(batch=64, slots=64, photos=64), "more than 256 photos"),
         (placed(image="/a.png"), "is not the name of a file"),
     ],
 )
