@@ -5,8 +5,6 @@ compiles.
 """
 
 import runpy
-import signal
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,45 +19,7 @@ from realcustom_jax.models.family import Models
 
 requests = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hostile_requests.py"))))
 files = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hostile_files.py"))))
-CAT = requests.CAT
-SECONDS = 20  # each takes milliseconds
-
-
-class Hang(Exception):
-    pass
-
-
-def outcome(action) -> str:
-    """ "sentence", or what is wrong: "silent", "hang" or "traceback …"."""
-
-    def ring(*_):
-        raise Hang
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            action()
-    except rc.UserError as error:
-        text = str(error)
-        return "sentence" if text and "\n" not in text and len(text) < 2000 else f"not a sentence: {text!r}"
-    except Hang:
-        return "hang"
-    except BaseException as error:
-        return f"traceback {type(error).__name__}: {str(error)[:200]}"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return "silent"
-
-
-def check(cases) -> int:
-    """The number of cases; each must end in a one-line error."""
-    results = [(name, outcome(action)) for name, action in cases]
-    wrong = [result for result in results if result[1] != "sentence"]
-    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong)
-    return len(results)
-
+CAT, check = requests.CAT, requests.common.check
 
 RULES = (
     requests.option_cases,

@@ -143,6 +143,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
+def quoted(text: str) -> str:
+    """A user's text in quotes for an error message, on one line and at most 80 characters."""
+    text = " ".join(text.split())
+    return f"'{text if len(text) <= 80 else text[:79] + '…'}'"
+
+
 def option(default: Any, help: str, kind: type = float, resume: str = "", **rest: Any) -> Any:
     """A dataclass field with a `Rule`.
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.added_nouns import with_nouns
 from realcustom_jax.inputs.matching import Matcher, Scores, candidates, choose_words
 from realcustom_jax.inputs.subjects import AUTO, Subject
@@ -63,6 +64,6 @@ def _unclear(prompt: str, index: int, count: int, taken: str | None) -> str:
     if taken is not None:
         return f"{which} looks like '{taken}', as another subject does: give the words of each subject"
     return (
-        f"it is not clear what {which} shows, or which word of the prompt '{prompt}' names it: write its "
-        "word into the prompt, and give it as the subject's words"
+        f"it is not clear what {which} shows, or which word of the prompt {quoted(prompt)} names it: write "
+        "its word into the prompt, and give it as the subject's words"
     )

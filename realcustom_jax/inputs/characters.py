@@ -28,6 +28,8 @@ from realcustom_jax.inputs.transforms import ImageLike, load_image, png_bytes, r
 FILE = "character.json"
 # Longest texts, so that a name fits a file name and a label.
 LONGEST_NAME, LONGEST_TEXT = 40, 300
+# Reference images of a character, at most.
+MOST_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -46,7 +48,8 @@ class Character:
       images: several images of the character, instead of `image`.
 
     Raises:
-      UserError: for an empty or too long text, an unreadable image, or values that `Subject` refuses.
+      UserError: for an empty or too long text, an unreadable image, too many images, or values that
+        `Subject` refuses.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Character:
         }
         for name, value in changes.items():
             object.__setattr__(self, name, value)
+        if is_list(self.images) and len(self.images) > MOST_IMAGES:
+            raise UserError(f"a character has {len(self.images)} images; at most {MOST_IMAGES} are allowed")
         subject = self.subject(self.word)  # checks images, boxes and strengths
         for photo in subject.photos:
             load_image(photo)
@@ -182,6 +187,10 @@ def character_of(text: bytes | None, read: Callable[[str], bytes | None], source
     if not isinstance(values, Mapping) or any(type(values.get(k)) is not kind for k, kind in kinds.items()):
         missing = f"there is no {FILE}" if text is None else f"{FILE} needs {', '.join(kinds)}"
         raise UserError(f"{source} is not a character: {missing}")
+    if len(values["images"]) > MOST_IMAGES:
+        raise UserError(
+            f"{source}: a character has at most {MOST_IMAGES} images, not {len(values['images'])}"
+        )
     images = []
     for name in values["images"]:
         # Only files beside character.json: the file may come from anyone.

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.characters import Character
 from realcustom_jax.inputs.nouns import NOUNS
 
@@ -134,12 +135,14 @@ def _with_wishes(
         after = pieces[i + 1]
         if isinstance(after, str) and after[:1] in ("'", "’"):
             raise UserError(
-                f"the prompt '{prompt}' first names {piece.name} as a possessive, where the wish {wish!r} "
-                f"has no place: name {piece.name} before that"
+                f"the prompt {quoted(prompt)} first names {piece.name} as a possessive, where the wish "
+                f"{quoted(wish)} has no place: name {piece.name} before that"
             )
         result += [" ", *_pieces(unicodedata.normalize("NFC", wish), characters)]
     for name, wish in left.items():
-        raise UserError(f"the wish {wish!r} is for {name}, whom the prompt '{prompt}' does not name")
+        raise UserError(
+            f"the wish {quoted(wish)} is for {name}, whom the prompt {quoted(prompt)} does not name"
+        )
     return result
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.inputs.target_words import phrases_of, words_mask
 from realcustom_jax.inputs.transforms import ImageLike, load_image
@@ -56,11 +57,12 @@ def _check_distinct_words(prompt: str, subjects: Sequence[Subject], tokens: np.n
         for first in guided[:k]:
             if (tokens[first] * tokens[second]).any():
                 names = [
-                    f"{r + 1} ('{', '.join(phrases_of(prompt, subjects[r].words))}')" for r in (first, second)
+                    f"{r + 1} ({quoted(', '.join(phrases_of(prompt, subjects[r].words)))})"
+                    for r in (first, second)
                 ]
                 raise UserError(
-                    f"subjects {names[0]} and {names[1]} narrow the same word of the prompt '{prompt}': give "
-                    "each its own word or occurrence, such as 'dog#2', or a mask"
+                    f"subjects {names[0]} and {names[1]} narrow the same word of the prompt "
+                    f"{quoted(prompt)}: give each its own word or occurrence, such as 'dog#2', or a mask"
                 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.plurals import noun_forms
 
 
@@ -51,8 +52,8 @@ def target_token_mask(
             # When a prompt is cut, the last place holds the end token, so a word must end before it.
             if not hits or hits[-1] >= length - 1:
                 raise UserError(
-                    f"the target words '{phrase}' are cut off: the tokenizer's limit is {length} tokens "
-                    f"and the prompt has {len(offsets)}; shorten the prompt or move the words forward"
+                    f"the target words {quoted(phrase)} are cut off: the tokenizer's limit is {length} "
+                    f"tokens and the prompt has {len(offsets)}; shorten the prompt or move the words forward"
                 )
             mask[hits] = 1
     return mask
@@ -95,12 +96,14 @@ def phrases_of(prompt: str, words: str | Sequence[str] | None) -> tuple[str, ...
         if not isinstance(phrase, str):
             raise UserError(_not_text(prompt, f"a list with {type(phrase).__name__}"))
     if not phrases or not all(phrase.split() for phrase in phrases):
-        raise UserError(f"the target words of the prompt '{prompt}' are empty")
+        raise UserError(f"the target words of the prompt {quoted(prompt)} are empty")
     return tuple(phrases)
 
 
 def _not_text(prompt: str, kind: str) -> str:
-    return f"the target words of the prompt '{prompt}' must be a string or a list of strings, not {kind}"
+    return (
+        f"the target words of the prompt {quoted(prompt)} must be a string or a list of strings, not {kind}"
+    )
 
 
 def without_number(phrase: str) -> str:
@@ -108,7 +111,7 @@ def without_number(phrase: str) -> str:
     return _NUMBERED.sub(r"\1", phrase)
 
 
-_NUMBERED = re.compile(r"(.*\S)#(\d+)\s*", re.DOTALL)
+_NUMBERED = re.compile(r"(.*\S)#(\d{1,9})\s*", re.DOTALL)
 
 
 def find_phrase(
@@ -127,7 +130,9 @@ def find_phrase(
     words, number = numbered[1], int(numbered[2])
     spans = _occurrences(prompt, words, plurals, match_case) or _not_in(prompt, words)
     if not 1 <= number <= len(spans):
-        raise UserError(f"there is no '{phrase}': the prompt has '{words}' {len(spans)} times, from #1")
+        raise UserError(
+            f"there is no {quoted(phrase)}: the prompt has {quoted(words)} {len(spans)} times, from #1"
+        )
     return spans[number - 1 : number]
 
 
@@ -142,5 +147,7 @@ def _occurrences(prompt: str, phrase: str, plurals: bool, match_case: bool) -> l
 
 
 def _not_in(prompt: str, phrase: str) -> NoReturn:
-    known = ", ".join(dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", prompt))) or "none"
-    raise UserError(f"the target words '{phrase}' are not in the prompt; its words are: {known}")
+    known = list(dict.fromkeys(re.findall(r"\w+(?:['’-]\w+)*", prompt)))
+    some = [word if len(word) <= 40 else word[:39] + "…" for word in known[:30]]
+    words = ", ".join(some + ["…"] * (len(known) > len(some))) or "none"
+    raise UserError(f"the target words {quoted(phrase)} are not in the prompt; its words are: {words}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import Rule, shown
+from realcustom_jax.inputs.characters import MOST_IMAGES
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import Subject
 
@@ -18,11 +19,14 @@ from realcustom_jax.inputs.subjects import Subject
 LARGEST_BATCH = 4
 # Photos of a batch that a place may ask for, with fillers: a story from elsewhere must not fill the memory.
 _MOST_PHOTOS = 256
+# Characters of a scene, at most.
+MOST_SUBJECTS = 16
+# A story.json may come from anyone, and its places decide how large a program is.
 _RULES = {
-    "batch": Rule("", int, 1, 64),
-    "row": Rule("", int, 0, 63),
-    "slots": Rule("", int, 0, 64),
-    "photos": Rule("", int, 1, 64),
+    "batch": Rule("", int, 1, LARGEST_BATCH),
+    "row": Rule("", int, 0, LARGEST_BATCH - 1),
+    "slots": Rule("", int, 0, MOST_SUBJECTS),
+    "photos": Rule("", int, 1, MOST_IMAGES),
 }
 
 

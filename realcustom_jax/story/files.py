@@ -185,7 +185,11 @@ def _parse(text: bytes | None, source: str) -> dict[str, Any]:
 def _check_inside(name: Any, source: str) -> None:
     """Raise `UserError` unless a name is a relative path that stays in its folder."""
     parts = name.split("/") if isinstance(name, str) else [".."]
-    if any(part in ("", ".", "..") or "\\" in part or ":" in part or "\0" in part for part in parts):
+    # Longer names than 255 are no file's.
+    if any(
+        part in ("", ".", "..") or len(part) > 255 or "\\" in part or ":" in part or "\0" in part
+        for part in parts
+    ):
         raise UserError(f"{source}: {shown(name)} is not the name of a file of the story")
 
 

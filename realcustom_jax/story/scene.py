@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.rules import Rule, shown
+from realcustom_jax.common.rules import Rule, quoted, shown
 from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.requests import SEED
 from realcustom_jax.inputs.subjects import STRENGTH, STRENGTHS
@@ -52,7 +52,7 @@ class Scene:
             "wishes": dict(_mapping("wishes", self.wishes)),
         }
         for name, wish in changes["wishes"].items():
-            _check_text(f"the wish for {name}", wish)
+            _check_text(f"the wish for {quoted(name)}", wish)
         for name, value in changes.items():
             object.__setattr__(self, name, value)
 
@@ -61,7 +61,10 @@ class Scene:
         for name in (*self.strengths, *self.wishes):
             if name not in names:
                 known = ", ".join(names) or "none"
-                raise UserError(f"the scene '{self.prompt}' is about {name}; the story's characters: {known}")
+                raise UserError(
+                    f"the scene {quoted(self.prompt)} is about {quoted(name)}; "
+                    f"the story's characters: {known}"
+                )
 
     def values(self) -> dict[str, Any]:
         """The fields as JSON values, without those of default value."""
@@ -107,5 +110,6 @@ def _mapping(what: str, values: Any) -> Mapping[str, Any]:
 
 def _strengths(name: str, values: Any) -> dict[str, float]:
     if not isinstance(values, Mapping) or not set(values) <= set(STRENGTHS):
-        raise UserError(f"the strengths of {name} must be among {', '.join(STRENGTHS)}, not {shown(values)}")
-    return {key: STRENGTH.check(f"the {key} of {name}", value) for key, value in values.items()}
+        known = ", ".join(STRENGTHS)
+        raise UserError(f"the strengths of {quoted(name)} must be among {known}, not {shown(values)}")
+    return {key: STRENGTH.check(f"the {key} of {quoted(name)}", value) for key, value in values.items()}

@@ -16,7 +16,7 @@ from realcustom_jax.inputs.requests import SEED, Request
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.story.batches import Place
+from realcustom_jax.story.batches import MOST_SUBJECTS, Place
 from realcustom_jax.story.files import StoryFiles, story_files, write_story
 from realcustom_jax.story.page import Made, Page
 from realcustom_jax.story.run import run_scenes
@@ -197,11 +197,15 @@ class Story:
         """The request of a scene.
 
         Raises:
-          UserError: as `write`; also for a scene without text.
+          UserError: as `write`; also for a scene without text, or with too many characters.
         """
         own, written = self.pages[self._index(scene)].scene, self.write(scene)
         if not own.prompt.strip():
             raise UserError(f"scene {scene} has no prompt")
+        if len(written.words) > MOST_SUBJECTS:
+            raise UserError(
+                f"scene {scene} names {len(written.words)} characters; at most {MOST_SUBJECTS} are allowed"
+            )
         subjects = tuple(
             self.character(name).subject(words, **own.strengths.get(name, {}))
             for name, words in written.words.items()

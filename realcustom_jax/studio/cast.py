@@ -1,15 +1,15 @@
 """A story's characters without their layout: from uploads or descriptions, with a face box, as files."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.common.files import write_bytes
+from realcustom_jax.common.files import reading, write_bytes
 from realcustom_jax.inputs.background import cut_out
-from realcustom_jax.inputs.characters import Character, file_name
+from realcustom_jax.inputs.characters import Character, check_name, file_name
+from realcustom_jax.inputs.face_detection import find_face
 from realcustom_jax.inputs.reference_hints import reference_hints
 from realcustom_jax.inputs.subjects import Box
 from realcustom_jax.inputs.transforms import load_image, png_bytes
@@ -18,13 +18,14 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.story.create import candidates
 from realcustom_jax.story.story import Story
 from realcustom_jax.studio.create import EVERY, LONGEST_PROMPT
-from realcustom_jax.studio.fields import box_of, seed_of
+from realcustom_jax.studio.fields import box_of, seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import enlarged
 
-_Read = TypeVar("_Read")
 # Candidates of a description.
 CANDIDATES = 4
+# Longer side, in pixels, of the picture on which a face box is drawn.
+_LARGEST = 1024
 
 
 def save_character(
@@ -45,9 +46,9 @@ def save_character(
     """
     if not photo:
         raise UserError("a character needs a picture: upload one, or make candidates from a description")
-    character = Character(
-        name, Path(photo).read_bytes(), word, description or "", box_of(face), strengths[0], strengths[1]
-    )
+    with uploads_named(photo), reading():
+        content = Path(photo).read_bytes()
+    character = Character(name, content, word, description or "", box_of(face), *strengths)
     story.add_character(character)
     return character
 
@@ -58,10 +59,10 @@ def remove_character(story: Story, name: str) -> None:
     Raises:
       UserError: if there is none of that name, or a scene names it.
     """
-    character = story.character(name)
+    character = story.character(check_name(name))
     for number in range(len(story.pages)):
-        if name in story.write(number).words:
-            raise UserError(f"scene {number + 1} names {name}: change it first")
+        if character.name in story.write(number).words:
+            raise UserError(f"scene {number + 1} names {character.name}: change it first")
     story.characters.remove(character)
 
 
@@ -83,7 +84,8 @@ def make_candidates(pipe: Pipeline, word: str, description: str, seed: Any, repo
 
 def hints_for(photo: str) -> str:
     """What may be hard to copy of a picture, one line each; "" if nothing."""
-    return "\n".join(f"- {hint}" for hint in reference_hints(photo))
+    with uploads_named(photo):
+        return "\n".join(f"- {hint}" for hint in reference_hints(photo))
 
 
 def cut_out_file(photo: str, folder: Path) -> Path:
@@ -92,24 +94,39 @@ def cut_out_file(photo: str, folder: Path) -> Path:
     Raises:
       UserError: as `cut_out`.
     """
+    with uploads_named(photo):
+        content = png_bytes(cut_out(photo))
     path = folder / "cut_out.png"
-    write_bytes(path, png_bytes(cut_out(photo)))
+    write_bytes(path, content)
     return path
 
 
+def face_of(photo: str) -> Box:
+    """The box of the face on a picture.
+
+    Raises:
+      UserError: if none is found.
+    """
+    with uploads_named(photo):
+        box = find_face(photo)
+    if box is None:
+        raise UserError("no face is found: draw the box, or leave it empty for one strength")
+    return box
+
+
 def face_picture(photo: str, box: Box | None) -> Image.Image:
-    """A picture to draw the face box on: enlarged if it is small, with the box if there is one."""
-    original = Image.fromarray(load_image(photo))
-    picture = enlarged(original)
+    """A picture to draw the face box on, of a size that suits a page, with the box if there is one."""
+    picture, scales = _drawn(photo)
     if box is not None:
-        scale = picture.width / original.width
-        corners = [side * scale for side in box]
+        # Beyond the edges nothing is drawn, and PIL takes no infinite corners.
+        limits = (*picture.size, *picture.size)
+        corners = [
+            min(max(side * scale, -9), limit + 9)
+            for side, scale, limit in zip(box, (*scales, *scales), limits, strict=True)
+        ]
         for grow, colour in ((0, "black"), (1, "white"), (2, "black")):
             left, top, right, bottom = (
-                corners[0] - grow,
-                corners[1] - grow,
-                corners[2] + grow,
-                corners[3] + grow,
+                c + d for c, d in zip(corners, (-grow, -grow, grow, grow), strict=True)
             )
             if left < right and top < bottom:
                 ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=colour)
@@ -122,14 +139,22 @@ def box_of_clicks(photo: str, first: tuple[float, float], second: tuple[float, f
     Raises:
       UserError: if it has no area.
     """
-    original = Image.fromarray(load_image(photo))
-    scale = enlarged(original).width / original.width
+    _, scales = _drawn(photo)
     (left, right), (top, bottom) = (
-        sorted((a / scale, b / scale)) for a, b in zip(first, second, strict=True)
+        sorted((a / scale, b / scale)) for a, b, scale in zip(first, second, scales, strict=True)
     )
     if right - left < 1 or bottom - top < 1:
         raise UserError("the two corners are at one place: click two opposite corners of the face")
     return round(left), round(top), round(right), round(bottom)
+
+
+def _drawn(photo: str) -> tuple[Image.Image, tuple[float, float]]:
+    """A picture, enlarged if it is small and shrunk if it is large, and its scales along x and y."""
+    with uploads_named(photo):
+        original = Image.fromarray(load_image(photo))
+    picture = enlarged(original)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    return picture, (picture.width / original.width, picture.height / original.height)
 
 
 def load_character(path: str) -> Character:
@@ -138,7 +163,8 @@ def load_character(path: str) -> Character:
     Raises:
       UserError: if it is not a character.
     """
-    return read_upload(path, lambda: Character.load(path))
+    with uploads_named(path):
+        return Character.load(path)
 
 
 def export_character(story: Story, name: str, folder: Path) -> Path:
@@ -147,13 +173,5 @@ def export_character(story: Story, name: str, folder: Path) -> Path:
     Raises:
       UserError: if there is none of that name.
     """
-    character = story.character(name)
+    character = story.character(check_name(name))
     return character.save(folder / f"{file_name(character.name)}.zip")
-
-
-def read_upload(path: str, read: Callable[[], _Read]) -> _Read:
-    """Read an upload; errors name the file, not where it is on this machine."""
-    try:
-        return read()
-    except UserError as error:
-        raise UserError(str(error).replace(f"{Path(path).parent}/", "")) from None

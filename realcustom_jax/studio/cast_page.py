@@ -9,13 +9,13 @@ import gradio as gr
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_bytes
-from realcustom_jax.inputs.face_detection import find_face
 from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.studio.cast import (
     box_of_clicks,
     cut_out_file,
     export_character,
+    face_of,
     face_picture,
     hints_for,
     load_character,
@@ -143,10 +143,7 @@ def _face_fields(studio: Studio, photo: gr.Image) -> tuple[gr.Textbox, list[Any]
 
     def search(path: str | None) -> tuple[Any, str]:
         def act() -> str:
-            box = find_face(_needed(path))
-            if box is None:
-                raise UserError("no face is found: draw the box, or leave it empty for one strength")
-            return text_of_box(box)
+            return text_of_box(face_of(_needed(path)))
 
         text, mistake = sentence_of(act)
         return (gr.skip(), mistake) if text is None else (text, status_line("a face is found"))
@@ -216,7 +213,7 @@ def connect_cast(
         return f"{one.name} is saved"
 
     def remove(script: Script, name: str) -> str:
-        remove_character(script.story, " ".join((name or "").split()))
+        remove_character(script.story, name)
         return f"{name} is removed"
 
     def load(script: Script, path: str | None) -> str:
@@ -234,7 +231,7 @@ def connect_cast(
         def act() -> Path:
             if studio.jobs.busy(session_of(request)):
                 raise UserError("images are being made: wait, or stop them")
-            return export_character(script.story, " ".join((name or "").split()), studio.new_folder())
+            return export_character(script.story, name, studio.new_folder())
 
         path, mistake = sentence_of(act)
         return ([str(path)], status_line("the file is below")) if path else (gr.skip(), mistake)

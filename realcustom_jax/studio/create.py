@@ -9,12 +9,13 @@ from PIL import Image
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.generate import sample
+from realcustom_jax.inputs.characters import LONGEST_TEXT
 from realcustom_jax.inputs.encode import resolve_auto_words
 from realcustom_jax.inputs.requests import Request
 from realcustom_jax.inputs.subjects import AUTO, Subject
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.studio.fields import box_of, seed_of
+from realcustom_jax.studio.fields import box_of, seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
 
 MOST_REFERENCES = 4
@@ -46,6 +47,8 @@ class Reference:
     def subject(self) -> Subject:
         """The subject of a request."""
         words = " ".join((self.word or "").split()) or AUTO
+        if len(words) > LONGEST_TEXT:
+            raise UserError(f"a word has {len(words)} characters; at most {LONGEST_TEXT} are allowed")
         return Subject(
             self.photo,
             words,
@@ -73,6 +76,11 @@ class Form:
     count: int = 1
     negative_prompt: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def photos(self) -> list[str]:
+        """The paths of the pictures."""
+        return [reference.photo for reference in self.references]
 
     def subjects(self) -> list[Subject]:
         """The subjects, checked."""
@@ -111,18 +119,19 @@ def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
       UserError: for a mistake in the form.
       Stopped: if the user stopped it.
     """
-    return sample(
-        pipe,
-        check_prompt(form.prompt),
-        form.subjects(),
-        form.seeds(),
-        negative_prompt=form.negative_prompt or "",
-        progress=report.progress,
-        preview=report.preview,
-        every=EVERY,
-        fast_preview=True,
-        **form.options,
-    )
+    with uploads_named(*form.photos):
+        return sample(
+            pipe,
+            check_prompt(form.prompt),
+            form.subjects(),
+            form.seeds(),
+            negative_prompt=form.negative_prompt or "",
+            progress=report.progress,
+            preview=report.preview,
+            every=EVERY,
+            fast_preview=True,
+            **form.options,
+        )
 
 
 def propose_words(pipe: Pipeline, prompt: str, references: Sequence[Reference]) -> list[str]:
@@ -132,7 +141,8 @@ def propose_words(pipe: Pipeline, prompt: str, references: Sequence[Reference]) 
       UserError: if no word of the prompt fits a picture.
     """
     subjects = Form(prompt, references).subjects()
-    request = resolve_auto_words(pipe, [Request(check_prompt(prompt), tuple(subjects))])[0]
+    with uploads_named(*(reference.photo for reference in references)):
+        request = resolve_auto_words(pipe, [Request(check_prompt(prompt), tuple(subjects))])[0]
     words = [subject.words for subject in request.subjects]
     return [word if isinstance(word, str) else " | ".join(word or ()) for word in words]
 

@@ -1,7 +1,9 @@
-"""Reads the page's fields: numbers, boxes and sampling options that users type."""
+"""Reads the page's fields: numbers, boxes, sampling options and uploads."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from realcustom_jax.common.errors import UserError
@@ -71,6 +73,18 @@ def field_of(name: str, defaults: SamplingOptions) -> Any:
     """The value that a field shows for the default of an option."""
     value = getattr(defaults, name)
     return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def uploads_named(*paths: str) -> Iterator[None]:
+    """Errors inside name uploaded files without the folder where they lie on this machine."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for path in paths:
+            text = text.replace(f"{Path(path).parent}/", "")
+        raise UserError(text) from None
 
 
 def _option_of(name: str, value: Any) -> Any:

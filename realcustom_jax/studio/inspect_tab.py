@@ -10,6 +10,7 @@ from realcustom_jax.inspection.inspect import inspect
 from realcustom_jax.inspection.inspection import Inspection
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.studio.create import Form, check_prompt
+from realcustom_jax.studio.fields import uploads_named
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import Result
 
@@ -23,15 +24,16 @@ def look_inside(pipe: Pipeline, form: Form, report: Report) -> Inspection:
     """
     if not form.references:
         raise UserError("there is no reference: give a picture, because without one no word is narrowed")
-    return inspect(
-        pipe,
-        check_prompt(form.prompt),
-        form.subjects(),
-        form.seeds()[0],
-        negative_prompt=form.negative_prompt or "",
-        progress=report.progress,
-        **form.options,
-    )
+    with uploads_named(*form.photos):
+        return inspect(
+            pipe,
+            check_prompt(form.prompt),
+            form.subjects(),
+            form.seeds()[0],
+            negative_prompt=form.negative_prompt or "",
+            progress=report.progress,
+            **form.options,
+        )
 
 
 def form_of_image(result: Result | None, index: int) -> Form:

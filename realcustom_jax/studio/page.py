@@ -1,26 +1,21 @@
 """The page: three tabs over one model."""
 
+import time
+from collections.abc import Callable, Iterator
+
 import gradio as gr
-from gradio.themes import Base
+from starlette.middleware import Middleware
 
 from realcustom_jax.studio.api import add_api
 from realcustom_jax.studio.create_page import create_tab
 from realcustom_jax.studio.inspect_page import inspect_tab
 from realcustom_jax.studio.local_only import LocalOnly
+from realcustom_jax.studio.look import CSS, HEAD, theme
 from realcustom_jax.studio.shown import error_line, status_line
 from realcustom_jax.studio.story_page import story_tab
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.studio.widgets import session_of
 
-CSS = """
-.studio-status { min-height: 1.5em; }
-.studio-status progress { display: block; width: 100%; height: 0.6em; margin-top: 0.25em; }
-.studio-error { padding: 0.5em 0.75em; border-left: 4px solid #b91c1c; }
-.studio-picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
-.gradio-container { max-width: 1400px !important; }
-.studio-images .grid-wrap { min-height: 0; height: auto; }
-.studio-images img { image-rendering: pixelated; }
-"""
 # Users of one moment whose work Gradio passes on; it puts further ones in its own line.
 _AT_ONCE = 64
 
@@ -29,7 +24,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     """Lay out the page."""
     with gr.Blocks(title="realcustom_jax studio", analytics_enabled=False, fill_width=False) as page:
         gr.Markdown("# RealCustom studio\nImages of one given subject, from a text prompt.")
-        ready = gr.HTML(status_line(studio.stage))
+        ready = gr.HTML(status_line(studio.stage), elem_classes="studio-ready")
         with gr.Tabs():
             with gr.Tab("Create"):
                 create = create_tab(studio)
@@ -49,8 +44,6 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 def launch(page: gr.Blocks, host: str, port: int, max_megabytes: int) -> None:
     """Serve the page until it is interrupted."""
-    from starlette.middleware import Middleware
-
     page.launch(
         server_name=host,
         server_port=port,
@@ -63,16 +56,16 @@ def launch(page: gr.Blocks, host: str, port: int, max_megabytes: int) -> None:
         enable_monitoring=False,
         mcp_server=False,
         css=CSS,
-        theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        head=HEAD,
+        theme=theme(),
         app_kwargs={"middleware": [Middleware(LocalOnly)]},
     )
 
 
-def _readiness(studio: Studio):
+def _readiness(studio: Studio) -> Callable[[], Iterator[str]]:
     """Says what the model does until it is ready."""
-    import time
 
-    def show():
+    def show() -> Iterator[str]:
         before = ""
         while not studio.ready:
             if studio.stage != before:
@@ -84,7 +77,7 @@ def _readiness(studio: Studio):
     return show
 
 
-def _leave(studio: Studio):
+def _leave(studio: Studio) -> Callable[[gr.Request], None]:
     """A closed tab stops its work."""
 
     def leave(request: gr.Request) -> None:

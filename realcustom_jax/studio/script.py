@@ -13,15 +13,15 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_bytes
 from realcustom_jax.common.rules import shown
 from realcustom_jax.inputs.characters import Character
+from realcustom_jax.inputs.subjects import STRENGTHS
 from realcustom_jax.inputs.transforms import load_image, png_bytes
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.story.files import story_files
 from realcustom_jax.story.scene import Scene
 from realcustom_jax.story.story import Story
-from realcustom_jax.studio.cast import read_upload
 from realcustom_jax.studio.create import EVERY, check_prompt
-from realcustom_jax.studio.fields import seed_of
+from realcustom_jax.studio.fields import seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
 
 
@@ -111,13 +111,17 @@ def scene_of(prompt: str, seed: str, negative: str, wishes: str, strengths: str)
 
 def scene_fields(scene: Scene) -> tuple[str, str, str, str, str]:
     """Inverse of `scene_of`."""
-    wishes = "\n".join(f"{name}: {wish}" for name, wish in scene.wishes.items())
+    wishes = "\n".join(f"{name}: {' '.join(wish.split())}" for name, wish in scene.wishes.items())
     strengths = "\n".join(
-        f"{name}: " + ", ".join(f"{key.removesuffix('_strength')} {value:g}" for key, value in own.items())
+        f"{name}: " + ", ".join(_strength_text(key, value) for key, value in own.items())
         for name, own in scene.strengths.items()
     )
     seed = "" if scene.seed is None else str(scene.seed)
     return scene.prompt, seed, scene.negative_prompt or "", wishes, strengths
+
+
+def _strength_text(key: str, value: float) -> str:
+    return f"{key.removesuffix('_strength')} {str(float(value)).removesuffix('.0')}"
 
 
 def set_look(story: Story, style: str, negative: str, seed: str, same_seed: bool) -> None:
@@ -145,13 +149,17 @@ def _lines(what: str, text: str | None) -> list[tuple[str, str]]:
 
 
 def _strengths(name: str, text: str) -> dict[str, float]:
-    """{"face_strength": 1.0} from "face 1, body 0.5"."""
+    """{"face_strength": 1.0} from "face 1, body 0.5"; "strength 2" is that of the whole subject."""
     values = {}
     for part in filter(None, re.split(r"\s*[,;]\s*", text)):
-        match = re.fullmatch(r"(face|body)\s+(\d{1,6}(?:\.\d{1,6})?)", part.strip())
-        if not match:
+        match = re.fullmatch(r"(face|body|strength)\s+(\d[\d.e+-]{0,30})", part.strip())
+        try:
+            value = float(match[2]) if match else None
+        except ValueError:  # "1.2.3"
+            value = None
+        if match is None or value is None:
             raise UserError(f"the strengths of {name} must be such as face 1, body 0.5, not {shown(part)}")
-        values[f"{match[1]}_strength"] = float(match[2])
+        values[match[1] if match[1] in STRENGTHS else f"{match[1]}_strength"] = value
     return values
 
 
@@ -190,7 +198,8 @@ def load_story(path: str) -> Story:
     Raises:
       UserError: if it is not a story.
     """
-    return read_upload(path, lambda: Story.load(path))
+    with uploads_named(path):
+        return Story.load(path)
 
 
 def export_story(story: Story, folder: Path) -> list[Path]:

@@ -62,6 +62,7 @@ def test_subject_has_the_strengths_of_the_character():
         ({"description": "x" * 301}, "301 characters"),
         ({"image": b"no image"}, "cannot be decoded"),
         ({"image": None}, "takes an image, or images"),
+        ({"image": None, "images": [IMAGE] * 17}, "17 images; at most 16"),
         ({"face": (5, 5, 5, 9)}, "is empty"),
         ({"face_strength": 2}, "needs a face box"),
     ],
@@ -83,6 +84,7 @@ def test_invalid_values_raise_one_sentence(changes, message):
         ({"images": ["gone.png"]}, "is missing"),
         ({"images": [], "name": "Mika"}, "takes an image, or images"),
         ({"face": "left"}, "must be a box"),
+        ({"images": ["image_0.png"] * 50_000}, "at most 16 images, not 50000"),
     ],
 )
 def test_damaged_character_raises_one_sentence(tmp_path, values, message):

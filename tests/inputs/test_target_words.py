@@ -74,6 +74,15 @@ def test_absent_words_error_lists_prompt_words(tokenizer):
     )
 
 
+def test_errors_of_long_texts_stay_short(tokenizer):
+    """A number that Python does not read is no number."""
+    prompt = "a dog\n" + " ".join(f"w{k}" * 30 for k in range(300))
+    for words in ("cat" * 1000, "dog#" + "9" * 5000, "cat\nhat", "dog#2"):
+        with pytest.raises(UserError) as error:
+            target_token_mask(tokenizer, prompt, words)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 2000
+
+
 def test_empty_words_raise(tokenizer):
     for words in ("", "  "):
         with pytest.raises(UserError, match="the target words of the prompt 'a dog' are empty"):

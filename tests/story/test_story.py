@@ -224,13 +224,14 @@ def test_place_in_a_batch_of_one_fits_its_own_shape_only():
         (lambda: new_story().add(3), "must be a prompt or a Scene"),
         (lambda: new_story().change(9), "there is no scene 9; the story has 3"),
         (lambda: new_story().change(0, colour="red"), "a scene has no field 'colour'"),
-        (lambda: new_story().add(rc.Scene("x", wishes={"Olga": "hat"})), "is about Olga"),
+        (lambda: new_story().add(rc.Scene("x", wishes={"Olga": "hat"})), "is about 'Olga'"),
         (lambda: rc.Scene("x", strengths={"Mika": {"power": 1}}), "must be among strength"),
         (lambda: rc.Scene("x", strengths={"Mika": {"strength": -1}}), "must be 0 or more"),
         (lambda: rc.Scene("x", height="tall"), "must be a whole number"),
         (lambda: rc.Scene("a" * 20_000), "20000 characters"),
         (lambda: rc.Scene("\ud800"), "is not valid Unicode"),
         (lambda: rc.Story(scenes=[" "]).request(0), "has no prompt"),
+        (lambda: crowd(17).request(0), "names 17 characters; at most 16"),
         (lambda: new_story().use_as_reference(0, "A", "cat"), "has no image yet"),
         (lambda: new_story().character("Olga"), "has no character 'Olga'; it has: Mika, Bolt"),
     ],
@@ -241,9 +242,15 @@ def test_mistakes_raise_one_sentence(act, message):
     assert "\n" not in str(error.value)
 
 
-def placed(row: int = 0, **fields) -> str:
+def crowd(count: int) -> rc.Story:
+    """A story whose only scene names many characters."""
+    characters = [rc.Character(f"Mika {chr(65 + k)}", CAT, "cat") for k in range(count)]
+    return rc.Story(characters, [" and ".join(one.name for one in characters)])
+
+
+def placed(changes: dict[str, int] | None = None, **fields) -> str:
     """A story.json with one scene that has a place."""
-    place = {"batch": 1, "row": row, "slots": 0, "photos": 1}
+    place = {"batch": 1, "row": 0, "slots": 0, "photos": 1, **(changes or {})}
     return json.dumps({"scenes": [{"prompt": "x", "place": place, **fields}]})
 
 
@@ -262,8 +269,12 @@ def placed(row: int = 0, **fields) -> str:
         ('{"scenes": [], "characters": ["mika"]}', "there is no character.json"),
         ('{"scenes": [], "version": 99}', "version 99"),
         ('{"scenes": [{"prompt": "x", "place": {"batch": 1}}]}', "place needs batch, row, slots, photos"),
-        (placed(row=1), "row 1 is not in"),
-        (placed(batch=64, slots=64, photos=64), "more than 256 photos"),
+        (placed({"row": 1}), "row 1 is not in"),
+        (placed({"batch": 4, "slots": 16, "photos": 16}), "more than 256 photos"),
+        (placed({"batch": 5}), "batch must be from 1 to 4"),
+        (placed({"slots": 17}), "slots must be from 0 to 16"),
+        (placed({"photos": 17}), "photos must be from 1 to 16"),
+        ('{"scenes": [], "characters": ["%s"]}' % ("x" * 256), "is not the name of a file of the story"),
         (placed(image="/a.png"), "is not the name of a file"),
     ],
 )
