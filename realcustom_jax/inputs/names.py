@@ -31,7 +31,8 @@ surprised sweet swimming tall thin tiny tired ugly unhappy warm wet white wild w
 """
 # The end of the text before a name: a determiner or a possessive, and adjectives; each may be absent.
 _LEAD = re.compile(
-    rf"((?<![\w-])(?:{_DETERMINERS})\s+|\w*['’]s\s+)?((?<![\w-])(?:(?:{'|'.join(_ADJECTIVES.split())})\s+)*)$",
+    rf"((?<![\w-])(?:{_DETERMINERS})\s+|(?<!\w)\w*['’]s\s+)?"
+    rf"((?<![\w-])(?:(?:{'|'.join(_ADJECTIVES.split())})\s+)*)$",
     re.IGNORECASE,
 )
 # Articles of the second, third, … character of one word: at its first mention, and later.

@@ -39,9 +39,9 @@ class Scene:
     wishes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        _check_text("a scene's prompt", self.prompt)
+        check_text("a scene's prompt", self.prompt)
         if self.negative_prompt is not None:
-            _check_text("a scene's negative_prompt", self.negative_prompt)
+            check_text("a scene's negative_prompt", self.negative_prompt)
         if self.seed is not None:
             SEED.check("a scene's seed", self.seed)
         for name in ("height", "width"):
@@ -52,7 +52,7 @@ class Scene:
             "wishes": dict(_mapping("wishes", self.wishes)),
         }
         for name, wish in changes["wishes"].items():
-            _check_text(f"the wish for {quoted(name)}", wish)
+            check_text(f"the wish for {quoted(name)}", wish)
         for name, value in changes.items():
             object.__setattr__(self, name, value)
 
@@ -94,7 +94,8 @@ class Scene:
             raise UserError(f"{source}: {error}") from None
 
 
-def _check_text(what: str, text: Any) -> None:
+def check_text(what: str, text: Any) -> None:
+    """Raise `UserError` unless a text is one that a model can read, and at most `LONGEST_PROMPT` long."""
     if not isinstance(text, str):
         raise UserError(f"{what} must be a text, not {shown(text)}")
     texts_of(what, text)

@@ -11,7 +11,6 @@ from realcustom_jax.common.progress import ProgressFunction
 from realcustom_jax.common.rules import is_list, shown
 from realcustom_jax.inputs.characters import Character
 from realcustom_jax.inputs.names import Written, write_words
-from realcustom_jax.inputs.prompts import texts_of
 from realcustom_jax.inputs.requests import SEED, Request
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview
@@ -20,7 +19,7 @@ from realcustom_jax.story.batches import MOST_SUBJECTS, Place
 from realcustom_jax.story.files import StoryFiles, story_files, write_story
 from realcustom_jax.story.page import Made, Page
 from realcustom_jax.story.run import run_scenes
-from realcustom_jax.story.scene import Scene
+from realcustom_jax.story.scene import Scene, check_text
 
 # A re-roll moves the seed so far that it does not meet the seeds of other scenes.
 _REROLL = 1000
@@ -58,9 +57,7 @@ class Story:
         """Make a story. Raises `UserError` for wrong types, two characters of one name, and unknown names."""
         self.seed = SEED.check("the story's seed", seed)
         for name, text in (("style", style), ("negative_prompt", negative_prompt)):
-            if not isinstance(text, str):
-                raise UserError(f"the story's {name} must be a text, not {shown(text)}")
-            texts_of(f"the story's {name}", text)
+            check_text(f"the story's {name}", text)
         if not isinstance(same_seed, bool):
             raise UserError(f"same_seed must be True or False, not {shown(same_seed)}")
         if options is not None and not isinstance(options, Mapping):

@@ -17,6 +17,7 @@ from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.studio.fields import box_of, seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
+from realcustom_jax.studio.limits import check_size
 
 MOST_REFERENCES = 4
 MOST_IMAGES = 4
@@ -119,6 +120,7 @@ def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
       UserError: for a mistake in the form.
       Stopped: if the user stopped it.
     """
+    check_size(pipe, form.options)
     with uploads_named(*form.photos):
         return sample(
             pipe,

@@ -12,6 +12,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.studio.create import Form, check_prompt
 from realcustom_jax.studio.fields import uploads_named
 from realcustom_jax.studio.jobs import Report
+from realcustom_jax.studio.limits import check_size
 from realcustom_jax.studio.shown import Result
 
 
@@ -24,6 +25,7 @@ def look_inside(pipe: Pipeline, form: Form, report: Report) -> Inspection:
     """
     if not form.references:
         raise UserError("there is no reference: give a picture, because without one no word is narrowed")
+    check_size(pipe, form.options)
     with uploads_named(*form.photos):
         return inspect(
             pipe,

@@ -12,7 +12,7 @@ from PIL import Image
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_bytes
 from realcustom_jax.common.rules import shown
-from realcustom_jax.inputs.characters import Character
+from realcustom_jax.inputs.characters import Character, file_name
 from realcustom_jax.inputs.subjects import STRENGTHS
 from realcustom_jax.inputs.transforms import load_image, png_bytes
 from realcustom_jax.outputs.samples import Samples
@@ -23,6 +23,7 @@ from realcustom_jax.story.story import Story
 from realcustom_jax.studio.create import EVERY, check_prompt
 from realcustom_jax.studio.fields import seed_of, uploads_named
 from realcustom_jax.studio.jobs import Report
+from realcustom_jax.studio.limits import check_size
 
 
 @dataclasses.dataclass
@@ -45,18 +46,20 @@ class Script:
         def picture(character: Character) -> bytes:
             return png_bytes(Image.fromarray(load_image(character.photos[0])))
 
+        self._forget()
         return [
-            (self._file(one, folder, functools.partial(picture, one)), one.name)
+            (self._file(one, folder, file_name(one.name), functools.partial(picture, one)), one.name)
             for one in self.story.characters
         ]
 
     def pages(self, folder: Callable[[], Path]) -> list[tuple[str, str]]:
         """(file, caption) of each scene that has an image; `folder` makes folders for new files."""
+        self._forget()
         made = []
         for number, page in enumerate(self.story.pages, 1):
             if page.samples is not None:
                 note = "" if self.story.is_made(number - 1) else " (changed since)"
-                file = self._file(page.samples, folder, functools.partial(_png, page.samples))
+                file = self._file(page.samples, folder, "scene", functools.partial(_png, page.samples))
                 made.append((file, f"{number}. {page.scene.prompt}{note}"))
         return made
 
@@ -71,10 +74,15 @@ class Script:
             for number, page in enumerate(self.story.pages, 1)
         ]
 
-    def _file(self, key: object, folder: Callable[[], Path], content: Callable[[], bytes]) -> str:
+    def _forget(self) -> None:
+        """Let go of characters and images that the story has no more."""
+        held = {*map(id, self.story.characters), *(id(page.samples) for page in self.story.pages)}
+        self._files = {key: kept for key, kept in self._files.items() if key in held}
+
+    def _file(self, key: object, folder: Callable[[], Path], name: str, content: Callable[[], bytes]) -> str:
         """The file of an object's picture, whose bytes `content` returns; written once."""
         if id(key) not in self._files:
-            path = folder() / f"picture_{len(self._files)}.png"
+            path = folder() / f"{name}.png"
             write_bytes(path, content())
             self._files[id(key)] = (key, path)
         return str(self._files[id(key)][1])
@@ -183,6 +191,8 @@ def generate(
     """
     if not story.pages:
         raise UserError("the story has no scenes: add one, such as Mika on the beach")
+    for scene in range(len(story.pages)):
+        check_size(pipe, story.options_of(scene))
     shows: dict[str, Any] = {
         "progress": report.progress, "preview": report.preview, "every": EVERY, "fast_preview": True,
     }  # fmt: skip

@@ -221,6 +221,7 @@ def test_place_in_a_batch_of_one_fits_its_own_shape_only():
         (lambda: rc.Story([*cast(), rc.Character("MIKA", CAT, "cat")]), "two characters are called Mika"),
         (lambda: rc.Story(seed=-1), "the story's seed must be"),
         (lambda: rc.Story(style=3), "style must be a text"),
+        (lambda: rc.Story(style="x" * 20_000), "the story's style has 20000 characters"),
         (lambda: new_story().add(3), "must be a prompt or a Scene"),
         (lambda: new_story().change(9), "there is no scene 9; the story has 3"),
         (lambda: new_story().change(0, colour="red"), "a scene has no field 'colour'"),

@@ -149,6 +149,8 @@ def form_cases(pipe, photo, report):
         yield case(words=[{"word": "cat", "body_strength": value}])
     for word in ({"photo": "/etc/passwd"}, {"x": 1}, {"word": 5}, {"word": "cat", "face": [1, 2, 3]}):
         yield case(words=[word])
+    for size in ({"height": 80}, {"height": 32, "width": 48}, {"width": 2**20}, {"height": 2**30}):
+        yield case(options=size)
     yield from (case(options=value) for value in (5, "x", [1], True, {"x": 1}, {"Steps": 3}))
     for name in rc.SamplingOptions.rules():
         for value in (
@@ -216,6 +218,11 @@ def story_cases(pipe, photo, report):
         yield f"clicks {index}", lambda i=index: box_of_clicks(photo, i, i)
     for look in (("\ud800", "", "0"), ("", "\ud800", "0"), *(("", "", seed) for seed in SEEDS)):
         yield f"look {look!a:.40}", lambda v=look: set_look(story(), *v, False)
+    slow = [*["a" * 9990 + " Mika"] * 60, rc.Scene("Mika's", wishes={"Mika": "hat"})]
+    yield "long words", lambda: generate(pipe, rc.Story(story().characters, slow), report)
+    for size in ({"height": 80}, {"height": 32, "width": 48}):
+        yield f"scene of {size}", lambda s=size: generate(pipe, rc.Story(scenes=[rc.Scene("a", **s)]), report)
+        yield f"story of {size}", lambda s=size: generate(pipe, rc.Story(scenes=["a"], options=s), report)
     yield "no scenes", lambda: generate(pipe, story(), report)
 
 

@@ -1,6 +1,9 @@
 """A user's story without a browser: the same bytes as from `rc.Story`, scenes, files, two users."""
 
+import copy
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -35,9 +38,9 @@ def report() -> Report:
     return Report(threading.Event(), lambda update: None)
 
 
-def filled(photos) -> Script:
+def filled(photos, script: Script | None = None) -> Script:
     """A story as the page makes it."""
-    script = Script()
+    script = script or Script()
     script.story.options = dict(FEW)
     save_character(script.story, "Mika", photos["bird"], "bird")
     save_character(script.story, "Bolt", photos["boat"], "boat", "", "", (1.0, 0.8))
@@ -102,7 +105,7 @@ def test_story_without_images_is_exported_as_one_file(photos, tmp_path):
 
 
 def test_two_users_share_nothing(flat_pipe, photos, report, tmp_path):
-    """Neither characters, scenes nor files."""
+    """Neither characters, scenes nor files. Each has a copy of one state, as Gradio makes it."""
     folders = iter(range(100))
 
     def new_folder() -> Path:
@@ -110,7 +113,9 @@ def test_two_users_share_nothing(flat_pipe, photos, report, tmp_path):
         folder.mkdir()
         return folder
 
-    one, two = filled(photos), Script()
+    state = Script()
+    two = copy.deepcopy(state)
+    one = filled(photos, copy.deepcopy(state))
     assert not two.story.characters and not two.story.pages and not two.story.options
     generate(flat_pipe, one.story, report)
     assert not two.pages(new_folder) and not two.shelf(new_folder)
@@ -140,6 +145,17 @@ def test_shown_files_are_written_once_and_hold_the_images(flat_pipe, photos, rep
     script.story.change(0, prompt="Mika at night")
     assert script.pages(folder)[0][1].endswith("(changed since)")
     assert [line[-1] == "✓" for line, _ in script.scenes()] == [False, True, True]
+
+
+def test_images_of_before_a_reroll_are_let_go(flat_pipe, photos, report, tmp_path):
+    script = filled(photos)
+    generate(flat_pipe, script.story, report)
+    script.pages(lambda: tmp_path)
+    before = [weakref.ref(page.samples) for page in script.story.pages]
+    generate(flat_pipe, script.story, report, reroll=1)
+    script.pages(lambda: tmp_path)
+    gc.collect()
+    assert [one() is None for one in before] == [False, True, False]
 
 
 def test_fields_of_a_scene_are_read_back():
