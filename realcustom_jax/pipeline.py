@@ -23,6 +23,7 @@ from realcustom_jax.common.rules import shown
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.inputs.encoder_pair import load_pair
 from realcustom_jax.inputs.matching import Matcher
+from realcustom_jax.inputs.recogniser import MODEL_TYPE, WordRecogniser
 from realcustom_jax.inputs.tokenize import load_tokenizer, save_tokenizer
 from realcustom_jax.models.family import IMAGE, Models
 from realcustom_jax.models.flash import flash_attention
@@ -38,9 +39,10 @@ from realcustom_jax.weights.components import (
     read_config,
 )
 from realcustom_jax.weights.folder import write_folder
+from realcustom_jax.weights.hub import find_folder
 from realcustom_jax.weights.keys import join_added, split_added
 from realcustom_jax.weights.lazy import Place, place_params
-from realcustom_jax.weights.parts import Parts, find_parts, models_of
+from realcustom_jax.weights.parts import MATCHER, Parts, find_parts, models_of
 from realcustom_jax.weights.reading import read_with_progress
 from realcustom_jax.weights.towers import open_tower
 
@@ -180,8 +182,9 @@ def load(
         also contains the base UNet, that is used unless `unet` is given.
       image_encoders: one or two image towers instead of the folder's own: folders or hub ids, of transformers
         or timm. All run at the image size of the first.
-      matcher: a complete CLIP model, as a folder or hub id of transformers, that finds the words of subjects
-        with the words "auto". Default: the model's own encoders, if they were trained as a pair.
+      matcher: finds the words of subjects with the words "auto": a complete CLIP model, as a folder or hub id
+        of transformers, or a folder of `toybox.train_recogniser`. Default: the model's own `matcher/`, or its
+        encoders if they were trained as a pair.
       tokenizers: tokenizers for a one-file checkpoint, which contains none: a folder or hub id per text
         encoder.
         Default: those of SD1.5 and SDXL on the hub.
@@ -214,7 +217,7 @@ def load(
         models = dataclasses.replace(models, vae_dtype=vae, flash=flash_attention(mesh, bind=False))
         pipe = open_pipeline(parts, models)
         # Before the model's parameters, which take minutes to read, so that a wrong path is an error at once.
-        pair = None if matcher is None else load_pair(matcher)
+        pair = pipe.matcher if matcher is None else load_matcher(matcher)
         dtypes = functools.partial(dtype_of_param, common, vae or common)
         place = on_device(dtypes, NamedSharding(mesh, PartitionSpec()) if sharding is None else sharding)
         params = (
@@ -234,6 +237,18 @@ def load(
     }
     source = {"model": str(path), **names, **{name: value for name, value in given.items() if value}}
     return pipe.replace(params=params, matcher=pair, mesh=mesh, source=source)
+
+
+def load_matcher(name: str | Path) -> Matcher:
+    """Load a model that finds words: a CLIP, or a recogniser; see `load`.
+
+    Raises:
+      UserError: if it is neither, or its weights do not fit.
+    """
+    folder = find_folder(name)
+    if read_config(folder).get("model_type") == MODEL_TYPE:
+        return WordRecogniser.load(folder)
+    return load_pair(folder)
 
 
 def dtype_of_param(common: Any, vae: Any, path: str) -> Any:
@@ -294,7 +309,8 @@ def open_pipeline(parts: Parts, models: Models) -> Pipeline:
         params["unet"] = join_added(params["unet"], extra)
     tokenizers = tuple(map(load_tokenizer, parts.base.tokenizers, parts.base.padding))
     params = {name: params[name] for name in models.configs}  # in the order of the configs
-    return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models))
+    matcher = WordRecogniser.load(parts.matcher) if parts.matcher else None
+    return Pipeline(models, parts.base.schedule, params, tokenizers, _load_defaults(parts, models), matcher)
 
 
 def read_models(path: str | Path, dtype: Any = jnp.float32) -> Models:
@@ -349,12 +365,16 @@ def save(pipe: Pipeline, path: str | Path, weights_dtype: str = "float32") -> No
         raise UserError(f"a model is saved to a folder, not to {shown(path)}")
     folder = Path(path)
     make_folder(folder, "model folder")
+    if not isinstance(pipe.matcher, WordRecogniser) and (folder / MATCHER).exists():
+        raise UserError(f"the folder {str(folder)!r} has a {MATCHER}/, which this model lacks: remove it")
     write_folder(folder, pipe, weights_dtype)
     # Only the differences, so that the file shows what is special about the model.
     if pipe.models.realcustom:
         base = dataclasses.asdict(base_defaults(pipe.models))
         changes = {k: v for k, v in dataclasses.asdict(pipe.defaults).items() if v != base[k]}
         write_json(folder / "realcustom" / "sampling.json", changes)
+    if isinstance(pipe.matcher, WordRecogniser):
+        pipe.matcher.save(folder / MATCHER)
     # SD1.5 has one tokenizer, SDXL two.
     for name, tokenizer in zip(TOKENIZERS, pipe.tokenizers, strict=False):
         save_tokenizer(tokenizer, folder / name)

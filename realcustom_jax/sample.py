@@ -6,7 +6,8 @@ omit it for text only.
   "dog|puppy=photo.png"    two words of one subject
   dog#2=photo.png          only the second "dog" of the prompt
   dog=front.png,side.png   two photos of one subject
-  photo.png                finds the word that the image shows (SD1.5 and SDXL need a CLIP: --matcher)
+  photo.png                finds the word that the image shows, and writes it into a prompt that lacks it
+                           (SD1.5 and SDXL need a CLIP: --matcher)
 --mask, --strength, --face, --face-strength and --body-strength name a subject by its number, from 1:
   --subject dog=photo.png --mask 1=mask.png --strength 1=0.5
   --subject man=photo.png --face 1=auto --face-strength 1=1.2 --body-strength 1=0.6
@@ -66,6 +67,8 @@ def main() -> None:
     for number, (subject, words) in enumerate(zip(request.subjects, samples.words[0], strict=True), 1):
         if subject.words == AUTO:
             print(f"subject {number} is '{', '.join(words)}'")
+    if samples.prompts[0] != request.prompt:
+        print(f"the prompt is '{samples.prompts[0]}'")
     for path in samples.save(out, args.masks):
         print(path)
 

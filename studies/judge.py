@@ -14,11 +14,11 @@ from toybox_flags import flags
 
 from realcustom_jax.common.cli import run_command
 from realcustom_jax.evaluation.judge import SHIPPED, Judge
-from realcustom_jax.evaluation.judge_augment import blur
 from realcustom_jax.evaluation.tables import table
 from realcustom_jax.evaluation.toybox import Benchmark, another_subject, make_cases, real_scene
 from realcustom_jax.outputs.decode import decode
 from realcustom_jax.pipeline import load
+from realcustom_jax.toybox.augment import blur
 
 MEASURES = ("identity_top1", "background_top1", "word_top1", "mask_iou")
 

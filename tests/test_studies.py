@@ -7,11 +7,14 @@ import flax.linen as nn
 import jax
 import loss_curves
 import numpy as np
+import pytest
 from by_distance import by_distance
 from leakage_curve import in_cells
 from leakage_of_a_pass import Cuts, Kind, normalised_like_first_half
+from story_consistency import SETTINGS, Case, replaced, table_rows
 from two_subjects import nearer
 
+from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.layers import GroupNorm
 
 
@@ -87,6 +90,33 @@ def test_pixels_are_assigned_to_the_nearer_mask():
     masks = np.zeros((2, 1, 7), bool)
     masks[0, 0, 0] = masks[1, 0, 4] = True
     np.testing.assert_array_equal(nearer(masks)[:, 0], [[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+
+
+def test_consistency_counts_characters_scenes_and_stories():
+    """Two stories of two scenes with two characters, counted by hand."""
+    correct = np.asarray([[[1, 1], [1, 0]], [[0, 1], [0, 0]]], bool)
+    rows = table_rows(2, {"with masks": correct, "none": np.zeros_like(correct)})
+    assert [row[1] for row in rows] == ["8", "4", "4"]
+    assert [row[2].split()[:2] for row in rows] == [["4:", "0.500"], ["1:", "0.250"], ["1:", "0.250"]]
+    # Whole stories are drawn: the shares of the two are 3/4 and 1/4.
+    assert rows[0][2].endswith("[0.250, 0.750]") and rows[0][3] == "0: 0.000 [0.000, 0.000]"
+
+
+def test_consistency_stories_are_requests_with_their_words():
+    story = Case(3, 2).story(**SETTINGS["text only"])
+    requests = [story.request(i) for i in range(4)]
+    assert len({request.prompt for request in requests}) == len({request.seed for request in requests}) == 4
+    assert all(len(r.subjects) == 2 and not any(s.acts for s in r.subjects) for r in requests)
+    assert all(s.acts for s in Case(3, 2).story().request(0).subjects)
+
+
+def test_only_the_marked_table_of_a_page_is_replaced():
+    start, end = "<!-- table of studies/story_consistency.py -->\n", "<!-- end of the table -->\n"
+    page = replaced(f"a\n{start}old\n{end}b\n", "| x |\n")
+    assert page == f"a\n{start}\n| x |\n\n{end}b\n"
+    assert replaced(page, "| x |\n") == page
+    with pytest.raises(UserError, match="the page needs the lines"):
+        replaced("a", "")
 
 
 def test_losses_above_a_value_form_a_separate_curve(tmp_path, monkeypatch, capsys):

@@ -49,7 +49,8 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
         if not path.is_file():
             raise UserError(f"{path} is neither a folder nor a file")
         with zipfile.ZipFile(path) as file:
-            entries = [entry for entry in file.infolist() if not entry.is_dir()]
+            # Not `is_dir`: it fails for an empty name.
+            entries = [entry for entry in file.infolist() if not entry.filename.endswith("/")]
             if len(entries) > MAX_FILES:
                 raise UserError(f"{path} holds {len(entries)} files; at most {MAX_FILES} are read")
             limit = min(max_bytes, _FREE + _RATIO * path.stat().st_size)
@@ -72,6 +73,8 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     name = PurePosixPath(entry.filename.replace("\\", "/"))
+    if not name.parts:
+        raise UserError(f"{path} holds a file without a name")
     if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
         raise UserError(f"{path} holds the name {shown(entry.filename)}, which lies outside its folder")
     if stat.S_ISLNK(entry.external_attr >> 16):

@@ -18,10 +18,10 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import make_folder, replacing
 from realcustom_jax.evaluation.judge import Judge, JudgeNet, judge_shapes
-from realcustom_jax.evaluation.judge_augment import soften
 from realcustom_jax.evaluation.judge_data import Pairs, load_or_draw
 from realcustom_jax.models.init import init_params
 from realcustom_jax.toybox import WORDS
+from realcustom_jax.toybox.augment import soften
 
 STORY = """\
 Trains the judge of the toybox benchmark on drawn scenes with exact labels. It learns the word, the background

@@ -14,13 +14,14 @@ from jax import Array
 from realcustom_jax.common.devices import Program, is_tracing, run_rows
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.diffusion.conditioning import Conditioning, Settings
+from realcustom_jax.inputs.auto_words import find_words
 from realcustom_jax.inputs.encoder_pair import own_pair
 from realcustom_jax.inputs.face_boxes import token_weights
 from realcustom_jax.inputs.prompts import warn_of_lost_parts
 from realcustom_jax.inputs.requests import Request, prompt_lists, requests_of
 from realcustom_jax.inputs.sizes import latent_size
 from realcustom_jax.inputs.subject_arrays import different_references, photo_flags, slot_arrays, target_tokens
-from realcustom_jax.inputs.subjects import AUTO, Subject, with_words
+from realcustom_jax.inputs.subjects import AUTO, Subject
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.models.conditioning import encode_reference, encode_text, size_ids
@@ -114,10 +115,10 @@ def _slot_features(
 
 
 def resolve_auto_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Request]:
-    """Replace the words "auto" of subjects by the words of the prompt that their images show.
+    """Replace the words "auto" of subjects by the words that their images show; see `auto_words.find_words`.
 
     Raises:
-      UserError: if the model has no matcher, or if no word of a prompt fits an image.
+      UserError: if the model has no matcher, or if no word fits an image well.
     """
     if not any(subject.words == AUTO for request in requests for subject in request.subjects):
         return list(requests)
@@ -127,10 +128,10 @@ def resolve_auto_words(pipe: "Pipeline", requests: Sequence[Request]) -> list[Re
             "this model's image encoder cannot find the words for a reference image: give the words of "
             'each subject instead of "auto", or load the model with a CLIP model that finds them (matcher)'
         )
-    nouns = matcher.vocabulary()
+    found = [find_words(request.prompt, request.subjects, matcher) for request in requests]
     return [
-        dataclasses.replace(r, subjects=tuple(with_words(r.prompt, r.subjects, matcher, nouns)))
-        for r in requests
+        dataclasses.replace(request, prompt=prompt, subjects=subjects)
+        for request, (prompt, subjects) in zip(requests, found, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from realcustom_jax.common.chunks import in_chunks
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.inputs import preprocess
-from realcustom_jax.inputs.matching import vocabulary
+from realcustom_jax.inputs.matching import Rules, vocabulary
 from realcustom_jax.inputs.nouns import NOUNS
 from realcustom_jax.inputs.tokenize import load_tokenizer, tokenize
 from realcustom_jax.inputs.transforms import center_crop_resize
@@ -36,6 +36,10 @@ from realcustom_jax.weights.towers import load_tower
 # paper.
 OWN_TEMPLATE = "a {} on a plain background"
 CLIP_TEMPLATE = "a photo of a {}"
+
+# With these logits (100 × cosine similarity) CLIP's probabilities are calibrated for captions. A general
+# vocabulary has several words for one thing ("dog", "puppy"), which share its probability.
+RULES = Rules(margin=2.0, sure=0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +85,24 @@ class EncoderPair:
       image, text: the towers.
       logit_scale: factor on the cosine similarity (CLIP's: 100).
       template: format string of the sentence around a phrase.
+      rules: when a word fits; see `matching.Rules`.
     """
 
     image: ImageTower
     text: TextTower
     logit_scale: float
     template: str
+    rules: Rules = RULES
 
     def logits(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
         """Scaled cosine similarities (images, phrases); see `matching.Matcher`."""
         texts = self.text.directions([self.template.format(phrase) for phrase in phrases])
         # (images, C) @ (C, phrases)
         return self.logit_scale * self.image.directions(images) @ texts.T
+
+    def none(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """−inf (images,): no sentence describes the absence of all things."""
+        return np.full(len(images), -np.inf)
 
     def vocabulary(self) -> list[str]:
         """The nouns that the tokenizer knows."""

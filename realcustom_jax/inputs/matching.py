@@ -3,18 +3,15 @@
 The functions are pure. A `Matcher` compares images with texts, with a model of its own choice.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from realcustom_jax.common.errors import UserError
 from realcustom_jax.inputs.nouns import NOUNS
 
-# The best word of the vocabulary may be better by this many logits. So "dog" in the prompt is accepted for an
-# image that fits "puppy" best.
-MARGIN = 2.0
 # A smaller vocabulary cannot reveal a wrong choice.
 FEWEST_NOUNS = 8
 
@@ -33,8 +30,27 @@ you your drawing image painting photo photograph picture portrait front top side
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """When a word fits an image.
+
+    Attributes:
+      margin: the best word of the vocabulary may be better by this many logits than a word of the prompt. So
+        "dog" in the prompt is accepted for an image that fits "puppy" best.
+      sure: least probability of a word that is not in the prompt, among the vocabulary and "none of it".
+    """
+
+    margin: float
+    sure: float
+
+
 class Matcher(Protocol):
     """A model that scores how well images and phrases fit."""
+
+    @property
+    def rules(self) -> Rules:
+        """When a word fits."""
+        ...
 
     def logits(self, images: Sequence[np.ndarray], phrases: Sequence[str]) -> np.ndarray:
         """Cosine similarity × scale.
@@ -46,6 +62,10 @@ class Matcher(Protocol):
         Returns:
           float (images, phrases).
         """
+        ...
+
+    def none(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits (images,) of "nothing of the vocabulary"; −inf if it cannot tell."""
         ...
 
     def vocabulary(self) -> list[str]:
@@ -82,67 +102,66 @@ def vocabulary(is_one_token: Sequence[bool], nouns: Sequence[str] = NOUNS) -> li
 
 
 def choose_words(
-    prompt: str,
     phrases: Sequence[str],
     logits: np.ndarray,
-    nouns: Sequence[str],
-    noun_logits: np.ndarray,
+    scores: "Scores",
+    rules: Rules,
     used: Sequence[str] = (),
-) -> list[str]:
-    """Choose words for each reference image of one request.
+) -> list[str | None]:
+    """Choose words of the prompt for each reference image of one request.
 
     The choice is greedy: the pair of image and phrase with the best logit first, then the best remaining
     pair. Images get different words, unless the only phrase that fits is taken.
 
     Args:
-      prompt: prompt of the request, for errors.
       phrases: `candidates` of the prompt.
       logits: (images, phrases).
-      nouns: the vocabulary.
-      noun_logits: (images, nouns).
+      scores: of the vocabulary.
+      rules: when a phrase fits.
       used: words of the request's other subjects.
 
     Returns:
-      The phrase of the prompt for each image.
-
-    Raises:
-      UserError: if no phrase fits an image: the best word of the vocabulary is more than `MARGIN` logits
-        better than the best phrase.
+      The phrase of the prompt for each image; None if none fits: the best word of the vocabulary, or that
+      nothing of it fits, is more than `rules.margin` logits better.
     """
-    if not phrases:
-        raise UserError(
-            f"the prompt '{prompt}' has no word that a reference image could show; give its words"
-        )
     choices: dict[int, str] = {}
     taken = [set(words.lower().split()) for words in used]
-    best_noun = noun_logits.argmax(axis=1)
-    thresholds = noun_logits.max(axis=1) - MARGIN
-    while len(choices) < len(logits):
-        open_images = [i for i in range(len(logits)) if i not in choices]
+    fits = logits >= scores.best()[:, None] - rules.margin  # (images, phrases)
+    while True:
         # A phrase is free if it shares no word with a taken one: "red dog" is not free beside "dog".
         free = [k for k, phrase in enumerate(phrases) if not any(set(phrase.split()) & t for t in taken)]
-        logit, i, k = _best_pair(logits, thresholds, open_images, free)
-        rival = nouns[int(best_noun[i])]
-        if logit < thresholds[i]:
-            raise UserError(
-                f"none of the words of the prompt '{prompt}' matches the reference image well: the best is "
-                f"'{phrases[k]}', but it looks like '{rival}'; write that into the prompt or give the words"
-            )
+        left = [i for i in range(len(logits)) if i not in choices and fits[i].any()]
+        if not left:
+            return [choices.get(i) for i in range(len(logits))]
+        pairs = [(logits[i, k], i, k) for i in left for k in free if fits[i, k]]
+        # If no free phrase fits, images may share a phrase.
+        shared = [(logits[i, k], i, k) for i in left for k in range(len(phrases)) if fits[i, k]]
+        _, i, k = max(pairs or shared)
         choices[i] = phrases[k]
         taken.append(set(phrases[k].split()))
-    return [choices[i] for i in range(len(logits))]
 
 
-def _best_pair(
-    logits: np.ndarray, thresholds: np.ndarray, images: Sequence[int], phrases: Sequence[int]
-) -> tuple[float, int, int]:
-    """The pair (logit, image, phrase) with the best logit.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How well the vocabulary fits each image.
 
-    Args:
-      logits: (images, phrases).
-      thresholds: (images,) the minimum logit of a phrase that fits the image.
-      images, phrases: indices of the images and phrases to choose from.
+    Attributes:
+      nouns: the vocabulary.
+      logits: (images, nouns).
+      none: (images,) logit of "none of them"; −inf for a matcher that cannot tell.
     """
-    pairs = [(logits[i, k], i, k) for i in images for k in phrases if logits[i, k] >= thresholds[i]]
-    # If no free phrase fits, images may share a phrase.
-    return max(pairs or [(logits[i, k], i, k) for i in images for k in range(logits.shape[1])])
+
+    nouns: Sequence[str]
+    logits: np.ndarray
+    none: np.ndarray
+
+    def best(self) -> np.ndarray:
+        """The best logit (images,) of the vocabulary and "none of them"."""
+        return np.maximum(self.logits.max(axis=1), self.none)
+
+    def sure_noun(self, image: int, sure: float) -> str | None:
+        """The best noun for an image, if its probability is at least `sure`; else None."""
+        all_logits = np.append(self.logits[image], self.none[image])
+        weights = np.exp(all_logits - all_logits.max())
+        best = int(self.logits[image].argmax())
+        return self.nouns[best] if weights[best] / weights.sum() >= sure else None

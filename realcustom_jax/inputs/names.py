@@ -14,6 +14,7 @@ from typing import Any
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import quoted
 from realcustom_jax.inputs.characters import Character
+from realcustom_jax.inputs.nouns import NOUNS
 
 _DETERMINERS = (
     "a|an|the|this|that|these|those|my|your|his|her|its|our|their|some|any|no|each|every|another|one"
@@ -36,8 +37,23 @@ _LEAD = re.compile(
 )
 # Articles of the second, third, … character of one word: at its first mention, and later.
 _ORDINALS = ("third", "fourth", "fifth", "sixth", "seventh", "eighth")
+# How far before a name its determiner may begin, in characters: longer leads would take long to search.
+_LONGEST_LEAD = 200
 # Nouns without a singular, which take no indefinite article.
 _PAIRS = frozenset({"glasses", "headphones", "jeans", "scissors", "shorts", "sunglasses", "trousers"})
+# Singulars that look like plurals, beside those that end in "ss", "us" or "is".
+_SINGULARS = frozenset({"atlas", "canvas", "christmas", "gas", "lens", "rhinoceros"})
+# Where the noun of a phrase ends: "dog with the pink hats" is about a dog.
+_AFTER_NOUN = re.compile(
+    r"\s(?:at|by|from|holding|in|near|of|on|that|under|wearing|which|who|with|without)\s", re.IGNORECASE
+)
+# Names that are also ordinary words, beside nouns and adjectives. In small letters, they are the word.
+_WORDS_AND_NAMES = """
+amber angel art ash aurora autumn bill brook coral dawn faith fern flora frank gene grace grant hazel heather
+holly hope hunter ivy jade joy june lily mark may melody mercy misty olive pat pearl penny pepper poppy prince
+princess rain ray river rob rocky ruby rusty sage sandy scarlet shadow sky snow spot spring star stormy summer
+sunny sunshine teddy tom velvet violet will willow winter
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,49 +79,82 @@ class _Mention:
     character: Character
 
 
+# A text, or a character whose name stands there.
+_Piece = str | Character
+
+
 def write_words(
-    prompt: str, characters: Sequence[Character], wishes: Mapping[str, str] | None = None
+    prompt: str, characters: Sequence[Character], wishes: Mapping[str, str] | None = None, ending: str = ""
 ) -> Written:
     """Replace the names in a prompt by words.
 
-    A name matches as a whole word, in any case. If a prompt holds a name as it is written, then only this
-    and capitals match, so "Rose in a rose garden" has one Rose.
+    A name matches as a whole word, in any case. If a prompt holds a name as it is written, or the name is
+    also an ordinary word, then only this and capitals match: "Rose in a rose garden" has one Rose, and "a
+    sunny day" has no Sunny.
 
     Args:
       prompt: a prompt with names.
       characters: the characters of the story, with different names.
-      wishes: {name: text after the first mention}, such as {"Mika": "wearing a red scarf"}.
+      wishes: {name: text after the first mention}, such as {"Mika": "wearing Bolt's scarf"}.
+      ending: text at the end of the prompt, after a comma, in which names stay.
 
     Raises:
       UserError: for a wish of a character that the prompt does not name, or names first as a possessive.
     """
     prompt = unicodedata.normalize("NFC", prompt)
-    mentions = _find_mentions(prompt, characters)
-    ranks = _ranks(mentions)
-    wishes = {name: " ".join(text.split()) for name, text in (wishes or {}).items() if text.strip()}
-    for name, wish in wishes.items():
-        if name not in ranks:
-            raise UserError(
-                f"the wish {quoted(wish)} is for {name}, whom the prompt {quoted(prompt)} does not name"
-            )
-    text, end = "", 0
+    pieces = _with_wishes(prompt, _pieces(prompt, characters), characters, wishes or {})
+    cast = [piece for piece in pieces if isinstance(piece, Character)]
+    ranks = _ranks(cast)
+    text, before = "", ""  # what is written, and what follows the last mention
     places: dict[str, list[int]] = {}  # {name: where its words begin in the new text}
-    for mention in mentions:
-        name, word = mention.character.name, mention.character.word
-        text += _with_article(prompt[end : mention.start], word, ranks[name], first=name not in places)
-        wish = wishes.get(name) if name not in places else None
-        places.setdefault(name, []).append(len(text))
-        text, end = text + word, mention.stop
-        if wish:
-            if prompt[end : end + 1] in ("'", "’"):
-                raise UserError(
-                    f"the prompt {quoted(prompt)} first names {name} as a possessive, where the wish "
-                    f"{quoted(wish)} has no place: name {name} before that"
-                )
-            text += f" {wish}"
-    text += prompt[end:]
-    words = {mention.character.name: mention.character.word for mention in mentions}
+    for piece in pieces:
+        if isinstance(piece, str):
+            before += piece
+            continue
+        own = places.setdefault(piece.name, [])
+        text += _with_article(before, piece.word, ranks[piece.name], first=not own)
+        own.append(len(text))
+        text, before = text + piece.word, ""
+    text += before
+    if ending:
+        text = f"{text.rstrip(' ,')}, {ending}"
+    words = {character.name: character.word for character in cast}
     return Written(text, {name: _numbered(text, words[name], own) for name, own in places.items()})
+
+
+def _with_wishes(
+    prompt: str, pieces: Sequence[_Piece], characters: Sequence[Character], wishes: Mapping[str, str]
+) -> list[_Piece]:
+    """The pieces of a prompt, with each wish after the first mention of its character."""
+    left = {name: " ".join(text.split()) for name, text in wishes.items() if text.strip()}
+    result: list[_Piece] = []
+    for i, piece in enumerate(pieces):
+        result.append(piece)
+        if isinstance(piece, str) or piece.name not in left:
+            continue
+        wish = left.pop(piece.name)
+        after = pieces[i + 1]
+        if isinstance(after, str) and after[:1] in ("'", "’"):
+            raise UserError(
+                f"the prompt {quoted(prompt)} first names {piece.name} as a possessive, where the wish "
+                f"{quoted(wish)} has no place: name {piece.name} before that"
+            )
+        result += [" ", *_pieces(unicodedata.normalize("NFC", wish), characters)]
+    for name, wish in left.items():
+        raise UserError(
+            f"the wish {quoted(wish)} is for {name}, whom the prompt {quoted(prompt)} does not name"
+        )
+    return result
+
+
+def _pieces(text: str, characters: Sequence[Character]) -> list[_Piece]:
+    """A text divided at its names: text, character, text, …, text; texts may be empty."""
+    pieces: list[_Piece] = []
+    end = 0
+    for mention in _find_mentions(text, characters):
+        pieces += [text[end : mention.start], mention.character]
+        end = mention.stop
+    return [*pieces, text[end:]]
 
 
 def _find_mentions(prompt: str, characters: Sequence[Character]) -> list[_Mention]:
@@ -127,16 +176,28 @@ def _spans(prompt: str, name: str) -> list[tuple[int, int]]:
         # A hyphen joins words: "Mika-like" is another word.
         return [match.span() for match in re.finditer(rf"(?<![\w-]){spaced}(?![\w-])", prompt, flags)]
 
-    exact = spans(name)
-    return sorted({*exact, *spans(name.upper())}) if exact else spans(name, re.IGNORECASE)
+    exact = sorted({*spans(name), *spans(name.upper())})
+    return exact if exact or _is_ordinary(name) else spans(name, re.IGNORECASE)
 
 
-def _ranks(mentions: Sequence[_Mention]) -> dict[str, int]:
-    """{name: 1 for the first character of its word in the prompt, 2 for the second, …}."""
+@functools.cache
+def _is_ordinary(name: str) -> bool:
+    """Whether a name is also an ordinary word, or a single letter."""
+    word = name.lower()
+    others = (*NOUNS, *_ADJECTIVES.split(), *_DETERMINERS.split("|"), *_WORDS_AND_NAMES.split())
+    return len(word) == 1 or word in others
+
+
+def _ranks(cast: Sequence[Character]) -> dict[str, int]:
+    """{name: 1 for the first character of its word in the prompt, 2 for the second, …}.
+
+    Args:
+      cast: the mentioned characters, in order.
+    """
     ranks: dict[str, int] = {}
     counts: dict[str, int] = {}
-    for mention in mentions:
-        name, word = mention.character.name, mention.character.word.lower()
+    for character in cast:
+        name, word = character.name, character.word.lower()
         if name not in ranks:
             counts[word] = ranks[name] = counts.get(word, 0) + 1
     return ranks
@@ -151,7 +212,7 @@ def _with_article(before: str, word: str, rank: int, first: bool) -> str:
       rank: see `_ranks`.
       first: whether this is the character's first mention.
     """
-    lead = _LEAD.search(before)
+    lead = _LEAD.search(before, max(0, len(before) - _LONGEST_LEAD))
     assert lead is not None  # both groups may be absent
     determiner, adjectives = lead.group(1) or "", lead.group(2)
     if determiner and determiner.strip().lower() not in ("a", "an"):
@@ -175,11 +236,20 @@ def _engine() -> Any:
 
 def indefinite(noun: str) -> str:
     """The indefinite article of a noun: "a ", "an ", or "" before a plural; with an ordinal, "a third "."""
-    *others, last = noun.split()
-    if last.lower() in _PAIRS or (_engine().singular_noun(last) and not last.endswith("ss")):
+    head = _AFTER_NOUN.split(noun.strip())[0].split()
+    if _is_plural(head[-1].lower()):
         return ""
-    article = _engine().a(" ".join([*others, last])).split()[0]
-    return f"{article} {others[0]} " if others and others[0] in _ORDINALS else f"{article} "
+    article = _engine().a(" ".join(head)).split()[0]
+    return f"{article} {head[0]} " if head[1:] and head[0] in _ORDINALS else f"{article} "
+
+
+def _is_plural(noun: str) -> bool:
+    """Whether a noun in small letters is a plural: "cats", but not "octopus" or "sheep"."""
+    singular = _engine().singular_noun(noun)
+    if noun in _PAIRS or singular in NOUNS:
+        return singular != noun
+    looks_singular = noun in _SINGULARS or noun.endswith(("ss", "us", "is"))
+    return bool(singular) and singular != noun and not looks_singular
 
 
 def _numbered(text: str, word: str, places: Sequence[int]) -> tuple[str, ...]:

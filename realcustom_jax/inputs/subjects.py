@@ -9,9 +9,7 @@ from PIL import Image
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import Rule, is_list, shown
-from realcustom_jax.inputs.matching import Matcher, candidates, choose_words
-from realcustom_jax.inputs.target_words import phrases_of, without_number
-from realcustom_jax.inputs.transforms import ImageLike, load_image, read_once
+from realcustom_jax.inputs.transforms import ImageLike, read_once
 
 AUTO = "auto"
 STRENGTHS = ("strength", "face_strength", "body_strength")
@@ -31,9 +29,10 @@ class Subject:
       image: the reference image: a PIL image, an array (H, W, 3), a path, encoded bytes, or an open file.
       words: the target words: a word or phrase of the prompt that the subject narrows, or several, such as
         ("dog", "puppy"). Each must be in the prompt. All its occurrences count; "dog#2" is only the second.
-        "auto" finds the words of the prompt that the image shows, if the model supports it (the literal word
-        "auto" is ("auto",)). Two subjects cannot have the same word, unless one has a mask that replaces its
-        guided mask.
+        "auto" finds the word of the prompt that the image shows; where the prompt has none, it writes one
+        into the prompt ("on the beach" → "a dog on the beach"), see `Samples.prompts`. Not all models can
+        (the literal word "auto" is ("auto",)). Two subjects cannot have the same word, unless one has a mask
+        that replaces its guided mask.
       mask: where the subject may act (white): an array (H, W) of bool, uint8 or floats in [0, 1], or an
         image, of any size. It is stretched over the whole image and averaged to the mask grid, where it stays
         soft.
@@ -167,39 +166,3 @@ def _shown(image: ImageLike | None) -> str:
         return f"<{image.width}x{image.height} {image.mode}>"
     shape = getattr(image, "shape", None)
     return f"<array {'x'.join(map(str, shape))}>" if shape else f"<{type(image).__name__}>"
-
-
-def with_words(
-    prompt: str, subjects: Sequence[Subject], matcher: Matcher, nouns: Sequence[str]
-) -> list[Subject]:
-    """Replace the words "auto" of one request's subjects.
-
-    Args:
-      prompt: prompt of the request.
-      subjects: its subjects.
-      matcher: compares images with words.
-      nouns: the vocabulary: things that an image may show and the prompt does not name.
-
-    Returns:
-      The subjects; those with other words than "auto" are unchanged.
-
-    Raises:
-      UserError: if no word of the prompt fits an image, see `matching.choose_words`.
-    """
-    # The first photo represents a subject with several.
-    images = [load_image(subject.photos[0]) for subject in subjects if subject.words == AUTO]
-    phrases = candidates(prompt)
-    if not images:
-        return list(subjects)
-    given = [phrases_of(prompt, subject.words) for subject in subjects if subject.words != AUTO]
-    logits = matcher.logits(images, [*phrases, *nouns])  # (images, phrases + nouns)
-    count = len(phrases)
-    used = [without_number(phrase) for own in given for phrase in own]
-    choices = iter(choose_words(prompt, phrases, logits[:, :count], nouns, logits[:, count:], used))
-    # `candidates` are in lower case, so the chosen words must match any case.
-    return [
-        dataclasses.replace(subject, words=next(choices), match_case=False)
-        if subject.words == AUTO
-        else subject
-        for subject in subjects
-    ]

@@ -51,6 +51,11 @@ class Samples:
     def __iter__(self) -> Iterator["Samples"]:
         return (self[i] for i in range(len(self)))
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, with the words that were added for subjects with the words "auto"."""
+        return [record.prompt for record in self.records]
+
     def pil(self) -> list[Image.Image]:
         """The images as PIL images."""
         return [Image.fromarray(image) for image in self.images]

@@ -17,6 +17,8 @@ from realcustom_jax.inputs.subjects import Subject
 
 # Images in a batch, at most: more need more memory, and a laptop gains nothing.
 LARGEST_BATCH = 4
+# Photos of a batch that a place may ask for, with fillers: a story from elsewhere must not fill the memory.
+_MOST_PHOTOS = 256
 # Characters of a scene, at most.
 MOST_SUBJECTS = 16
 # A story.json may come from anyone, and its places decide how large a program is.
@@ -60,6 +62,8 @@ class Place:
         place = cls(**{name: rule.check(f"{source}: {name}", values[name]) for name, rule in _RULES.items()})
         if place.row >= place.batch:
             raise UserError(f"{source}: row {place.row} is not in a batch of {place.batch}")
+        if place.batch * place.slots * place.photos > _MOST_PHOTOS:
+            raise UserError(f"{source}: a scene's place needs more than {_MOST_PHOTOS} photos in its batch")
         return place
 
 

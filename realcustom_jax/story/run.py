@@ -33,7 +33,7 @@ def run_scenes(
       story: the story; its pages are changed.
       pipe: the model.
       scenes: indices of scenes.
-      progress, preview, every, fast_preview: as in `sample`.
+      progress, preview, every, fast_preview: as in `sample`; a preview has the scenes of one batch, in order.
 
     Raises:
       UserError: as `sample`. Mistakes in requests are found before any image is made.
@@ -54,7 +54,7 @@ def run_scenes(
             [request.seed for request in batch],
             negative_prompt=[request.negative_prompt for request in batch],
             progress=progress,
-            preview=preview,
+            preview=_of_scenes(preview, rows),
             every=every,
             fast_preview=fast_preview,
             **{**story.options, "height": height, "width": width},
@@ -62,6 +62,19 @@ def run_scenes(
         for row, k in enumerate(rows):
             if k >= 0:
                 _keep(story, scenes[k], made[row], requests[k], places[k])
+
+
+def _of_scenes(preview: Preview | None, rows: Sequence[int]) -> Preview | None:
+    """A preview of a batch that sees the images of scenes only, in their order.
+
+    Args:
+      preview: the caller's.
+      rows: for each image of the batch the number of its scene, or −1 for a filler.
+    """
+    if not callable(preview):  # None, or a mistake that `sample` reports
+        return preview
+    own = sorted((row for row, k in enumerate(rows) if k >= 0), key=lambda row: rows[row])
+    return lambda step, images: preview(step, images[own])
 
 
 def _keep(story: "Story", scene: int, samples: Samples, request: Request, place: Place) -> None:

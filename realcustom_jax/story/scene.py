@@ -24,7 +24,7 @@ class Scene:
       negative_prompt: what the image should not show; None for the story's.
       height, width: size in pixels; None for the story's options.
       strengths: changes for this scene, {"Mika": {"body_strength": 0.5}}; the keys are those of `Subject`.
-      wishes: {"Mika": "wearing a red scarf"}: text after the first mention of a character.
+      wishes: {"Mika": "wearing a red scarf"}: text after the first mention; it may name others.
 
     Raises:
       UserError: for wrong types or values out of range.

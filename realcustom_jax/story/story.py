@@ -188,9 +188,7 @@ class Story:
           UserError: for an unknown scene, or a wish for a character that it does not name.
         """
         own = self.pages[self._index(scene)].scene
-        written = write_words(own.prompt, self.characters, own.wishes)
-        prompt = f"{written.prompt.rstrip(' ,')}, {self.style}" if self.style else written.prompt
-        return dataclasses.replace(written, prompt=prompt)
+        return write_words(own.prompt, self.characters, own.wishes, self.style)
 
     def request(self, scene: int) -> Request:
         """The request of a scene.
@@ -246,7 +244,8 @@ class Story:
         Args:
           pipe: the model.
           again: make all images again, to the same pixels.
-          progress, preview, every, fast_preview: as in `sample`.
+          progress, preview, every, fast_preview: as in `sample`; a preview has the scenes of one batch, in
+            order.
 
         Returns:
           One result per scene.

@@ -25,6 +25,9 @@ _LOG = logging.getLogger(__name__)
 # The model that ships with the package.
 TOYBOX = Path(__file__).parents[1] / "toybox" / "model"
 
+# Folder of the recogniser that finds words; a model need not have one.
+MATCHER = "matcher"
+
 COMPONENTS = ("unet", "vae", *TEXT, *IMAGE, "realcustom")
 
 
@@ -37,12 +40,14 @@ class Parts:
       towers: folders of the image towers, at most two.
       added: the weights that RealCustom adds, or None.
       defaults: folder with `sampling.json`, or None.
+      matcher: folder of the recogniser that finds words, or None.
     """
 
     base: Base
     towers: tuple[Path, ...]
     added: Added | None
     defaults: Path | None
+    matcher: Path | None = None
 
 
 @reading()
@@ -92,7 +97,8 @@ def find_parts(
         _LOG.warning("%s also holds a base UNet, which is used instead of the one of %s", added_path, folder)
         base = with_tensors(base, added.base)
     towers = towers or tuple(own[name] for name in IMAGE if name in own)
-    return Parts(base, towers, added, added_path if added_path and added_path.is_dir() else None)
+    defaults = added_path if added_path and added_path.is_dir() else None
+    return Parts(base, towers, added, defaults, matcher if (matcher := folder / MATCHER).is_dir() else None)
 
 
 def _model_folder(path: str | Path, revision: str | None) -> Path:
@@ -102,7 +108,7 @@ def _model_folder(path: str | Path, revision: str | None) -> Path:
         raise UserError(f"revision must be the name of a branch, tag or commit, not {shown(revision)}")
     if revision is not None and (shipped or exists(path)):
         raise UserError(f"revision {revision!r} needs a hub repository, but {str(path)!r} is not on the hub")
-    return TOYBOX if shipped else find_folder(path, COMPONENTS, revision)
+    return TOYBOX if shipped else find_folder(path, (*COMPONENTS, MATCHER), revision)
 
 
 def _one_file(path: Path, tokenizers: Sequence[str | Path]) -> Base:

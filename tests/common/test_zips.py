@@ -19,6 +19,12 @@ def written(path, entries) -> None:
             file.writestr(entry, content)
 
 
+def nameless() -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("a")
+    entry.filename = ""
+    return entry
+
+
 def link(name: str) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name)
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -32,6 +38,8 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("/etc/passwd", b"")], "lies outside its folder"),
         ([("C:\\a.png", b"")], "lies outside its folder"),
         ([("a/../../b", b"")], "lies outside its folder"),
+        ([(".", b"")], "holds a file without a name"),
+        ([(nameless(), b"")], "holds a file without a name"),
         ([(link("a"), b"/etc/passwd")], "holds the link"),
         ([(f"{k}.txt", b"") for k in range(1001)], "1001 files"),
         ([("zeros", bytes(3 * 2**20))], "unpacks to more than 1 MiB"),

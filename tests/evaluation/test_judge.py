@@ -8,10 +8,10 @@ import pytest
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.evaluation.judge import SHIPPED, Judge, cut_out
-from realcustom_jax.evaluation.judge_augment import blur, soften
 from realcustom_jax.evaluation.judge_data import draw_pairs, load_or_draw
 from realcustom_jax.evaluation.toybox import Benchmark, make_cases, means
 from realcustom_jax.evaluation.train_judge import IDENTITIES, draw_batch, train
+from realcustom_jax.toybox.augment import blur, soften
 
 
 @pytest.fixture(scope="module")

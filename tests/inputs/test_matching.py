@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.common.errors import UserError
-from realcustom_jax.inputs.matching import FUNCTION_WORDS, candidates, choose_words, vocabulary
+from realcustom_jax.inputs.matching import FUNCTION_WORDS, Rules, Scores, candidates, choose_words, vocabulary
 from realcustom_jax.inputs.nouns import NOUNS
 
 
@@ -37,24 +36,22 @@ def test_vocabulary_keeps_nouns_known_to_tokenizer():
     assert vocabulary([i < 7 for i in range(20)], nouns) == nouns  # too few known nouns to filter by
 
 
-def choose(logits, nouns=(0.0, 0.0), used=(), phrases=("cat", "dog", "beach")):
+def choose(logits, nouns=(0.0, 0.0), used=(), phrases=("cat", "dog", "beach"), none=-np.inf):
     logits = np.atleast_2d(np.asarray(logits, float))
     noun_logits = np.broadcast_to(np.asarray(nouns, float), (len(logits), 2))
-    return choose_words("the prompt", phrases, logits, ["teapot", "boat"], noun_logits, used)
+    scores = Scores(["teapot", "boat"], noun_logits, np.full(len(logits), none))
+    return choose_words(phrases, logits, scores, Rules(margin=2.0, sure=0.5), used)
 
 
 def test_best_phrase_is_chosen():
     assert choose([1, 3, 2]) == ["dog"]
 
 
-def test_vocabulary_word_over_two_logits_better_raises():
+def test_phrase_does_not_fit_when_vocabulary_is_over_margin_better():
     assert choose([1, 3, 2], nouns=(0, 5.0)) == ["dog"]
-    with pytest.raises(UserError) as error:
-        choose([1, 3, 2], nouns=(0, 5.1))
-    assert str(error.value) == (
-        "none of the words of the prompt 'the prompt' matches the reference image well: the best is 'dog', "
-        "but it looks like 'boat'; write that into the prompt or give the words"
-    )
+    assert choose([1, 3, 2], nouns=(0, 5.1)) == [None]
+    assert choose([1, 3, 2], none=5.0) == ["dog"]
+    assert choose([1, 3, 2], none=5.1) == [None]
 
 
 def test_several_images_get_different_words():
@@ -69,6 +66,13 @@ def test_images_share_word_when_no_other_fits():
     assert choose([[5], [6]], phrases=("cat",)) == ["cat", "cat"]
 
 
-def test_prompt_without_content_words_raises():
-    with pytest.raises(UserError, match="'the prompt' has no word that a reference image could show"):
-        choose(np.zeros((1, 0)), phrases=())
+def test_prompt_without_content_words_has_no_choice():
+    assert choose(np.zeros((2, 0)), phrases=()) == [None, None]
+
+
+def test_noun_is_sure_by_its_probability_among_vocabulary_and_none():
+    """Softmax of (2, 0, 1) is (0.665, 0.090, 0.245), computed by hand."""
+    scores = Scores(["teapot", "boat"], np.array([[2.0, 0.0]]), np.array([1.0]))
+    assert scores.sure_noun(0, 0.66) == "teapot"
+    assert scores.sure_noun(0, 0.67) is None
+    assert Scores(["teapot", "boat"], np.array([[2.0, 0.0]]), np.array([3.0])).sure_noun(0, 0.5) is None

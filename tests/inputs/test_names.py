@@ -1,5 +1,7 @@
 """Names of characters in prompts become words, and the target words are exactly those."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,22 @@ TWO_CATS = cast(Mika="cat", Bolt="cat")
         (cast(Mika="cat"), "", "", {}),
         (cast(Mika="cat"), "nobody", "nobody", {}),
         (cast(Mika="c++"), "Mika+", "a c+++", {"Mika": ("c++",)}),
+        (cast(Mika="octopus"), "Mika at sea", "an octopus at sea", {"Mika": ("octopus",)}),
+        (cast(Mika="sheep"), "brave Mika", "a brave sheep", {"Mika": ("sheep",)}),
+        (cast(Mika="glass"), "Mika", "a glass", {"Mika": ("glass",)}),
+        (cast(Mika="cats"), "Mika at sea", "cats at sea", {"Mika": ("cats",)}),
+        (
+            cast(Mika="owl with green feathers"), "Mika at sea", "an owl with green feathers at sea",
+            {"Mika": ("owl with green feathers",)},
+        ),
+        (cast(Sunny="cat", Bo="dog"), "Bo on a sunny day", "a dog on a sunny day", {"Bo": ("dog",)}),
+        (cast(Sunny="cat"), "SUNNY on a sunny day", "a cat on a sunny day", {"Sunny": ("cat",)}),
+        (cast(Will="cat", Bo="dog"), "Bo will sleep", "a dog will sleep", {"Bo": ("dog",)}),
+        (cast(A="cat"), "a hat", "a hat", {}),
+        (
+            cast(Mika="orange", Bo="cat"), "Mika Bo", "an orange a cat", {"Mika": ("orange",), "Bo": ("cat",)}
+        ),
+        (cast(Mika="with a hat"), "Mika", "a with a hat", {"Mika": ("with a hat",)}),
     ],
 )  # fmt: skip
 def test_names_become_words(characters, prompt, written, words):
@@ -75,10 +93,31 @@ def test_names_become_words(characters, prompt, written, words):
             assert find_phrase(result.prompt, phrase)
 
 
+def test_ending_keeps_its_names_and_is_no_target():
+    result = write_words("Mika at sea, ", cast(Mika="cat"), ending="drawn by a cat for Mika")
+    assert result.prompt == "a cat at sea, drawn by a cat for Mika"
+    assert dict(result.words) == {"Mika": ("cat#1",)}
+    assert write_words("Mika, ", cast(Mika="cat")).prompt == "a cat, "
+
+
+@pytest.mark.parametrize("prompt", ["big " * 2400 + "x Mika", "x" * 9990 + " Mika", "'s " * 3000 + "Mika"])
+def test_long_prompts_are_written_in_a_moment(prompt):
+    begun = time.perf_counter()
+    assert write_words(prompt, cast(Mika="cat")).words == {"Mika": ("cat",)}
+    assert time.perf_counter() - begun < 0.5
+
+
 def test_wish_follows_the_first_mention():
     result = write_words("Mika and Bolt, then Mika", TWO_CATS, {"Mika": "wearing a red  scarf", "Bolt": " "})
     assert result.prompt == "a cat wearing a red scarf and another cat, then the cat"
     assert dict(result.words) == {"Mika": ("cat#1", "cat#3"), "Bolt": ("cat#2",)}
+
+
+def test_wish_names_characters():
+    """They count as mentioned there, also for the articles of later ones."""
+    result = write_words("Mika meets Bolt", TWO_CATS, {"Mika": "with Bolt's hat", "Bolt": "beside Mika"})
+    assert result.prompt == "a cat with another cat's hat meets the other cat beside the cat"
+    assert dict(result.words) == {"Mika": ("cat#1", "cat#4"), "Bolt": ("cat#2", "cat#3")}
 
 
 @pytest.mark.parametrize(

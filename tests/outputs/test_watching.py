@@ -92,6 +92,21 @@ def test_story_and_candidates_report_to_a_function(micro_pipe):
         rc.candidates(micro_pipe, "cat", seeds=[1], steps=2, progress=Calls(("sampling", 2, 2)))
 
 
+def test_previews_of_a_story_are_its_scenes_in_order(micro_pipe):
+    """Without the fillers of a batch that lost a scene, and also where scenes changed places."""
+    mika = rc.Character("Mika", SUBJECT.image, "cat")
+    scenes, seen = ["Mika on the beach", "the beach", "Mika in the snow"], []
+    story = rc.Story([mika], scenes, options={"steps": 2})
+    story.generate(micro_pipe, progress=False)
+    story.remove(0)
+    story.move(1, 0)
+    made = story.generate(micro_pipe, again=True, progress=False, every=2,
+                          preview=lambda step, images: seen.append(images))  # fmt: skip
+    np.testing.assert_array_equal(seen, [np.concatenate([samples.images for samples in made])])
+    with pytest.raises(rc.UserError, match="preview must be a function"):
+        story.generate(micro_pipe, again=True, preview=5)
+
+
 @pytest.mark.parametrize("progress", [1, "yes"])
 def test_other_progress_raises(flat_pipe, progress):
     with pytest.raises(rc.UserError, match=r"progress must be True, False, None or a function, not"):

@@ -71,7 +71,12 @@ def test_matcher_chooses_words_for_unpaired_model(micro_pipe, folder):
     prompt = "a dog and a cat on the beach"
     pair = load_pair(folder)
     best = ("dog", "cat", "beach")[int(pair.logits([image], ["dog", "cat", "beach"]).argmax())]
-    lenient = SimpleNamespace(logits=lambda *args: 1e-3 * pair.logits(*args), vocabulary=pair.vocabulary)
+    lenient = SimpleNamespace(
+        logits=lambda *args: 1e-3 * pair.logits(*args),
+        vocabulary=pair.vocabulary,
+        none=pair.none,
+        rules=pair.rules,
+    )
     request = Request(prompt, (rc.Subject(image, "auto"),))
     [chosen] = resolve_auto_words(micro_pipe.replace(matcher=lenient), [request])
     assert chosen.subjects[0].words == best

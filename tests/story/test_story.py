@@ -56,6 +56,13 @@ def test_request_has_words_strengths_and_seeds():
     assert story.request(2).subjects == () and story.request(2).prompt == "the beach at night, watercolour"
 
 
+def test_style_is_no_target():
+    """A word of a character in the style is not narrowed."""
+    request = new_story(style="drawn by a cat").request(0)
+    assert request.prompt == "a cat on the beach, drawn by a cat"
+    assert request.subjects[0].words == ("cat#1",)
+
+
 def test_seeds_follow_each_other_or_are_shared():
     assert [scene.seed for scene in new_story().scenes] == [7, 8, 9]
     assert [scene.seed for scene in new_story(same_seed=True).scenes] == [7, 7, 7]
@@ -242,9 +249,9 @@ def crowd(count: int) -> rc.Story:
     return rc.Story(characters, [" and ".join(one.name for one in characters)])
 
 
-def placed(row: int = 0, **fields) -> str:
+def placed(changes: dict[str, int] | None = None, **fields) -> str:
     """A story.json with one scene that has a place."""
-    place = {"batch": 1, "row": row, "slots": 0, "photos": 1}
+    place = {"batch": 1, "row": 0, "slots": 0, "photos": 1, **(changes or {})}
     return json.dumps({"scenes": [{"prompt": "x", "place": place, **fields}]})
 
 
@@ -263,10 +270,11 @@ def placed(row: int = 0, **fields) -> str:
         ('{"scenes": [], "characters": ["mika"]}', "there is no character.json"),
         ('{"scenes": [], "version": 99}', "version 99"),
         ('{"scenes": [{"prompt": "x", "place": {"batch": 1}}]}', "place needs batch, row, slots, photos"),
-        (placed(row=1), "row 1 is not in"),
-        (placed().replace('"batch": 1', '"batch": 5'), "batch must be from 1 to 4"),
-        (placed().replace('"slots": 0', '"slots": 17'), "slots must be from 0 to 16"),
-        (placed().replace('"photos": 1', '"photos": 17'), "photos must be from 1 to 16"),
+        (placed({"row": 1}), "row 1 is not in"),
+        (placed({"batch": 4, "slots": 16, "photos": 16}), "more than 256 photos"),
+        (placed({"batch": 5}), "batch must be from 1 to 4"),
+        (placed({"slots": 17}), "slots must be from 0 to 16"),
+        (placed({"photos": 17}), "photos must be from 1 to 16"),
         ('{"scenes": [], "characters": ["%s"]}' % ("x" * 256), "is not the name of a file of the story"),
         (placed(image="/a.png"), "is not the name of a file"),
     ],

@@ -1,6 +1,6 @@
 """Augmentation that makes drawn images look like generated ones: soft, and with slight errors.
 
-The judge is trained on drawn images but judges generated ones.
+The judge and the recogniser are trained on drawn images but also see generated ones.
 """
 
 from typing import Any
