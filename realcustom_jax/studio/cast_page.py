@@ -126,11 +126,11 @@ def _face_fields(studio: Studio, photo: gr.Image) -> tuple[gr.Textbox, list[Any]
         note = gr.HTML(status_line(""), elem_classes="studio-line")
     corner = gr.State(None)
 
-    def draw(path: str | None, text: str) -> tuple[Any, str]:
+    def draw(path: str | None, text: str) -> tuple[Any, Any]:
         if not path:
-            return None, status_line("")
+            return None, gr.skip()
         try:
-            return face_picture(path, box_of(text)), status_line("")
+            return face_picture(path, box_of(text)), gr.skip()
         except UserError as error:
             return gr.skip(), error_line(str(error))
 

@@ -163,8 +163,12 @@ def _option_field(name: str, rule: Rule, value: Any) -> Any:
     info = describe(name)
     if rule.choices:
         return gr.Dropdown(list(rule.choices), value=value, label=label, info=rule.help, min_width=200)
-    if rule.many and rule.kind is int:
-        return gr.Textbox(value=value, label=label, info=info, max_lines=1, min_width=200)
+    if rule.none is not None:
+        # Not a number: Gradio makes 0 of an empty one.
+        text = "" if value is None else str(value)
+        return gr.Textbox(
+            value=text, label=label, info=info, max_lines=1, min_width=200, placeholder=rule.none
+        )
     precision = 0 if rule.kind is int else None
     return gr.Number(value=value, label=label, info=info, precision=precision, min_width=200)
 

@@ -92,11 +92,13 @@ def _option_of(name: str, value: Any) -> Any:
     rule = SamplingOptions.rules()[name]
     if value is None or value == "":
         return None
-    if rule.kind is int and rule.many and isinstance(value, str):
+    if rule.kind is int and isinstance(value, str):
         numbers = [part for part in re.split(r"[\s,;]+", value) if part]
         if not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
             raise UserError(f"{name} must be whole numbers, not {shown(value)}")
-        value = tuple(map(int, numbers))
+        if not rule.many and len(numbers) != 1:
+            raise UserError(f"{name} must be one whole number, not {shown(value)}")
+        value = tuple(map(int, numbers)) if rule.many else int(numbers[0])
     if rule.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     return rule.check(name, value)

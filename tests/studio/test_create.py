@@ -76,9 +76,10 @@ def test_options_that_keep_their_default_are_not_passed_on():
     fields = {name: field_of(name, defaults) for name in rc.SamplingOptions.rules()}
     assert changed_options(fields, defaults) == {}
     changed = changed_options(
-        {**fields, "steps": 9.0, "mask_layers": "1 3", "gamma_num": 0.5, "height": None}, defaults
+        {**fields, "steps": 9.0, "mask_layers": "1 3", "gamma_num": 0.5, "height": "", "width": "32"},
+        defaults,
     )
-    assert changed == {"steps": 9, "mask_layers": (1, 3), "gamma_num": 0.5}
+    assert changed == {"steps": 9, "mask_layers": (1, 3), "gamma_num": 0.5, "width": 32}
     assert changed_options({"mask_layers": ""}, defaults) == {"mask_layers": None}
 
 
