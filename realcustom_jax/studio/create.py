@@ -45,9 +45,14 @@ class Reference:
     face_strength: float = 1.0
     body_strength: float = 1.0
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether the word is chosen."""
+        return (self.word or "").strip() in ("", AUTO)
+
     def subject(self) -> Subject:
         """The subject of a request."""
-        words = " ".join((self.word or "").split()) or AUTO
+        words = AUTO if self.is_auto else " ".join(self.word.split())
         if len(words) > LONGEST_TEXT:
             raise UserError(f"a word has {len(words)} characters; at most {LONGEST_TEXT} are allowed")
         return Subject(
@@ -83,6 +88,10 @@ class Form:
         """The paths of the pictures."""
         return [reference.photo for reference in self.references]
 
+    def checked_prompt(self) -> str:
+        """The prompt, checked; it may be empty if the word of a reference will be written into it."""
+        return check_prompt(self.prompt, any(reference.is_auto for reference in self.references))
+
     def subjects(self) -> list[Subject]:
         """The subjects, checked."""
         if len(self.references) > MOST_REFERENCES:
@@ -100,13 +109,17 @@ class Form:
         return [seed_of((first + k) % 2**64) for k in range(count)]
 
 
-def check_prompt(prompt: Any) -> str:
+def check_prompt(prompt: Any, may_be_empty: bool = False) -> str:
     """A prompt, checked for its type and length.
+
+    Args:
+      prompt: the prompt.
+      may_be_empty: whether a word will be written into it.
 
     Raises:
       UserError: for an empty or too long one.
     """
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not (prompt.strip() or may_be_empty):
         raise UserError("the prompt is empty: describe the image, such as a bird on the beach")
     if len(prompt) > LONGEST_PROMPT:
         raise UserError(f"the prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are allowed")
@@ -124,7 +137,7 @@ def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
     with uploads_named(*form.photos):
         return sample(
             pipe,
-            check_prompt(form.prompt),
+            form.checked_prompt(),
             form.subjects(),
             form.seeds(),
             negative_prompt=form.negative_prompt or "",
@@ -136,17 +149,17 @@ def create(pipe: Pipeline, form: Form, report: Report) -> Samples:
         )
 
 
-def propose_words(pipe: Pipeline, prompt: str, references: Sequence[Reference]) -> list[str]:
-    """The word of each reference; those that were typed stay.
+def propose_words(pipe: Pipeline, prompt: str, references: Sequence[Reference]) -> tuple[str, list[str]]:
+    """The prompt with the words that it lacks, and the word of each reference; those that were typed stay.
 
     Raises:
-      UserError: if no word of the prompt fits a picture.
+      UserError: if no word fits a picture.
     """
-    subjects = Form(prompt, references).subjects()
-    with uploads_named(*(reference.photo for reference in references)):
-        request = resolve_auto_words(pipe, [Request(check_prompt(prompt), tuple(subjects))])[0]
+    form = Form(prompt, references)
+    with uploads_named(*form.photos):
+        request = resolve_auto_words(pipe, [Request(form.checked_prompt(), tuple(form.subjects()))])[0]
     words = [subject.words for subject in request.subjects]
-    return [word if isinstance(word, str) else " | ".join(word or ()) for word in words]
+    return request.prompt, [word if isinstance(word, str) else " | ".join(word or ()) for word in words]
 
 
 def masks_over(samples: Samples, index: int) -> Image.Image:

@@ -124,7 +124,7 @@ def _reference_fields(studio: Studio, number: int) -> list[Any]:
             with gr.Column(min_width=160):
                 word = gr.Textbox(
                     label=f"Word of {name.lower()}", max_lines=1, placeholder="auto",
-                    info="The word of the prompt that the picture shows; empty or auto: it is chosen.",
+                    info="The word of the prompt that it shows. Empty: it is found or added.",
                 )  # fmt: skip
                 if studio.toy:
                     examples = gr.Dropdown(
@@ -280,7 +280,7 @@ def _connect_references(studio: Studio, tab: CreateTab) -> None:
     words = [fields[1] for fields in tab.references]
 
     def proposed(request: gr.Request, *values: Any) -> list[Any]:
-        def act() -> list[str]:
+        def act() -> tuple[str, list[str]]:
             form = form_of(studio, values)
             return studio.jobs.finish(
                 session_of(request),
@@ -289,15 +289,14 @@ def _connect_references(studio: Studio, tab: CreateTab) -> None:
 
         found, mistake = sentence_of(act)
         if found is None:
-            return [*[gr.skip()] * len(words), mistake]
-        given = iter(found)
+            return [gr.skip(), *[gr.skip()] * len(words), mistake]
+        prompt, given = found[0], iter(found[1])
         photos = [values[4 + k * _PER_REFERENCE] for k in range(MOST_REFERENCES)]
-        return [
-            *(next(given) if photo else gr.skip() for photo in photos),
-            status_line("words proposed"),
-        ]
+        chosen = [next(given) if photo else gr.skip() for photo in photos]
+        return [prompt, *chosen, status_line("words proposed")]
 
-    tab.propose.click(proposed, tab.inputs, [*words, tab.status], show_progress="hidden", **private)
+    outputs = [tab.prompt, *words, tab.status]
+    tab.propose.click(proposed, tab.inputs, outputs, show_progress="hidden", **private)
 
     def reused(result: Result | None, index: int) -> tuple[Any, Any, str]:
         if result is None:

@@ -9,7 +9,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.inspection.inspect import inspect
 from realcustom_jax.inspection.inspection import Inspection
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.studio.create import Form, check_prompt
+from realcustom_jax.studio.create import Form
 from realcustom_jax.studio.fields import uploads_named
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.limits import check_size
@@ -29,7 +29,7 @@ def look_inside(pipe: Pipeline, form: Form, report: Report) -> Inspection:
     with uploads_named(*form.photos):
         return inspect(
             pipe,
-            check_prompt(form.prompt),
+            form.checked_prompt(),
             form.subjects(),
             form.seeds()[0],
             negative_prompt=form.negative_prompt or "",

@@ -8,7 +8,7 @@ CSS = """
 .studio-error { padding: 0.5em 0.75em; border-left: 4px solid #b91c1c; }
 .studio-ready:has(.studio-status:empty) { display: none; }
 .studio-picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
-.studio-images .grid-wrap { min-height: 0; height: auto; }
+.studio-images .grid-wrap { min-height: 0; height: auto; max-height: none; overflow: visible; }
 .studio-images img { image-rendering: pixelated; }
 .dark { --color-accent: var(--primary-400); }
 .gradio-container { max-width: 1400px !important; }

@@ -129,12 +129,20 @@ def test_create_shows_progress_masks_and_the_bytes_of_python(tabs):
 
 def test_typed_mistakes_are_one_sentence_and_words_are_proposed(tabs):
     tab = tabs()
+    from playwright.sync_api import expect  # `tabs` skips the test without it
+
     tab.fill("Prompt", "a bird and a house")
     tab.example("bird")
     tab.fill("Word of reference 1", "")
     tab.button("Propose words").click()
     tab.says("words proposed")
     assert tab.page.get_by_role("textbox", name="Word of reference 1").input_value() == "bird"
+    tab.fill("Prompt", "on the beach at sunset")
+    tab.fill("Word of reference 1", "")
+    tab.button("Propose words").click()
+    expect(tab.page.get_by_role("textbox", name="Prompt").first).to_have_value(
+        "a bird on the beach at sunset"
+    )
     tab.fill("Word of reference 1", "dragon")
     tab.button("Create").click()
     tab.says("dragon")

@@ -49,8 +49,16 @@ def test_form_gives_the_bytes_of_sample(toybox, bird, report, tmp_path):
 def test_empty_word_is_chosen_and_proposed(toybox, bird, report):
     form = Form("a bird and a house", [Reference(bird)], options=FEW)
     assert create(toybox, form, report).words == [[("bird",)]]
-    assert propose_words(toybox, form.prompt, form.references) == ["bird"]
-    assert propose_words(toybox, form.prompt, [Reference(bird, "house")]) == ["house"]
+    assert propose_words(toybox, form.prompt, form.references) == (form.prompt, ["bird"])
+    assert propose_words(toybox, form.prompt, [Reference(bird, "house")]) == (form.prompt, ["house"])
+
+
+def test_missing_word_is_written_into_the_prompt(toybox, bird, report):
+    form = Form("", [Reference(bird)], options=FEW)
+    assert create(toybox, form, report).prompts == ["a bird"]
+    assert propose_words(toybox, "on the beach", form.references) == ("a bird on the beach", ["bird"])
+    with pytest.raises(rc.UserError, match="the prompt is empty"):
+        create(toybox, Form("", [Reference(bird, "bird")], options=FEW), report)
 
 
 def test_masks_colour_only_where_subjects_act():
