@@ -1,0 +1,87 @@
+"""The endpoints over HTTP: the same bytes as from Python, and that only this page's files are served."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import realcustom_jax as rc
+
+gradio_client = pytest.importorskip("gradio_client", reason="the page needs Gradio: the extra studio")
+FEW = {"steps": 2, "mask_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def client(studio_url, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
+    return gradio_client.Client(studio_url, verbose=False, download_files=str(folder))
+
+
+@pytest.fixture(scope="module")
+def toybox() -> rc.Pipeline:
+    return rc.load("toybox")
+
+
+def test_create_gives_the_bytes_of_python(client, toybox, bird_file):
+    word = {"word": "bird", "face": [10, 10, 40, 40], "face_strength": 0.5}
+    files, words = client.predict(
+        "a bird on the beach", [gradio_client.handle_file(bird_file)], [word], "7", 2, "rain", FEW,
+        api_name="/create",
+    )  # fmt: skip
+    subject = rc.Subject(Path(bird_file).read_bytes(), "bird", face=(10, 10, 40, 40), face_strength=0.5)
+    out = rc.sample(
+        toybox, "a bird on the beach", [subject], [7, 8], negative_prompt="rain", progress=False, **FEW
+    )
+    assert [Path(file).read_bytes() for file in files] == out.png_files()
+    assert words == [[["bird"]], [["bird"]]]
+
+
+def test_story_gives_the_bytes_of_python_and_rerolls_one(client, toybox, bird_file, tmp_path):
+    mika = rc.Character("Mika", bird_file, "bird")
+    story = rc.Story([mika], ["Mika on the beach", "Mika in the snow"], seed=3, options=FEW)
+    sent = story.save(tmp_path / "story.zip")
+    made = client.predict(gradio_client.handle_file(str(sent)), api_name="/story")
+    own = rc.Story.load(sent)
+    own.generate(toybox, progress=False)
+    again = rc.Story.load(made)
+    pairs = zip(again.pages, own.pages, strict=True)
+    assert all(a.samples.png_files() == b.samples.png_files() for a, b in pairs)
+    rolled = rc.Story.load(client.predict(gradio_client.handle_file(made), 2, api_name="/story"))
+    assert [scene.seed for scene in rolled.scenes] == [3, 1004]
+    np.testing.assert_array_equal(rolled.pages[0].samples.images, own.pages[0].samples.images)
+
+
+def answer(url: str, body: bytes | None = None) -> tuple[int, str]:
+    """Status and text of an answer."""
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace")
+
+
+def test_files_of_the_machine_are_not_served(studio_url):
+    here = Path(__file__).resolve()
+    for path in (
+        "/etc/passwd",
+        here,
+        here.parents[2] / "README.md",
+        "../../etc/passwd",
+        os.path.expanduser("~"),
+    ):
+        status, text = answer(f"{studio_url}/gradio_api/file={path}")
+        assert status in (403, 404) and "root:" not in text
+
+
+@pytest.mark.parametrize("path", ["http://example.org/cat.png", "https://example.org/cat.png", "ftp://x/y"])
+def test_files_of_other_hosts_are_not_loaded(studio_url, path):
+    """In any field, because Gradio would load it there too."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    for data in ([file], [[file]], [{"words": [file]}]):
+        status, text = answer(f"{studio_url}/gradio_api/call/create", json.dumps({"data": data}).encode())
+        assert status == 400 and json.loads(text)["detail"].startswith("a picture must be uploaded")
