@@ -84,7 +84,7 @@ RUN_TESTS = JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dis
 test: $(TESTED) ## run all tests except the slow ones
 	$(RUN_TESTS) -m "not slow" $(PYTEST_FLAGS)
 
-test-slow: $(TESTED) $(if $(OLDER),$(TRANSFORMERS5)/.installed) ## run the slow tests: full-size networks, published loops, transformers 5, two processes, stored latents
+test-slow: $(TESTED) $(if $(OLDER),$(TRANSFORMERS5)/.installed) ## run the slow tests: full-size networks, published loops, transformers 5, two processes, stored latents, the page in a browser
 	$(RUN_TESTS) -m slow $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style and types

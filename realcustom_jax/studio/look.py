@@ -18,7 +18,7 @@ CSS = """
 # without a role. Both come back when the page changes.
 HEAD = """
 <script>
-addEventListener('DOMContentLoaded', () => {
+(() => {
   const mend = () => {
     for (const copy of document.querySelectorAll('.tab-container[aria-hidden="true"]')) {
       copy.inert = true;
@@ -29,8 +29,8 @@ addEventListener('DOMContentLoaded', () => {
     }
   };
   mend();
-  new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
-});
+  new MutationObserver(mend).observe(document.documentElement, {childList: true, subtree: true});
+})();
 </script>
 """
 

@@ -13,6 +13,9 @@ from PIL import Image
 
 import realcustom_jax as rc
 
+# The server and the browser take two minutes.
+pytestmark = pytest.mark.slow
+
 # A folder for the screenshots of docs/studio.md; by default they are thrown away.
 SHOTS = os.environ.get("STUDIO_SCREENSHOTS")
 UPLOAD = "Drop an image file here to upload"
@@ -279,3 +282,50 @@ def test_inspect_shows_each_step(tabs, bird_file):
     slider.focus()
     slider.press("ArrowLeft")
     tab.says("Step 24 of 25")
+
+
+def test_face_is_drawn_by_two_clicks(tabs, bird_file):
+    tab = tabs()
+    tab.open("Story")
+    tab.upload(bird_file)
+    tab.unfold("Face and strength")
+    drawn = tab.page.locator(".studio-picture img").last
+    drawn.wait_for()
+    drawn.scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(300)
+    box = drawn.bounding_box()
+    side = min(box["width"], box["height"])
+    left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+    for share in (0.25, 0.75):
+        tab.page.mouse.click(left + share * side, top + share * side)
+        tab.says("one corner is set" if share == 0.25 else "the face is set")
+    sides = tab.page.get_by_role("textbox", name="Face box of the character").input_value()
+    assert np.abs(np.asarray(list(map(float, sides.split(",")))) - (16, 16, 48, 48)).max() <= 1
+
+
+def test_keyboard_alone_creates_an_image(tabs):
+    tab = tabs()
+    for _ in range(60):
+        tab.page.keyboard.press("Tab")
+        name = tab.page.evaluate("document.activeElement.innerText?.trim()")
+        if name == "Create" and tab.page.evaluate("document.activeElement.role") != "tab":
+            break
+    tab.page.keyboard.press("Enter")
+    tab.says("done")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_axe_finds_no_serious_fault_and_nothing_sticks_out(tabs, width, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    tab = tabs(width=width, theme=theme)
+    for name in ("Create", "Story", "Inspect"):
+        tab.open(name)
+        folded = tab.page.locator("button.label-wrap:not(.open):visible")
+        while folded.count():  # opening one may show others
+            folded.first.click()
+            tab.page.wait_for_timeout(50)
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        faults = axe.Axe().run(tab.page).response["violations"]
+        serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+        assert [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in serious] == []

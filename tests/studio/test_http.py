@@ -12,6 +12,9 @@ import pytest
 import realcustom_jax as rc
 
 gradio_client = pytest.importorskip("gradio_client", reason="the page needs Gradio: the extra studio")
+# It takes a minute to serve and compile.
+pytestmark = pytest.mark.slow
+
 FEW = {"steps": 2, "mask_steps": 2}
 
 
@@ -55,6 +58,22 @@ def test_story_gives_the_bytes_of_python_and_rerolls_one(client, toybox, bird_fi
     np.testing.assert_array_equal(rolled.pages[0].samples.images, own.pages[0].samples.images)
 
 
+def test_inspect_gives_every_step(client, toybox, bird_file):
+    picture = gradio_client.handle_file(bird_file)
+    customized, _, steps = client.predict(
+        "a bird on the beach", [picture], ["bird"], "7", FEW, api_name="/inspect"
+    )
+    subject = rc.Subject(Path(bird_file).read_bytes(), "bird")
+    found = rc.inspect(toybox, "a bird on the beach", [subject], 7, progress=False, **FEW)
+    assert Path(customized).read_bytes() == found.customized.png_files()[0]
+    np.testing.assert_allclose(steps["word_maps"], found.word_maps, atol=1e-4)  # rounded to 4 digits
+    np.testing.assert_array_equal(steps["kept"], found.kept)
+
+
+def test_only_these_endpoints_have_names(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/create", "/story", "/inspect"}
+
+
 def answer(url: str, body: bytes | None = None) -> tuple[int, str]:
     """Status and text of an answer."""
     request = urllib.request.Request(url, body, {"content-type": "application/json"})
@@ -85,3 +104,9 @@ def test_files_of_other_hosts_are_not_loaded(studio_url, path):
     for data in ([file], [[file]], [{"words": [file]}]):
         status, text = answer(f"{studio_url}/gradio_api/call/create", json.dumps({"data": data}).encode())
         assert status == 400 and json.loads(text)["detail"].startswith("a picture must be uploaded")
+
+
+def test_all_files_are_below_the_folder(studio_url, studio_folder, client, bird_file):
+    client.predict("a bird", [gradio_client.handle_file(bird_file)], [], "1", 1, "", FEW, api_name="/create")
+    assert list((studio_folder / "out" / "results").glob("*/image_1.png"))
+    assert list((studio_folder / "out").rglob("bird.png"))
