@@ -2,9 +2,11 @@
 
 import json
 import os
+import runpy
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import pytest
 import realcustom_jax as rc
 
 gradio_client = pytest.importorskip("gradio_client", reason="the page needs Gradio: the extra studio")
+uploads = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hostile_uploads.py"))))
+
 # It takes a minute to serve and compile.
 pytestmark = pytest.mark.slow
 
@@ -110,3 +114,36 @@ def test_all_files_are_below_the_folder(studio_url, studio_folder, client, bird_
     client.predict("a bird", [gradio_client.handle_file(bird_file)], [], "1", 1, "", FEW, api_name="/create")
     assert list((studio_folder / "out" / "results").glob("*/image_1.png"))
     assert list((studio_folder / "out").rglob("bird.png"))
+
+
+def test_hostile_requests_are_one_sentence_each_and_then_work_goes_on(client, bird_file, tmp_path):
+    good = gradio_client.handle_file(bird_file)
+    requests: list[tuple[str, list]] = [
+        ("/create", [text, [good], ["bird"]]) for text in ("", "x" * 10_000, 5)
+    ]
+    for path in uploads.broken_pictures(tmp_path).values():
+        requests.append(("/create", ["a bird", [gradio_client.handle_file(path)], ["bird"]]))
+    requests += [("/create", ["a bird", [good], words]) for words in (["dragon"], 5, [5], ["bird", "boat"])]
+    requests += [("/create", ["a bird", [good], ["bird"], seed]) for seed in ("-1", "x", str(2**64))]
+    requests += [("/create", ["a bird", [good], ["bird"], "0", count]) for count in (0, 99, 1.5)]
+    requests += [
+        ("/create", ["a bird", [{"path": path, "meta": {"_type": "gradio.FileData"}}]])
+        for path in ("/etc/passwd", "../../etc/passwd")
+    ]
+    requests += [("/inspect", ["a bird", [], []]), ("/story", [None])]
+    for path in [path for _, path in uploads.stories(tmp_path)][:60]:
+        requests.append(("/story", [gradio_client.handle_file(path)]))
+    for endpoint, values in requests:
+        with pytest.raises(Exception) as error:
+            client.predict(*values, api_name=endpoint)
+        text = str(error.value).strip()
+        assert text and "\n" not in text and "Traceback" not in text, values
+    files, _ = client.predict("a bird", [good], ["bird"], "0", 1, "", FEW, api_name="/create")
+    assert Path(files[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_large_uploads_are_refused(client, tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(bytes(9 * 2**20))  # the server of the tests takes 8 MB
+    with pytest.raises(Exception, match=r"413|size|large|exceed"):
+        client.predict("a bird", [gradio_client.handle_file(str(path))], ["bird"], api_name="/create")
