@@ -245,8 +245,10 @@ def indefinite(noun: str) -> str:
 
 def _is_plural(noun: str) -> bool:
     """Whether a noun in small letters is a plural: "cats", but not "octopus" or "sheep"."""
+    if noun in _PAIRS:
+        return True
     singular = _engine().singular_noun(noun)
-    if noun in _PAIRS or singular in NOUNS:
+    if singular in NOUNS:
         return singular != noun
     looks_singular = noun in _SINGULARS or noun.endswith(("ss", "us", "is"))
     return bool(singular) and singular != noun and not looks_singular
