@@ -179,7 +179,8 @@ def _photos_and_words(text: str) -> tuple[tuple[bytes, ...], str | tuple[str, ..
         raise UserError(f"--subject {text!r} must be WORDS=IMAGE, such as dog=photo.png, or an IMAGE")
     # A file name may also contain a comma.
     paths = [images] if exists(images) else images.split(",")
-    return tuple(map(_file, paths)), AUTO if words == AUTO else tuple(words.split("|"))
+    # One word stays a text, as in Python, so that the records and thus the files are the same.
+    return tuple(map(_file, paths)), tuple(words.split("|")) if "|" in words else words
 
 
 def _file(path: str) -> bytes:

@@ -33,6 +33,19 @@ def test_command_writes_images_and_masks(micro_pipe, tmp_path, monkeypatch, caps
     assert "image_5.png" in capsys.readouterr().out
 
 
+def test_command_writes_the_bytes_of_python(micro_pipe, tmp_path, monkeypatch):
+    """The same model, request and seed: also the record in the file is the same."""
+    rc.save(micro_pipe, tmp_path / "model")
+    Image.fromarray(CAT).save(tmp_path / "cat.png")
+    run_sample(
+        monkeypatch, "--model", str(tmp_path / "model"), "--prompt", "a cat", "--steps", "2", "--seed", "5",
+        "--subject", f"cat={tmp_path / 'cat.png'}", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    pipe = rc.load(str(tmp_path / "model"))
+    out = rc.sample(pipe, "a cat", [rc.Subject(tmp_path / "cat.png", "cat")], 5, steps=2)
+    assert (tmp_path / "out" / "image_5.png").read_bytes() == out.png_files()[0]
+
+
 def test_command_parses_subjects(tmp_path, monkeypatch):
     """Phrases, masks, strengths and switches of two subjects, and one without words."""
     monkeypatch.chdir(tmp_path)
