@@ -1,4 +1,4 @@
-"""The look of the page: theme, style sheet, and a script that mends Gradio's faults of accessibility."""
+"""The page's theme, style sheet, and a script that fixes accessibility problems of Gradio."""
 
 from gradio.themes import Base
 
@@ -14,12 +14,12 @@ CSS = """
 .gradio-container { max-width: 1400px !important; }
 """
 
-# Gradio 6 measures the tabs in a hidden copy, whose buttons the keyboard reaches, and labels empty pictures
-# without a role. Both come back when the page changes.
+# Gradio 6 has a hidden copy of the tabs, to measure them, and its buttons can get the keyboard's focus. It also
+# labels empty images without a role. It makes both again when the page changes, so the script runs then too.
 HEAD = """
 <script>
 (() => {
-  const mend = () => {
+  const fix = () => {
     for (const copy of document.querySelectorAll('.tab-container[aria-hidden="true"]')) {
       copy.inert = true;
       for (const button of copy.querySelectorAll('button')) button.tabIndex = -1;
@@ -28,8 +28,8 @@ HEAD = """
       empty.setAttribute('role', 'img');
     }
   };
-  mend();
-  new MutationObserver(mend).observe(document.documentElement, {childList: true, subtree: true});
+  fix();
+  new MutationObserver(fix).observe(document.documentElement, {childList: true, subtree: true});
 })();
 </script>
 """
