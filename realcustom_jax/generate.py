@@ -281,6 +281,12 @@ def denoise(
     rows = devices.place((conditioning, keys))
     contexts, run = devices.run(begin_rows, static, rows)
 
+    def loaded() -> Devices:
+        nonlocal devices
+        if devices.params is None:  # freed by a preview
+            devices = Devices.choose(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
+        return devices
+
     def latents() -> Array:
         return devices.collect(run.state.z0)
 
@@ -295,17 +301,15 @@ def denoise(
         phase = next(phase for phase in phases(config) if done < phase.stop)
         index = devices.place(np.full(len(keys), done, np.int32))
         state = (*rows, contexts, run, index)
-        return devices.collect(devices.run(narrowing_rows, (*static, phase), state))
+        return devices.collect(loaded().run(narrowing_rows, (*static, phase), state))
 
     done = 0
     stop = config.steps if watch is None else watch(Pause(0, latents, images, next_narrowing))
     while done < config.steps:
-        if devices.params is None:  # freed by a preview
-            devices = Devices.choose(pipe.mesh, {"unet": pipe.params["unet"]}, len(keys))
         # Rows are divided among devices, so the span is one row per request: (B, 2). It is traced: any span
         # runs in the same program.
         span = devices.place(np.full((len(keys), 2), [done, stop], np.int32))
-        run = devices.run(advance_rows, static, (*rows, contexts, run, span))
+        run = loaded().run(advance_rows, static, (*rows, contexts, run, span))
         done = stop
         if watch is not None:
             stop = watch(Pause(done, latents, images, next_narrowing))

@@ -10,7 +10,10 @@ import pytest
 from jax.sharding import Mesh
 
 import realcustom_jax as rc
+from realcustom_jax.common.progress import progress_of
 from realcustom_jax.diffusion.masks import aggregate
+from realcustom_jax.generate import run_requests
+from realcustom_jax.inputs.requests import requests_of
 from realcustom_jax.inputs.views import reference_views
 from realcustom_jax.toybox import Identity, render_reference
 
@@ -164,3 +167,25 @@ def test_pictures_show_maps_masks_and_tokens(flat_pipe):
 def test_wrong_requests_raise(flat_pipe, prompt, subjects, seed, sentence):
     with pytest.raises(rc.UserError, match=sentence):
         rc.inspect(flat_pipe, prompt, subjects, seed)
+
+
+def test_narrowing_after_a_preview_loads_the_unet_again(flat_pipe, tmp_path):
+    """A preview frees the UNet of an offloaded pipeline; the maps are those of a run without previews."""
+    rc.save(flat_pipe, tmp_path)
+    pipe = rc.load(tmp_path, offload=True, progress=False)
+    requests = requests_of(PROMPT, SUBJECTS, None, 5)
+    seen = {}
+
+    def watch(with_preview):
+        def record(pause):
+            if pause.done == 1:
+                if with_preview:
+                    pause.images()
+                seen[with_preview] = pause.narrowing().word_maps
+            return pause.done + 1
+
+        return record
+
+    for with_preview in (False, True):
+        run_requests(pipe, requests, OPTIONS, progress_of(False), lambda _, p=with_preview: watch(p))
+    np.testing.assert_array_equal(seen[True], seen[False])
