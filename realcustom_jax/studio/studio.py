@@ -100,14 +100,15 @@ class Studio:
             self._ready.set()
 
     def _warm_up(self, report: Report) -> None:
-        """Make an image of one subject, so that the first request finds compiled programs."""
+        """Make an image, of a subject if the model takes them: the first request finds compiled programs."""
 
         def show(stage: str, done: int, total: int | None) -> None:
             self._stage = f"getting ready: {stage}" + (f", step {done} of {total}" if total else "")
             report.progress(stage, done, total)
 
-        word = WORDS[0]
+        word, pipe = WORDS[0], self.pipe()
+        subjects = [Subject(example(word), word)] if pipe.models.realcustom else []
         sample(
-            self.pipe(), f"a {word}", [Subject(example(word), word)],
+            pipe, f"a {word}", subjects,
             progress=show, preview=report.preview, fast_preview=True,
         )  # fmt: skip
