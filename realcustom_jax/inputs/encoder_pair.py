@@ -37,8 +37,8 @@ from realcustom_jax.weights.towers import load_tower
 OWN_TEMPLATE = "a {} on a plain background"
 CLIP_TEMPLATE = "a photo of a {}"
 
-# With these logits (100 × cosine similarity) CLIP's probabilities are calibrated for captions. A general
-# vocabulary has several words for one thing ("dog", "puppy"), which share its probability.
+# A general vocabulary has several words for one thing ("dog", "puppy"), which share its probability. Neither
+# number was measured with a real CLIP; `studies/auto_words.py` does it.
 RULES = Rules(margin=2.0, sure=0.5)
 
 

@@ -14,8 +14,8 @@ CSS = """
 .gradio-container { max-width: 1400px !important; }
 """
 
-# Gradio 6 has a hidden copy of the tabs, to measure them, and its buttons can get the keyboard's focus. It also
-# labels empty images without a role. It makes both again when the page changes, so the script runs then too.
+# Gradio 6 has a hidden copy of the tabs, to measure them, and its buttons can get the keyboard's focus. It
+# also labels empty images without a role. The script runs at every change, because Gradio makes both again.
 HEAD = """
 <script>
 (() => {
