@@ -72,9 +72,16 @@ def draw_word(rng: Generator, word: str, held_out: bool = False) -> np.ndarray:
 
 def draw_other(rng: Generator, held_out: bool = False) -> np.ndarray:
     """An image of none of the words."""
-    kinds: list[Callable[[Generator, bool], Image.Image]]
-    kinds = [_background, _shapes, _leaves, _noise, _letters, _shuffled, _halves]
-    return np.asarray(kinds[int(rng.integers(len(kinds)))](rng, held_out).convert("RGB"))
+    mixed = (partial(kind, held_out=held_out) for kind in (_shuffled, _halves))
+    kinds: list[Callable[[Generator], Image.Image]] = [
+        _background,
+        _shapes,
+        _leaves,
+        _noise,
+        _letters,
+        *mixed,
+    ]
+    return np.asarray(kinds[int(rng.integers(len(kinds)))](rng).convert("RGB"))
 
 
 def _crop(rng: Generator, image: Image.Image, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -97,16 +104,16 @@ def _colour(rng: Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _background(rng: Generator, held_out: bool) -> Image.Image:
+def _background(rng: Generator) -> Image.Image:
     name = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     image = paint_background(name, int(rng.integers(2**31)), 2 * SIZE)
     left, top = map(int, rng.integers(0, SIZE, 2))
     return image.crop((left, top, left + SIZE, top + SIZE)) if rng.random() < 0.5 else image.reduce(2)
 
 
-def _shapes(rng: Generator, held_out: bool) -> Image.Image:
+def _shapes(rng: Generator) -> Image.Image:
     """One to six polygons and ellipses, on a plain colour or a background."""
-    image = _background(rng, held_out).resize((4 * SIZE, 4 * SIZE))
+    image = _background(rng).resize((4 * SIZE, 4 * SIZE))
     image = Image.new("RGB", image.size, _colour(rng)) if rng.random() < 0.6 else image.convert("RGB")
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(1, 7))):
@@ -123,7 +130,7 @@ def _shapes(rng: Generator, held_out: bool) -> Image.Image:
     return image.reduce(4)
 
 
-def _leaves(rng: Generator, held_out: bool) -> Image.Image:
+def _leaves(rng: Generator) -> Image.Image:
     """Discs of all sizes that cover each other: edges and areas have the statistics of photographs."""
     image = Image.new("RGB", (2 * SIZE, 2 * SIZE), _colour(rng))
     draw = ImageDraw.Draw(image)
@@ -137,7 +144,7 @@ def _leaves(rng: Generator, held_out: bool) -> Image.Image:
     return image.reduce(2)
 
 
-def _noise(rng: Generator, held_out: bool) -> Image.Image:
+def _noise(rng: Generator) -> Image.Image:
     """Noise whose spectrum falls with the frequency, from white noise to soft clouds."""
     frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE)[None]) + 1 / SIZE
     spectrum = np.fft.fft2(rng.standard_normal((3, SIZE, SIZE))) / frequency ** rng.uniform(0, 2)
@@ -148,9 +155,9 @@ def _noise(rng: Generator, held_out: bool) -> Image.Image:
     return Image.fromarray(np.clip(field, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _letters(rng: Generator, held_out: bool) -> Image.Image:
+def _letters(rng: Generator) -> Image.Image:
     """One to three letters or digits, large, on a plain colour or a background."""
-    image = _background(rng, held_out).resize((4 * SIZE, 4 * SIZE)).convert("RGB")
+    image = _background(rng).resize((4 * SIZE, 4 * SIZE)).convert("RGB")
     image = Image.new("RGB", image.size, _colour(rng)) if rng.random() < 0.6 else image
     text = "".join(rng.choice(list("ABCDEFGHKMNPQRSTUWXYZabdefghkmpqt23456789&%@?"), int(rng.integers(1, 4))))
     font = ImageFont.load_default(int(rng.uniform(1.2, 3.4) * SIZE))
