@@ -77,12 +77,19 @@ def _reference(photo: str, word: Any) -> Reference:
     return Reference(photo, **values)
 
 
-def _add_create(studio: Studio, button: gr.Button) -> None:
-    inputs = [
+def _request_fields() -> list[Any]:
+    """Fields of the request for one image or several."""
+    return [
         gr.Textbox(label="prompt"),
         gr.File(label="pictures", file_count="multiple"),
         gr.JSON([], label="words"),
         gr.Textbox("0", label="seed"),
+    ]
+
+
+def _add_create(studio: Studio, button: gr.Button) -> None:
+    inputs = [
+        *_request_fields(),
         gr.Number(1, label="count"),
         gr.Textbox("", label="negative_prompt"),
         gr.JSON({}, label="options"),
@@ -132,10 +139,7 @@ def _add_story(studio: Studio, button: gr.Button) -> None:
 
 def _add_inspect(studio: Studio, button: gr.Button) -> None:
     inputs = [
-        gr.Textbox(label="prompt"),
-        gr.File(label="pictures", file_count="multiple"),
-        gr.JSON([], label="words"),
-        gr.Textbox("0", label="seed"),
+        *_request_fields(),
         gr.JSON({}, label="options"),
     ]
     outputs = [gr.File(label="customized"), gr.File(label="text_only"), gr.JSON(label="steps")]

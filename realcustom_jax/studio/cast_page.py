@@ -24,12 +24,11 @@ from realcustom_jax.studio.cast import (
     save_character,
 )  # fmt: skip
 from realcustom_jax.studio.fields import box_of, text_of_box
-from realcustom_jax.studio.jobs import Report, Update
+from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.script import Script
 from realcustom_jax.studio.shown import error_line, status_line
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.studio.widgets import (
-    line_of,
     picture,
     sentence_of,
     session_of,
@@ -169,15 +168,10 @@ def _candidate_fields(studio: Studio, form: CastForm) -> None:
         def work(report: Report) -> Samples:
             return make_candidates(studio.pipe(report), word, description, seed, report)
 
-        steps, samples = watched(studio, request, work), None
-        while True:
-            try:
-                update = next(steps)
-            except StopIteration as end:
-                samples = end.value
-                break
-            images = update.images if isinstance(update, Update) else None
-            yield gr.skip() if images is None else list(images), gr.skip(), line_of(update)
+        def show(images: Any, line: str) -> tuple[Any, ...]:
+            return gr.skip() if images is None else images, gr.skip(), line
+
+        samples = yield from watched(studio, request, work, show)
         if samples is not None:
             yield samples.pil(), samples, status_line("choose a candidate")
 

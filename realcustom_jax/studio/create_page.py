@@ -21,10 +21,10 @@ from realcustom_jax.studio.create import (
     propose_words,
 )  # fmt: skip
 from realcustom_jax.studio.fields import changed_options, field_of
-from realcustom_jax.studio.jobs import Report, Update
+from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import Result, status_line
 from realcustom_jax.studio.studio import Studio
-from realcustom_jax.studio.widgets import line_of, picture, sentence_of, session_of, strength_sliders, watched
+from realcustom_jax.studio.widgets import picture, sentence_of, session_of, strength_sliders, watched
 from realcustom_jax.toybox import WORDS, example
 
 # Fields of one reference, in order: those of `Reference`.
@@ -241,18 +241,10 @@ def _runner(studio: Studio) -> Any:
             samples = create(studio.pipe(report), form, report)
             return Result.write(samples, studio.new_folder(), form)
 
-        steps = watched(studio, request, work)
-        drawn: Any = None
-        while True:
-            try:
-                update = next(steps)
-            except StopIteration as end:
-                result = end.value
-                break
-            images = update.images if isinstance(update, Update) else None
-            pictures = gr.skip() if images is None or images is drawn else list(images)
-            drawn = images
-            yield pictures, line_of(update), *[gr.skip()] * 4
+        def show(images: Any, line: str) -> tuple[Any, ...]:
+            return gr.skip() if images is None else images, line, *[gr.skip()] * 4
+
+        result = yield from watched(studio, request, work, show)
         if result is not None:
             download, details = _about(result, 0)
             yield result.gallery(masks), status_line("done"), details, download, result, 0

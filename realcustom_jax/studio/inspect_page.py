@@ -20,7 +20,7 @@ from realcustom_jax.studio.inspect_tab import (
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import enlarged, status_line
 from realcustom_jax.studio.studio import Studio
-from realcustom_jax.studio.widgets import line_of, picture, sentence_of, session_of, shown_picture, watched
+from realcustom_jax.studio.widgets import picture, sentence_of, session_of, shown_picture, watched
 
 
 @dataclasses.dataclass
@@ -116,14 +116,7 @@ def _run(studio: Studio, request: gr.Request, form_of: Callable[[], Form]) -> It
     def work(report: Report) -> Inspection:
         return look_inside(studio.pipe(report), form, report)
 
-    steps = watched(studio, request, work)
-    while True:
-        try:
-            update = next(steps)
-        except StopIteration as end:
-            found = end.value
-            break
-        yield *[gr.skip()] * count, line_of(update)
+    found = yield from watched(studio, request, work, lambda _, line: (*[gr.skip()] * count, line))
     if found is not None:
         last = len(found.masks)
         yield (

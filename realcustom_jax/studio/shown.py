@@ -12,7 +12,6 @@ from realcustom_jax.common.files import write_bytes
 from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.studio.create import Form, caption, masks_over
-from realcustom_jax.studio.jobs import Update
 
 # Sides of small images are enlarged to this many pixels where a picture is drawn on or explained.
 SIDE = 384
@@ -60,11 +59,6 @@ def status_line(text: str, share: float | None = None) -> str:
     """A status as HTML, with a bar if the share is known; screen readers say it when they have time."""
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}" aria-label="progress"></progress>'
     return f'<div role="status" class="studio-status">{html.escape(text)}{bar}</div>'
-
-
-def update_line(update: Update) -> str:
-    """The status line of running work."""
-    return status_line(update.text, update.share)
 
 
 def error_line(text: str) -> str:

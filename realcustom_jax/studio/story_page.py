@@ -9,7 +9,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import write_bytes
 from realcustom_jax.inputs.transforms import png_bytes
 from realcustom_jax.studio.cast_page import PRIVATE, CastForm, cast_form, connect_cast
-from realcustom_jax.studio.jobs import Report, Update
+from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.script import (
     Script,
     export_story,
@@ -21,7 +21,7 @@ from realcustom_jax.studio.script import (
 )  # fmt: skip
 from realcustom_jax.studio.shown import status_line
 from realcustom_jax.studio.studio import Studio
-from realcustom_jax.studio.widgets import line_of, sentence_of, session_of, watched
+from realcustom_jax.studio.widgets import sentence_of, session_of, watched
 
 # (event, action, inputs, status): the action takes the script and the inputs, and returns what happened.
 Change = Callable[[Any, Callable[..., str], list[Any], gr.HTML], None]
@@ -206,18 +206,13 @@ def _connect_runs(
             generate(studio.pipe(report), script.story, report, index)
             return True
 
-        done = None
-        steps = watched(studio, request, work)
         made = script.pages(studio.new_folder)
-        while True:
-            try:
-                update = next(steps)
-            except StopIteration as end:
-                done = end.value
-                break
-            images = update.images if isinstance(update, Update) else None
+
+        def show(images: Any, line: str) -> tuple[Any, ...]:
             now = gr.skip() if images is None else [*made, *((image, "being made") for image in images)]
-            yield gr.skip(), gr.skip(), now, line_of(update)
+            return gr.skip(), gr.skip(), now, line
+
+        done = yield from watched(studio, request, work, show)
         yield *_shown(studio, script, chosen), status_line("done") if done else gr.skip()
 
     outputs = [*view, runs["status"]]

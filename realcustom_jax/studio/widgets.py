@@ -1,5 +1,6 @@
 """Gradio components and event helpers that all tabs share."""
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,8 +8,8 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from realcustom_jax.common.errors import UserError, one_line
-from realcustom_jax.studio.jobs import Report, Stopped, Update
-from realcustom_jax.studio.shown import error_line, status_line, update_line
+from realcustom_jax.studio.jobs import Report, Stopped
+from realcustom_jax.studio.shown import error_line, status_line
 from realcustom_jax.studio.studio import Studio
 
 _Result = TypeVar("_Result")
@@ -54,26 +55,55 @@ def session_of(request: gr.Request | None) -> str:
 
 
 def watched(
-    studio: Studio, request: gr.Request | None, work: Callable[[Report], _Result]
-) -> Generator[Update | str, None, _Result | None]:
-    """Run work for a tab.
+    studio: Studio,
+    request: gr.Request | None,
+    work: Callable[[Report], _Result],
+    show: Callable[[Any, str], Any],
+) -> Generator[Any, None, _Result | None]:
+    """Run work for a tab, and show how far it is.
+
+    Args:
+      studio: the studio.
+      request: of the tab.
+      work: the work.
+      show: makes the values of the tab's components from the images predicted last, a list, or None if there
+        are no new ones, and a status as HTML.
 
     Yields:
-      Updates, and at last, if it failed, a line of HTML that says why.
+      Results of `show`; at last, if the work failed, one that says why.
 
     Returns:
-      The result; None if it failed.
+      The result of the work; None if it failed.
     """
-    try:
-        return (yield from studio.jobs.run(session_of(request), work))
-    except Stopped:
-        yield status_line("stopped")
-    except UserError as error:
-        yield error_line(str(error))
-    except Exception as error:
-        studio.log(error)
-        yield error_line(f"unexpected error: {one_line(error)}")
-    return None
+    # Closed with this generator, which stops the work.
+    with contextlib.closing(studio.jobs.run(session_of(request), work)) as updates:
+        before = None
+        while True:
+            try:
+                update = next(updates)
+            except StopIteration as end:
+                return end.value
+            except Exception as error:
+                yield show(None, _failure(studio, error))
+                return None
+            new = update.images if update.images is not before else None
+            before = update.images
+            yield show(None if new is None else list(new), status_line(update.text, update.share))
+
+
+def _failure(studio: Studio, error: Exception) -> str:
+    """A failure of work as HTML."""
+    if isinstance(error, Stopped):
+        return status_line("stopped")
+    return error_line(_sentence(studio, error))
+
+
+def _sentence(studio: Studio, error: Exception) -> str:
+    """An error in one sentence; the traceback of an unexpected one is printed."""
+    if isinstance(error, UserError):
+        return str(error)
+    studio.log(error)
+    return f"unexpected error: {one_line(error)}"
 
 
 def sentence_of(act: Callable[[], _Result]) -> tuple[_Result | None, str]:
@@ -94,16 +124,8 @@ def answered(studio: Studio, request: gr.Request | None, work: Callable[[Report]
         return studio.jobs.finish(session_of(request), work)
     except Stopped:
         raise gr.Error("stopped", print_exception=False) from None
-    except UserError as error:
-        raise gr.Error(str(error), print_exception=False) from None
     except Exception as error:
-        studio.log(error)
-        raise gr.Error(f"unexpected error: {one_line(error)}", print_exception=False) from None
-
-
-def line_of(update: Update | str) -> str:
-    """The status of what `watched` yields."""
-    return update if isinstance(update, str) else update_line(update)
+        raise gr.Error(_sentence(studio, error), print_exception=False) from None
 
 
 def paths_of(files: Sequence[Any] | None) -> list[str]:
