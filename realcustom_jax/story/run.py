@@ -12,7 +12,8 @@ from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.outputs.watching import Preview
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.story.batches import Place, fill_batches, fits, new_places
-from realcustom_jax.story.page import Page
+from realcustom_jax.story.page import Made, Page
+from realcustom_jax.story.scene import Scene
 
 if TYPE_CHECKING:
     from realcustom_jax.story.story import Story
@@ -26,7 +27,7 @@ def run_scenes(
     preview: Preview | None = None,
     every: int | None = None,
     fast_preview: bool = False,
-) -> None:
+) -> list[Page]:
     """Make the images of some scenes, and put them into the story.
 
     Args:
@@ -35,9 +36,16 @@ def run_scenes(
       scenes: indices of scenes.
       progress, preview, every, fast_preview: as in `sample`; a preview has the scenes of one batch, in order.
 
+    Returns:
+      The new pages.
+
     Raises:
       UserError: as `sample`. Mistakes in requests are found before any image is made.
     """
+    # Another thread may change the story meanwhile, as on the studio's page: an image belongs to the page that
+    # asked for it, wherever it is then, and to the characters of now.
+    pages = [story.pages[i] for i in scenes]
+    inputs = [story.made_from(i) for i in scenes]
     requests = [story.request(i) for i in scenes]
     sizes = [_size(story, pipe, i) for i in scenes]
     for request, (height, width) in zip(requests, sizes, strict=True):  # errors before any work
@@ -61,7 +69,11 @@ def run_scenes(
         )
         for row, k in enumerate(rows):
             if k >= 0:
-                _keep(story, scenes[k], made[row], requests[k], places[k])
+                new = _page(pages[k].scene, made[row], requests[k], places[k], inputs[k])
+                story.put(pages[k], new)
+                pages[k] = new
+                story.model = dict(made.records[row].model)
+    return pages
 
 
 def _of_scenes(preview: Preview | None, rows: Sequence[int]) -> Preview | None:
@@ -77,8 +89,8 @@ def _of_scenes(preview: Preview | None, rows: Sequence[int]) -> Preview | None:
     return lambda step, images: preview(step, images[own])
 
 
-def _keep(story: "Story", scene: int, samples: Samples, request: Request, place: Place) -> None:
-    """Put the image of a scene into `pages`, without the empty slots of its batch."""
+def _page(scene: Scene, samples: Samples, request: Request, place: Place, made: Made) -> Page:
+    """A scene with its image, without the empty slots of its batch."""
     count = len(request.subjects)
     record = samples.records[0]
     own = dataclasses.replace(
@@ -87,8 +99,7 @@ def _keep(story: "Story", scene: int, samples: Samples, request: Request, place:
         words=[samples.words[0][:count]],
         records=(dataclasses.replace(record, subjects=record.subjects[:count]),),
     )
-    story.pages[scene] = Page(story.pages[scene].scene, own, place, story.made_from(scene))
-    story.model = dict(record.model)
+    return Page(scene, own, place, made)
 
 
 def _places(

@@ -167,6 +167,12 @@ class Story:
         """Remove a scene and its image."""
         del self.pages[self._index(scene)]
 
+    def put(self, old: Page, new: Page) -> None:
+        """Put a page in the place of another one; nothing happens if that was removed or changed."""
+        at = next((i for i, page in enumerate(self.pages) if page is old), None)
+        if at is not None:
+            self.pages[at] = new
+
     def _index(self, scene: Any, count: int | None = None) -> int:
         """The index of a scene, from 0, checked."""
         count = len(self.pages) if count is None else count
@@ -283,14 +289,14 @@ class Story:
         before = self.pages[at]
         new = ((before.scene.seed or 0) + _REROLL) % 2**64 if seed is None else SEED.check("seed", seed)
         self.change(at, seed=new)
+        asked = self.pages[at]
         try:
-            run_scenes(self, pipe, [at], progress, preview, every, fast_preview)
+            (page,) = run_scenes(self, pipe, [at], progress, preview, every, fast_preview)
         except BaseException:
-            self.pages[at] = before
+            self.put(asked, before)
             raise
-        samples = self.pages[at].samples
-        assert samples is not None  # made above
-        return samples
+        assert page.samples is not None  # made above
+        return page.samples
 
     # ---------------------------------------------------------------- using results
 

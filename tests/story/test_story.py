@@ -85,6 +85,43 @@ def test_images_equal_those_of_sample(made, toybox):
     assert [page.samples.masks.shape[2] for page in made.pages] == [1, 2, 0]
 
 
+def during(act):
+    """A progress function that acts after the first step, as another thread may."""
+    return lambda stage, done, total: act() if stage == "sampling" and done == 1 else None
+
+
+def test_story_that_changes_while_images_are_made_keeps_each_with_its_scene(made, toybox):
+    """Scenes move, one is changed, and a character is replaced before the images are there."""
+    story = new_story()
+
+    def act():
+        story.move(2, 0)  # "the beach at night" comes first
+        story.change(2, prompt="Bolt alone")  # was "Mika and Bolt in the snow"
+
+    story.generate(toybox, progress=during(act))
+    assert [page.scene.prompt for page in story.pages] == [
+        "the beach at night",
+        "Mika on the beach",
+        "Bolt alone",
+    ]
+    np.testing.assert_array_equal(story.pages[0].samples.images, made.pages[2].samples.images)
+    np.testing.assert_array_equal(story.pages[1].samples.images, made.pages[0].samples.images)
+    assert story.pages[2].samples is None
+
+    story = new_story()
+    cat = rc.Character("Mika", CAT[:, ::-1], "cat")
+    story.generate(toybox, progress=during(lambda: story.add_character(cat)))
+    assert [story.is_made(i) for i in range(3)] == [False, False, True]
+
+
+def test_scene_that_is_removed_while_it_is_rerolled_stays_removed(made, toybox):
+    story = new_story()
+    story.pages = list(made.pages)
+    samples = story.reroll(toybox, 0, progress=during(lambda: story.remove(0)))
+    assert len(samples) == 1
+    assert story.pages == made.pages[1:], "the others keep their images"
+
+
 def test_only_what_changed_is_made_again(made, toybox):
     story, before = made, pixels(made)
     assert all(map(story.is_made, range(3)))
