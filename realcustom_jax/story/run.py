@@ -42,8 +42,8 @@ def run_scenes(
     Raises:
       UserError: as `sample`. Mistakes in requests are found before any image is made.
     """
-    # Another thread may change the story meanwhile, as on the studio's page: an image belongs to the page that
-    # asked for it, wherever it is then, and to the characters of now.
+    # Another thread may change the story meanwhile, as the studio can. An image belongs to the page that
+    # asked for it, wherever that is then, and to the characters of now.
     pages = [story.pages[i] for i in scenes]
     inputs = [story.made_from(i) for i in scenes]
     requests = [story.request(i) for i in scenes]
