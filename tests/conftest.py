@@ -62,8 +62,9 @@ jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-# Bytes of a worker from which it drops its compiled programs. Without a bound it grows to 9 GiB.
-_MEMORY = 3 * 2**30
+# Bytes of a worker from which it drops its compiled programs. Without a bound it grows to 9 GiB; a lower one
+# makes it compile more programs again.
+_MEMORY = 5 * 2**30
 
 
 @pytest.fixture(scope="module", autouse=True)
