@@ -21,3 +21,5 @@ def use_compilation_cache() -> None:
     config: Any = jax.config  # its types do not know its options
     if config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        # The default, one second, leaves out dozens of small programs, which take seconds together.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -85,7 +85,10 @@ class Devices:
     def place(self, rows: Any) -> Any:
         """Move rows to their devices, padded so that each device has equally many."""
         if self.mesh is None:
-            return rows
+            first = jax.tree.leaves(self.params)[0]
+            one = isinstance(first, Array) and not is_tracing() and len(first.devices()) == 1
+            # New arrays and results of programs then compile to the same program.
+            return jax.device_put(rows, first.sharding) if one else rows
         # −n mod m rows are missing to a multiple of m.
         axis = self.mesh.axis_names[0]
         rows = fill(rows, -self.count % self.mesh.shape[axis])

@@ -134,8 +134,7 @@ class Denoiser:
 
     def _apply(self, x: Array, t: Array, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
         t = jnp.broadcast_to(t, (len(x),))
-        outputs: Any = self.unet.apply({"params": self.params}, x, t, *args, **kwargs)
-        return outputs
+        return _apply_unet(self.unet, self.params, x, t, *args, **kwargs)
 
     def token_selection(self, alpha: Array) -> TokenSelection | None:
         """Settings of the token scoring at √ᾱ_t = alpha (); None keeps all tokens unscaled."""
@@ -194,6 +193,13 @@ class Denoiser:
         if c.mask_refine == "none":
             return None
         return refinement_level(self.unet.config, (c.height, c.width), (c.mask_height, c.mask_width))
+
+
+# Tracing a UNet takes seconds. The phases of a loop trace equal passes; within `jit` they are traced once.
+@functools.partial(jax.jit, static_argnames=("unet", "self_attention_level"))
+def _apply_unet(unet: UNet, params: Any, *args: Any, **kwargs: Any) -> tuple[Array, Aux]:
+    outputs: Any = unet.apply({"params": params}, *args, **kwargs)
+    return outputs
 
 
 def encode_contexts(unet: UNet, params: Any, conditioning: Conditioning, guidance: str) -> Contexts:

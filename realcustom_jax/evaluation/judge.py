@@ -20,7 +20,7 @@ from realcustom_jax.common.chunks import in_chunks
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.pixels import to_signed
 from realcustom_jax.models.init import param_shapes
-from realcustom_jax.models.layers import GroupNorm
+from realcustom_jax.models.layers import Conv, Dense, GroupNorm
 from realcustom_jax.toybox import BACKGROUNDS, WORDS
 from realcustom_jax.weights.components import on_device, read_params, write_params
 from realcustom_jax.weights.layouts import DIFFUSERS
@@ -67,10 +67,10 @@ class _Level(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         side = max(self.stride, 3)  # stride 4: 4×4 patches without overlap; stride 2: overlapping 3×3
-        x = nn.Conv(self.features, (side, side), (self.stride, self.stride), name="down")(x)
+        x = Conv(self.features, (side, side), (self.stride, self.stride), name="down")(x)
         for i in range(self.blocks):
             h = nn.silu(GroupNorm(8, name=f"norm_{i}")(x))
-            x = x + nn.Conv(self.features, (3, 3), name=f"conv_{i}")(h)
+            x = x + Conv(self.features, (3, 3), name=f"conv_{i}")(h)
         return x
 
 
@@ -89,14 +89,14 @@ class _Scene(nn.Module):
         coarse = _Level(96, 2, 2, name="level_1")(fine)  # 8×8
         pooled = _pool(nn.silu(GroupNorm(8, name="norm")(coarse)))
         # Like one level of a UNet: the coarse level knows the subject, the fine one where its edges are.
-        x = nn.Dense(64, name="up")(coarse)
+        x = Dense(64, name="up")(coarse)
         x = fine + jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        x = x + nn.Conv(64, (3, 3), name="up_conv")(nn.silu(GroupNorm(8, name="up_norm")(x)))
-        region = nn.Dense(16, name="region")(nn.silu(x))  # (B, 16, 16, 16): 4×4 pixels of each patch
+        x = x + Conv(64, (3, 3), name="up_conv")(nn.silu(GroupNorm(8, name="up_norm")(x)))
+        region = Dense(16, name="region")(nn.silu(x))  # (B, 16, 16, 16): 4×4 pixels of each patch
         b = len(images)
         # (B, 16, 16, 4, 4) → (B, 16, 4, 16, 4) → (B, 64, 64)
         region = region.reshape(b, 16, 16, 4, 4).swapaxes(2, 3).reshape(b, SIZE, SIZE)
-        return View(nn.Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
+        return View(Dense(len(BACKGROUNDS), name="backgrounds")(pooled), region)
 
 
 class _Subject(nn.Module):
@@ -107,9 +107,9 @@ class _Subject(nn.Module):
         x = _Level(64, 4, 2, name="level_0")(crops)  # 12×12
         x = _Level(128, 2, 2, name="level_1")(x)  # 6×6
         pooled = _pool(nn.silu(GroupNorm(8, name="norm")(x)))
-        direction = nn.Dense(96, name="direction")(pooled)
+        direction = Dense(96, name="direction")(pooled)
         direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
-        return Look(nn.Dense(len(WORDS), name="words")(pooled), direction)
+        return Look(Dense(len(WORDS), name="words")(pooled), direction)
 
 
 class JudgeNet(nn.Module):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.flash import FlashAttention
+from realcustom_jax.models.layers import Dense
 
 
 @flax.struct.dataclass
@@ -182,12 +183,12 @@ class SelfAttention(nn.Module):
         """(B, h·w, C) → (B, h·w, C), and the probabilities averaged over heads, (B, h·w, h·w) float32."""
         channels = x.shape[-1]
         q, k, v = (
-            split_heads(nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x), self.heads)
+            split_heads(Dense(channels, use_bias=False, dtype=self.dtype, name=name)(x), self.heads)
             for name in ("to_q", "to_k", "to_v")
         )
         out = merge_heads(pixel_attention(q, k, v, self.flash))
         # The average is free if the caller ignores it: XLA removes unused computation.
-        return nn.Dense(channels, dtype=self.dtype, name="to_out_0")(out), average_attention(q, k)
+        return Dense(channels, dtype=self.dtype, name="to_out_0")(out), average_attention(q, k)
 
 
 class CrossAttention(nn.Module):
@@ -202,14 +203,14 @@ class CrossAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.to_q = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_k = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_v = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_out_0 = nn.Dense(self.features, dtype=self.dtype)
+        self.to_q = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_k = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_v = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_out_0 = Dense(self.features, dtype=self.dtype)
         # W_Ki and W_Vi have no bias. `_attend_subjects` relies on it.
         if self.visual:
-            self.to_k_vision = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
-            self.to_v_vision = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
+            self.to_k_vision = Dense(self.features, use_bias=False, dtype=self.dtype)
+            self.to_v_vision = Dense(self.features, use_bias=False, dtype=self.dtype)
 
     def encode(self, text: Array, visual: Array | None) -> LayerContext:
         """Text tokens (B, n_t, C_t) and visual tokens (B, R, N, C_i) or None → their keys and values."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.encoder import Encoder
-from realcustom_jax.models.layers import LayerNorm
+from realcustom_jax.models.layers import Dense, Embed, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class _Embeddings(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         c = self.config
-        tokens = nn.Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
-        positions = nn.Embed(
+        tokens = Embed(c.vocab_size, c.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
+        positions = Embed(
             c.max_position_embeddings, c.hidden_size, dtype=self.dtype, name="position_embedding"
         )(jnp.arange(ids.shape[1]))
         return tokens + positions
@@ -94,7 +94,5 @@ class CLIPText(nn.Module):
         end = ids == (ids.max(axis=-1, keepdims=True) if c.eos_token_id == 2 else c.eos_token_id)
         pooled = last[jnp.arange(ids.shape[0]), jnp.argmax(end, axis=-1)]  # (B, n, C) → (B, C)
         if c.with_projection:
-            pooled = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")(
-                pooled
-            )
+            pooled = Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")(pooled)
         return TextOutput(last, penultimate, pooled)

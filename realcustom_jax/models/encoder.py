@@ -9,7 +9,7 @@ from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
-from realcustom_jax.models.layers import LayerNorm, gelu
+from realcustom_jax.models.layers import Dense, LayerNorm, gelu
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -41,13 +41,13 @@ class Attention(nn.Module):
         """(B, n, C) → (B, n, C)."""
         n, channels = x.shape[-2:]
         q, k, v = (
-            split_heads(nn.Dense(channels, dtype=self.dtype, name=f"{name}_proj")(x), self.heads)
+            split_heads(Dense(channels, dtype=self.dtype, name=f"{name}_proj")(x), self.heads)
             for name in "qkv"
         )
         # (n, n): −inf for keys after the query
         bias = jnp.where(jnp.tri(n, dtype=bool), 0.0, -jnp.inf) if self.causal else None
         out = merge_heads(attend(attention_probabilities(q, k, bias), v))
-        return nn.Dense(channels, dtype=self.dtype, name="out_proj")(out)
+        return Dense(channels, dtype=self.dtype, name="out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -59,8 +59,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = activation(self.act)(nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+        hidden = activation(self.act)(Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 
 class EncoderLayer(nn.Module):

@@ -10,7 +10,7 @@ from jax import Array
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
 from realcustom_jax.models.config import HIGH_RES
-from realcustom_jax.models.layers import LayerNorm, gelu
+from realcustom_jax.models.layers import Dense, LayerNorm, gelu
 
 # Number of feature arrays that each projector takes: global; + local; + three shallow layers.
 FEATURES = {"plain": 1, "deep": 2, "shallow": 5}
@@ -44,7 +44,7 @@ class PlainProjector(nn.Module):
     @nn.compact
     def __call__(self, features: tuple[Array, ...]) -> Array:
         (tokens,) = features
-        tokens = nn.Dense(self.features, dtype=self.dtype, name="proj")(tokens)
+        tokens = Dense(self.features, dtype=self.dtype, name="proj")(tokens)
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(tokens)
 
 
@@ -62,7 +62,7 @@ class _MinAttention(nn.Module):
         other = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(other)
         q, k, v = (
             split_heads(
-                nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens),
+                Dense(channels, use_bias=False, dtype=self.dtype, name=name)(tokens),
                 channels // self.head_dim,
             )
             for name, tokens in (("to_q", x), ("to_k", other), ("to_v", other))
@@ -86,7 +86,7 @@ class HighResProjector(nn.Module):
     @nn.compact
     def __call__(self, features: tuple[Array, ...]) -> Array:
         *shallow_layers, global_tokens, local = features
-        base = nn.Dense(self.features, dtype=self.dtype, name="projector_base")(global_tokens)
+        base = Dense(self.features, dtype=self.dtype, name="projector_base")(global_tokens)
         # The published shallow network has the weights of the deep branch too, but ignores its result.
         # Computed here so that the weights load and save; XLA removes the unused computation.
         deep = self._mlp(
@@ -102,7 +102,7 @@ class HighResProjector(nn.Module):
     def _mlp(self, name: str, x: Array) -> Array:
         """Linear–GELU–linear–GELU–linear–LayerNorm."""
         # The numbers are those of PyTorch's `Sequential`, which counts the activations too.
-        x = nn.Dense(4 * x.shape[-1], dtype=self.dtype, name=f"{name}_0")(x)
-        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_2")(gelu(x))
-        x = nn.Dense(self.features, dtype=self.dtype, name=f"{name}_4")(gelu(x))
+        x = Dense(4 * x.shape[-1], dtype=self.dtype, name=f"{name}_0")(x)
+        x = Dense(self.features, dtype=self.dtype, name=f"{name}_2")(gelu(x))
+        x = Dense(self.features, dtype=self.dtype, name=f"{name}_4")(gelu(x))
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_5")(x)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from realcustom_jax.models.layers import GroupNorm
+from realcustom_jax.models.layers import Conv, Dense, GroupNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Recogniser(nn.Module):
     def __call__(self, images: Array) -> Array:
         x = images
         for level, width in enumerate(self.config.widths):
-            x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
+            x = Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
             for block in range(self.config.blocks):
                 h = nn.silu(GroupNorm(8, name=f"norm_{level}_{block}")(x))
-                x = x + nn.Conv(width, (3, 3), name=f"conv_{level}_{block}")(h)
+                x = x + Conv(width, (3, 3), name=f"conv_{level}_{block}")(h)
         x = nn.silu(GroupNorm(8, name="norm")(x))
         # (B, h, w, C) → (B, 2C): the mean describes large areas, the maximum small parts such as an ear.
         pooled = jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
-        return nn.Dense(1 + len(self.config.words), name="words")(pooled)
+        return Dense(1 + len(self.config.words), name="words")(pooled)

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from realcustom_jax.models.layers import Dense
+
 
 @flax.struct.dataclass
 class TokenSelection:
@@ -30,7 +32,7 @@ class TokenSelection:
 
 # TPUs multiply float32 in bfloat16 by default. Tokens are ranked by their scores, so scores need full
 # precision.
-_dense = functools.partial(nn.Dense, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+_dense = functools.partial(Dense, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST)
 
 
 class _Score(nn.Module):

@@ -10,7 +10,7 @@ from jax import Array
 
 from realcustom_jax.models.attention import CrossAttention, LayerContext, SelfAttention, VisualControl
 from realcustom_jax.models.flash import FlashAttention
-from realcustom_jax.models.layers import GroupNorm, LayerNorm, gelu
+from realcustom_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, gelu
 from realcustom_jax.models.remat import remat_call, remat_scan_body
 
 
@@ -22,7 +22,7 @@ class _GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        value, gate = jnp.split(Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return value * gelu(gate)
 
 
@@ -37,7 +37,7 @@ class _FeedForward(nn.Module):
         # (B, h·w, C) → (B·h·w, C). If the gradient of a kernel sums over two axes, XLA's CPU backend first
         # transposes these activations, the widest of the network.
         hidden = _GEGLU(4 * channels, self.dtype, name="net_0")(x.reshape(-1, channels))
-        return nn.Dense(channels, dtype=self.dtype, name="net_2")(hidden).reshape(x.shape)
+        return Dense(channels, dtype=self.dtype, name="net_2")(hidden).reshape(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -106,9 +106,9 @@ class Transformer2D(nn.Module):
         self.norm = GroupNorm(self.groups, 1e-6, self.dtype)
         # SDXL has linear projections, SD1.5 1×1 convolutions. They compute the same; only the shapes differ.
         project = (
-            (lambda: nn.Dense(self.features, dtype=self.dtype))
+            (lambda: Dense(self.features, dtype=self.dtype))
             if self.linear_projection
-            else (lambda: nn.Conv(self.features, (1, 1), dtype=self.dtype))
+            else (lambda: Conv(self.features, (1, 1), dtype=self.dtype))
         )
         self.proj_in = project()
         self.transformer_blocks = [

@@ -22,6 +22,7 @@ from realcustom_jax.models.attention import LayerContext, VisualControl
 from realcustom_jax.models.config import RealCustomConfig, UNetConfig
 from realcustom_jax.models.flash import FlashAttention
 from realcustom_jax.models.layers import (
+    Conv,
     Downsample,
     GroupNorm,
     ResnetBlock,
@@ -206,12 +207,12 @@ class UNet(nn.Module):
             scan=self.scan,
         )
         levels = range(len(c.block_out_channels))
-        self.conv_in = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
+        self.conv_in = Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype)
         self.down_blocks = [stage(level, "down") for level in levels]
         self.mid_block = stage(levels[-1], "mid")
         self.up_blocks = [stage(level, "up") for level in reversed(levels)]
         self.conv_norm_out = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype)
-        self.conv_out = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype)
+        self.conv_out = Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype)
         if rc is not None:
             self.encoder_hidden_states_vision_projection = make_projector(
                 rc.projector, rc.token_dim, rc.projector_head_dim, self.dtype

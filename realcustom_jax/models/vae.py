@@ -9,7 +9,7 @@ from jax import Array
 
 from realcustom_jax.models.attention import merge_heads, pixel_attention, split_heads
 from realcustom_jax.models.flash import FlashAttention
-from realcustom_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample
+from realcustom_jax.models.layers import Conv, Dense, Downsample, GroupNorm, ResnetBlock, Upsample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class _SingleHeadAttention(nn.Module):
         b, h, w, c = x.shape
         # (B, h, w, C) → (B, h·w, C)
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
-        q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
+        q, k, v = (Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
         # one head: (B, h·w, C) → (B, h·w, 1, C)
         q, k, v = (split_heads(x, 1) for x in (q, k, v))
         y = merge_heads(pixel_attention(q, k, v, self.flash))
-        return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
+        return x + Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 
 class _MidBlock(nn.Module):
@@ -101,7 +101,7 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        x = nn.Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
+        x = Conv(c.block_out_channels[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x)
         last = len(c.block_out_channels) - 1
         for i, features in enumerate(c.block_out_channels):
             resample = "down" if i < last else None
@@ -110,7 +110,7 @@ class _Encoder(nn.Module):
             x = level(x)
         x = _MidBlock(c, self.dtype, self.flash, name="mid_block")(x)
         x = nn.silu(GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x))
-        return nn.Conv(2 * c.latent_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+        return Conv(2 * c.latent_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
 
 
 class _Decoder(nn.Module):
@@ -123,7 +123,7 @@ class _Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         c = self.config
-        x = nn.Conv(c.block_out_channels[-1], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(z)
+        x = Conv(c.block_out_channels[-1], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(z)
         x = _MidBlock(c, self.dtype, self.flash, name="mid_block")(x)
         last = len(c.block_out_channels) - 1
         for i, features in enumerate(reversed(c.block_out_channels)):
@@ -133,7 +133,7 @@ class _Decoder(nn.Module):
                            name=f"up_blocks_{i}")  # fmt: skip
             x = level(x)
         x = nn.silu(GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x))
-        return nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
+        return Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(x)
 
 
 class VAE(nn.Module):
@@ -150,8 +150,8 @@ class VAE(nn.Module):
         c = self.config
         self.encoder = _Encoder(c, self.dtype, self.flash)
         self.decoder = _Decoder(c, self.dtype, self.flash)
-        self.quant_conv = nn.Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
-        self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=self.dtype)
+        self.quant_conv = Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
+        self.post_quant_conv = Conv(c.latent_channels, (1, 1), dtype=self.dtype)
 
     def moments(self, images: Array) -> tuple[Array, Array]:
         """(B, H, W, 3) in [-1, 1] → mean and log-variance of the unscaled posterior, (B, h, w, c) float32."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.encoder import Encoder
-from realcustom_jax.models.layers import LayerNorm
+from realcustom_jax.models.layers import Conv, Dense, Embed, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Embeddings(nn.Module):
     def __call__(self, pixels: Array) -> Array:
         c = self.config
         patch = (c.patch_size, c.patch_size)
-        x = nn.Conv(
+        x = Conv(
             c.hidden_size,
             patch,
             patch,
@@ -100,7 +100,7 @@ class _Embeddings(nn.Module):
         b, n = x.shape[0], x.shape[1] * x.shape[2]
         x = x.reshape(b, n, c.hidden_size)  # (B, S/p, S/p, C) → (B, n, C)
         count = n + int(c.class_token and c.position_prefix)
-        embed = nn.Embed(count, c.hidden_size, dtype=self.dtype, name="position_embedding")
+        embed = Embed(count, c.hidden_size, dtype=self.dtype, name="position_embedding")
         positions = embed(jnp.arange(count))
         prefix = []
         if c.class_token:
@@ -155,9 +155,7 @@ class ViT(nn.Module):
         states, last = _VisionModel(c, self.dtype, name="vision_model")(pixels.astype(self.dtype))
         pooled = last[:, 0] if c.class_token else last.mean(axis=1)
         if c.projection_dim is not None:
-            projection = nn.Dense(
-                c.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"
-            )
+            projection = Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection")
             pooled = projection(pooled)
         return VisionOutput(states, last, pooled)
 

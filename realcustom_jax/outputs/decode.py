@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 _DECODED_AT_ONCE = 1024 * 1024
 
 
-def images_of(pipe: "Pipeline", latents: Array) -> np.ndarray:
+def images_of(pipe: "Pipeline", latents: Array, at_once: int | None = None) -> np.ndarray:
     """Latents (B, h, w, C) → uint8 images (B, H, W, 3), in slices that bound the memory.
+
+    Args:
+      pipe: the model.
+      latents: scaled latents.
+      at_once: images that a device decodes at once; None for as many as have `_DECODED_AT_ONCE` pixels.
 
     Raises:
       UserError: if the VAE's output is not finite.
@@ -31,7 +36,8 @@ def images_of(pipe: "Pipeline", latents: Array) -> np.ndarray:
     devices = 1 if pipe.mesh is None else pipe.mesh.size
     # −(−a // b) rounds up. Slices are of equal size and the last is padded, so one program decodes all of
     # them.
-    slices = -(-len(latents) // (devices * max(1, _DECODED_AT_ONCE // pixels)))
+    at_once = at_once or max(1, _DECODED_AT_ONCE // pixels)
+    slices = -(-len(latents) // (devices * at_once))
     rows = -(-len(latents) // slices)
     padded = fill(latents, slices * rows - len(latents))
     params = {"vae": pipe.params["vae"]}

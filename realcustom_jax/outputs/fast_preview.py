@@ -47,7 +47,8 @@ def linear_decoder(pipe: "Pipeline") -> LinearDecoder:
     if "linear_decoder" not in pipe.cache:
         channels, down = pipe.models.vae_config.latent_channels, pipe.models.vae_config.downscale
         latents = _smooth_noise(channels)
-        images = images_of(pipe, latents).astype(np.float32)
+        # one at a time: a model with latents of this size, the toybox, decodes its results with this program
+        images = images_of(pipe, latents, at_once=1).astype(np.float32)
         # mean colour of each latent's pixels: (n, h·d, w·d, 3) → (n, h, w, 3)
         colours = images.reshape(_COUNT, _SIDE, down, _SIDE, down, 3).mean(axis=(2, 4))
         rows = np.asarray(latents).reshape(-1, channels)

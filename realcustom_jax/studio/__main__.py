@@ -51,7 +51,10 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
         toy=args.model == "toybox",
     )
     studio.start()
-    # After the start, because importing Gradio takes seconds.
+    # Importing Gradio takes seconds, and Python runs one thread at a time, except while XLA compiles. The
+    # toybox compiles within seconds; larger models are still loading when the page opens.
+    if studio.toy:
+        studio.wait_for_compiler()
     from realcustom_jax.studio.page import build_page, launch
 
     page = build_page(studio)

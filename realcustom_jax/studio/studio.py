@@ -46,7 +46,7 @@ class Studio:
         self._pipe: Pipeline | None = None
         self.error = ""
         self._stage = "loading the model"
-        self._loaded, self._ready = threading.Event(), threading.Event()
+        self._loaded, self._compiling, self._ready = (threading.Event() for _ in range(3))
 
     def start(self) -> None:
         """Load the model and run a first request, in the background."""
@@ -61,6 +61,10 @@ class Studio:
     def stage(self) -> str:
         """What happens until it is ready."""
         return self.error or self._stage
+
+    def wait_for_compiler(self) -> None:
+        """Wait until the first request compiles, or has ended."""
+        self._compiling.wait()
 
     def pipe(self, report: Report | None = None) -> Pipeline:
         """The model; waits until it is loaded.
@@ -96,13 +100,15 @@ class Studio:
                 self.log(error)
             self.error = f"the model cannot be used: {one_line(error)}"
         finally:
-            self._loaded.set()
-            self._ready.set()
+            for event in (self._loaded, self._compiling, self._ready):
+                event.set()
 
     def _warm_up(self, report: Report) -> None:
         """Make an image, of a subject if the model takes them: the first request finds compiled programs."""
 
         def show(stage: str, done: int, total: int | None) -> None:
+            if stage.startswith("compiling"):
+                self._compiling.set()
             self._stage = f"getting ready: {stage}" + (f", step {done} of {total}" if total else "")
             report.progress(stage, done, total)
 

@@ -1,9 +1,11 @@
 """The studio's model: it gets ready with a first image, whatever the model is."""
 
 import dataclasses
+import threading
 
 import pytest
 
+import realcustom_jax.studio.studio as studio_module
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.weights.keys import split_added
 
@@ -31,3 +33,27 @@ def test_model_that_cannot_be_loaded_is_said(flat_pipe, tmp_path):
         raise OSError("no such disk")
 
     assert ready(fail, flat_pipe.defaults, tmp_path).error == "the model cannot be used: no such disk"
+
+
+def test_page_waits_until_the_first_request_compiles(flat_pipe, tmp_path, monkeypatch):
+    """Not until its end: importing Gradio shares the cores with the compiler."""
+    load, go_on = threading.Event(), threading.Event()
+
+    def compile_only(*args, progress, **rest):
+        progress("encoding prompts and reference images", 0, None)
+        load.wait(60)
+        progress("compiling the sampler", 0, None)
+        go_on.wait(60)
+
+    monkeypatch.setattr(studio_module, "sample", compile_only)
+    studio = Studio(lambda: flat_pipe, flat_pipe.defaults, tmp_path)
+    studio.start()
+    waiting = threading.Thread(target=studio.wait_for_compiler)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    load.set()
+    waiting.join(60)
+    assert not waiting.is_alive() and not studio.ready
+    go_on.set()
+    assert studio._ready.wait(60)
