@@ -49,7 +49,7 @@ class Devices:
       count: number of rows.
       mesh: the devices, with rows along the first axis; None for one device.
       divided: whether the parameters are divided among the devices; if not, each has a copy.
-      home: the device for collected results; None for any.
+      home: the device of rows and results that are not divided; None for any.
     """
 
     params: Any
@@ -67,11 +67,12 @@ class Devices:
           params: parameters of the programs.
           count: number of rows.
         """
-        if mesh is None or mesh.size == 1:
-            return cls(params, count)
         leaves = jax.tree.leaves(params)
         if is_tracing() or not all(isinstance(leaf, Array) for leaf in leaves):
             return cls(params, count)  # a caller's jit, or numpy parameters for the default device
+        if mesh is None or mesh.size == 1:
+            own = leaves[0].devices()
+            return cls(params, count, home=next(iter(own)) if len(own) == 1 else None)
         if {frozenset(leaf.sharding.device_set) for leaf in leaves} != {frozenset(mesh.devices.flat)}:
             return cls(params, count)  # the user placed the parameters on other devices
         home = mesh.devices.flat[0]
@@ -85,10 +86,8 @@ class Devices:
     def place(self, rows: Any) -> Any:
         """Move rows to their devices, padded so that each device has equally many."""
         if self.mesh is None:
-            first = jax.tree.leaves(self.params)[0]
-            one = isinstance(first, Array) and not is_tracing() and len(first.devices()) == 1
-            # New arrays and results of programs then compile to the same program.
-            return jax.device_put(rows, first.sharding) if one else rows
+            # Rows that come from the host, and those that a program returned, then run in the same program.
+            return rows if self.home is None else jax.device_put(rows, self.home)
         # −n mod m rows are missing to a multiple of m.
         axis = self.mesh.axis_names[0]
         rows = fill(rows, -self.count % self.mesh.shape[axis])

@@ -101,6 +101,7 @@ def test_images_are_those_of_sample_to_the_bit(micro_pipe):
     np.testing.assert_array_equal(found.word_maps[2], found.word_maps[1])
 
 
+@pytest.mark.slow
 def test_offloaded_and_divided_pipelines_give_the_same(flat_pipe, tmp_path):
     expected = look(flat_pipe)
     rc.save(flat_pipe, tmp_path)
@@ -169,6 +170,7 @@ def test_wrong_requests_raise(flat_pipe, prompt, subjects, seed, sentence):
         rc.inspect(flat_pipe, prompt, subjects, seed)
 
 
+@pytest.mark.slow
 def test_narrowing_after_a_preview_loads_the_unet_again(flat_pipe, tmp_path):
     """A preview frees the UNet of an offloaded pipeline; the maps are those of a run without previews."""
     rc.save(flat_pipe, tmp_path)

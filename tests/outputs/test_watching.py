@@ -63,6 +63,7 @@ def test_exception_ends_sampling_and_the_pipeline_goes_on(flat_pipe, end):
     np.testing.assert_array_equal(again.masks, plain.masks)
 
 
+@pytest.mark.slow
 def test_function_ends_work_of_offloaded_pipeline(micro_pipe, tmp_path):
     rc.save(micro_pipe, tmp_path)
     pipe = rc.load(tmp_path, offload=True, progress=False)

@@ -54,7 +54,7 @@ def check(shapes: Shapes, read: Callable[[Tensors], None], every: int = 1) -> in
     return count
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_damaged_original_checkpoints_give_one_line_errors(micro_tokenizer, tmp_path, kind):
     pipe = make(kind, micro_tokenizer)
     export_original(pipe, tmp_path / "m.safetensors", "float16")
