@@ -29,7 +29,7 @@ def token_weights(subjects: Sequence[Sequence[Subject]], slots: int, models: Mod
       float32 (B, R, N), or (B, R, P·N) if a subject has several photos; 1 for empty slots and padding.
 
     Raises:
-      UserError: for a box that lies outside its image.
+      UserError: for a box that lies outside its image, or where the square crop removes it.
     """
     if all(subject.face_strength == subject.body_strength == 1 for own in subjects for subject in own):
         return None
@@ -62,7 +62,7 @@ def face_patches(box: Box, height: int, width: int, fit: str, grid: int) -> np.n
       grid: patches along a side of the image towers' input.
 
     Raises:
-      UserError: for a box that lies outside the image.
+      UserError: for a box that lies outside the image, or where the square crop removes it.
     """
     if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
         raise UserError(f"the face box {shown(box)} lies outside its image of {width}x{height} pixels")
@@ -72,4 +72,10 @@ def face_patches(box: Box, height: int, width: int, fit: str, grid: int) -> np.n
     def covered(low: float, high: float) -> np.ndarray:
         return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * grid
 
-    return np.outer(covered(top, bottom), covered(left, right)).astype(np.float32)
+    patches = np.outer(covered(top, bottom), covered(left, right)).astype(np.float32)
+    if not patches.any():
+        raise UserError(
+            f"the face box {shown(box)} lies in the part of its {width}x{height} image that the square "
+            "crop removes: crop the image around the face first"
+        )
+    return patches

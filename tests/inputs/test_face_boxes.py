@@ -54,6 +54,13 @@ def test_box_outside_its_image_raises():
         face_patches((40, 0, 50, 10), 48, 32, "squash", 4)
 
 
+def test_box_that_the_crop_removes_raises():
+    """The middle 40 of 100 pixels are kept: 30 to 70."""
+    with pytest.raises(UserError, match=r"\(0, 0, 30, 40\) lies in the part .* that the square crop removes"):
+        face_patches((0, 0, 30, 40), 40, 100, "crop", 4)
+    assert face_patches((0, 0, 31, 40), 40, 100, "crop", 4).sum() == pytest.approx(4 * 0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -209,6 +209,40 @@ def test_two_users_get_their_own_images(tabs):
     assert first.page.get_by_role("radio").count() == second.page.get_by_role("radio").count() == 0
 
 
+def import_story(tab: Tab, path: Path) -> None:
+    if not tab.button("Export story").is_visible():
+        tab.unfold("Import and export the story")
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.get_by_role("button", name="Drop a file here to upload").or_(
+            tab.page.get_by_role("button", name="Click to upload or drop files")
+        ).last.click()
+    chooser.value.set_files(str(path))
+
+
+def test_two_users_tell_their_own_stories(tabs, tmp_path):
+    """At the same time, and neither sees the other's names."""
+    stories, opened = [], []
+    for name, word in (("Mika", "bird"), ("Bolt", "boat")):
+        character = rc.Character(name, rc.example(word), word)
+        prompts = [f"{name} on the beach", f"{name} in the snow"]
+        stories.append(rc.Story([character], prompts, seed=3, options={"steps": 4, "mask_steps": 2}))
+        path = stories[-1].save(tmp_path / f"{name}.zip")
+        opened.append(tabs())
+        opened[-1].open("Story")
+        import_story(opened[-1], path)
+        opened[-1].says("2 scenes are imported")
+    for tab in opened:
+        tab.button("Generate all").click()
+    pipe = rc.load("toybox")
+    for tab, own, other in zip(opened, stories, ("Bolt", "Mika"), strict=True):
+        tab.says("done")
+        made = exported(tab, tmp_path / "made.zip")
+        own.generate(pipe, progress=False)
+        pairs = zip(made.pages, own.pages, strict=True)
+        assert all(a.samples.png_files() == b.samples.png_files() for a, b in pairs)
+        assert other not in tab.page.content()
+
+
 def test_story_of_an_upload_and_a_description(tabs, bird_file, tmp_path):
     tab = tabs()
     tab.open("Story")
@@ -248,11 +282,7 @@ def test_story_of_an_upload_and_a_description(tabs, bird_file, tmp_path):
     assert same == [True, False] and [one.name for one in second.characters] == ["Mika", "Bolt"]
     tab.button("Move up").click()
     tab.says("it is scene 1 now")
-    with tab.page.expect_file_chooser() as chooser:
-        tab.page.get_by_role("button", name="Drop a file here to upload").or_(
-            tab.page.get_by_role("button", name="Click to upload or drop files")
-        ).last.click()
-    chooser.value.set_files(str(tmp_path / "first.zip"))
+    import_story(tab, tmp_path / "first.zip")
     tab.says("2 scenes are imported")
     assert "Mika on the beach" in tab.page.get_by_role("radio").first.locator("xpath=..").inner_text()
 
@@ -303,15 +333,65 @@ def test_face_is_drawn_by_two_clicks(tabs, bird_file):
     assert np.abs(np.asarray(list(map(float, sides.split(",")))) - (16, 16, 48, 48)).max() <= 1
 
 
+def reach(tab: Tab, name: str, kind: str) -> None:
+    """Press Tab until an element of that kind (a role or an HTML tag) and of that name has the focus."""
+    here = """() => {
+        const at = document.activeElement;
+        const name = at.ariaLabel || at.labels?.[0]?.innerText || at.innerText || "";
+        return [(at.role || at.tagName).toLowerCase(), name.trim()];
+    }"""
+    for _ in range(120):
+        tab.page.keyboard.press("Tab")
+        found, text = tab.page.evaluate(here)
+        if found == kind and text.startswith(name):
+            return
+    raise AssertionError(f"the key Tab does not reach {kind} {name!r}")
+
+
 def test_keyboard_alone_creates_an_image(tabs):
     tab = tabs()
-    for _ in range(60):
-        tab.page.keyboard.press("Tab")
-        name = tab.page.evaluate("document.activeElement.innerText?.trim()")
-        if name == "Create" and tab.page.evaluate("document.activeElement.role") != "tab":
-            break
+    reach(tab, "Create", "button")
     tab.page.keyboard.press("Enter")
     tab.says("done")
+
+
+def test_keyboard_alone_tells_a_story(tabs, bird_file):
+    tab = tabs()
+    keys = tab.page.keyboard
+    reach(tab, "Story", "tab")
+    keys.press("Enter")
+    with tab.page.expect_file_chooser() as chooser:
+        reach(tab, UPLOAD, "button")
+        keys.press("Enter")
+    chooser.value.set_files(bird_file)
+    tab.button(UPLOAD).first.wait_for(state="hidden")
+    for label, text in (("Name", "Mika"), ("Word", "bird")):
+        reach(tab, label, "textarea" if label == "Scene" else "input")
+        keys.type(text)
+    reach(tab, "Save character", "button")
+    keys.press("Enter")
+    tab.says("Mika is saved")
+    reach(tab, "Scene", "textarea")
+    keys.type("Mika on the beach")
+    reach(tab, "Add scene", "button")
+    keys.press("Enter")
+    tab.says("the scene is added")
+    reach(tab, "Generate all", "button")
+    keys.press("Enter")
+    tab.says("done")
+
+
+def test_keyboard_alone_looks_inside(tabs):
+    tab = tabs()
+    keys = tab.page.keyboard
+    reach(tab, "Inspect", "tab")
+    keys.press("Enter")
+    reach(tab, "Inspect", "button")
+    keys.press("Enter")
+    tab.says("done: move the slider")
+    reach(tab, "Step", "input")
+    keys.press("ArrowLeft")
+    tab.says("Step 24 of 25")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
