@@ -62,6 +62,12 @@ class DataConfig:
     reference: str = choice(
         "image", "reference image: the training image, or a marked subject cut out of it", REFERENCES
     )
+    subjects: int = option(
+        1,
+        "most marked subjects that are references at once; each of several acts only around itself "
+        "(customize)",
+        int, low=1, high=8,
+    )  # fmt: skip
     by_word: bool = option(False, "batches with subjects of one word only (instance)", bool)
 
 
@@ -101,7 +107,7 @@ def make_training_loader(
         pipe.models.image_configs[0].image_size if customize else None,
         pipe.models.high_res,
         of_subject=options.reference == "subject",
-        region_downscale=pipe.models.vae_config.downscale if weighs_subjects(config) else None,
+        region_downscale=pipe.models.vae_config.downscale if needs_regions(config) else None,
         batch_size=config.batch_size,
         curriculum=config.curriculum,
         drop_text=options.drop_text if diffusion else 0.0,
@@ -110,6 +116,7 @@ def make_training_loader(
         text_only=options.text_only if customize else 0.0,
         empty_text=empty_text,
         fit=pipe.models.realcustom.reference_fit if customize and pipe.models.realcustom else None,
+        subjects=options.subjects,
     )
     # Image sizes are stored beside the data set, so buckets need no image to be decoded.
     buckets = make_buckets(data.sizes(), shapes) if options.buckets else None
@@ -154,9 +161,9 @@ def _loader(config: "TrainConfig", source: Source, transform: Transform, buckets
     )
 
 
-def weighs_subjects(config: "TrainConfig") -> bool:
-    """Whether the loss of a run needs the region of each subject."""
-    return config.stage == "customize" and config.loss.subject_weight != 1
+def needs_regions(config: "TrainConfig") -> bool:
+    """Whether a run needs the regions of the subjects: to weigh them, or to tell several apart."""
+    return config.stage == "customize" and (config.loss.subject_weight != 1 or config.data.subjects > 1)
 
 
 def stored_components(config: "TrainConfig") -> tuple[str, ...]:
@@ -222,9 +229,13 @@ def example_shapes(config: "TrainConfig", models: Models) -> dict[str, Shape]:
     if config.stage == "customize":
         # One global view and, with high resolution, the four local views of its 2×2 split.
         size, views = models.image_configs[0].image_size, 5 if models.high_res else 1
-        example |= {"reference": ((views, size, size, 3), np.uint8), "flag": ((), np.float32)}
-    if weighs_subjects(config):
-        example["region"] = ((models.unet_config.sample_size,) * 2, np.uint8)
+        slots = config.data.subjects
+        example |= {"reference": ((slots, views, size, size, 3), np.uint8), "flag": ((slots,), np.float32)}
+        if needs_regions(config):
+            latents = (slots, *(models.unet_config.sample_size,) * 2)
+            example["region"] = (latents, np.uint8)
+            if slots > 1:
+                example["scope"] = (latents, np.uint8)
     return example
 
 

@@ -217,6 +217,11 @@ def _check_stage(config: TrainConfig) -> None:
         raise UserError(f"config.accumulate must be 1 for {stage}, whose loss joins all examples of a batch")
     if data.by_word and stage != "instance":
         raise UserError(f"config.data.by_word is for the stage instance, not for {stage}")
+    if data.subjects > 1 and (stage != "customize" or data.reference != "subject"):
+        raise UserError(
+            "config.data.subjects above 1 needs the stage customize, and config.data.reference='subject', "
+            "which marks the subjects"
+        )
     if loss.subject_weight != 1:
         key = "config.loss.subject_weight"
         if stage != "customize":

@@ -198,28 +198,36 @@ def _diffusion_loss(
         signal, sigma = (jnp.sqrt(x)[:, None, None, None] for x in (alphas[t], 1.0 - alphas[t]))
         noise = jax.random.normal(k_noise, z0.shape)
         z = add_noise(z0, noise, signal, sigma)  # eq. 2
-        features = flags = token_selection = None
+        features = flags = token_selection = masks = None
         if gamma_num is not None:
-            # The second axis counts subjects; training has one.
-            features = tuple(x[:, None] for x in encode_reference(models, params, batch["reference"]))
-            flags = batch["flag"][:, None]
+            features = _references(models, params, batch["reference"])
+            flags = batch["flag"]
+            masks = batch["scope"].astype(jnp.float32) / 255.0 if "scope" in batch else None
             token_selection = _draw_selection(k_gamma, gamma_num, alphas[t])
 
         def predict(unet: Any) -> Array:
             context = unet.encode_context(text, features, flags, pooled=pooled, time_ids=sizes)
-            return unet(z, t, context, token_selection=token_selection)[0]
+            return unet(z, t, context, masks=masks, token_selection=token_selection)[0]
 
         prediction: Any = models.unet.apply({"params": params["unet"]}, method=predict)
         target = training_target(schedule.prediction_type, z0, noise, signal, sigma)
         error = jnp.square(prediction - target).mean(axis=-1)
         mse = error.mean()
         if subject_weight != 1.0:
-            error = _weighted_by_region(error, batch["region"], subject_weight)
+            # of the union of the subjects: (B, R, h, w) → (B, h, w)
+            error = _weighted_by_region(error, batch["region"].max(axis=1), subject_weight)
         snr = alphas[t] / (1.0 - alphas[t])
         weight = _snr_weight(snr, min_snr_gamma, schedule.prediction_type)
         return (weight * error.mean(axis=(1, 2))).mean(), {"mse": mse}
 
     return loss
+
+
+def _references(models: Models, params: Params, views: Array) -> tuple[Array, ...]:
+    """`encode_reference` of several subjects: uint8 (B, R, V, S, S, 3) → each (B, R, N, C)."""
+    batch, slots = views.shape[:2]
+    features = encode_reference(models, params, views.reshape(batch * slots, *views.shape[2:]))
+    return tuple(x.reshape(batch, slots, *x.shape[1:]) for x in features)
 
 
 def _sizes(models: Models, latents: Array) -> Array:

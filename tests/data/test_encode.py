@@ -202,7 +202,7 @@ class HalvesAndAdds:
         added = text[:, 1].mean(axis=-1)
         return added if pooled is None else added + pooled.mean(axis=-1)
 
-    def __call__(self, z, t, context, token_selection=None):
+    def __call__(self, z, t, context, masks=None, token_selection=None):
         return 0.5 * z + context[:, None, None, None], None
 
 

@@ -57,12 +57,31 @@ def test_describe_options_lists_each_option_once():
 
 @pytest.mark.parametrize(
     "key",
-    ["buckets", "bucket_step", "bucket_max_aspect", "encoded", "encoded_text", "reference", "by_word"],
+    [
+        "buckets",
+        "bucket_step",
+        "bucket_max_aspect",
+        "encoded",
+        "encoded_text",
+        "reference",
+        "subjects",
+        "by_word",
+    ],
 )
 def test_older_configs_without_new_keys_are_valid(key):
     config = get_config("base")
     del config.data[key]
     assert getattr(read_config(config).data, key) == getattr(DataConfig(), key)
+
+
+@pytest.mark.parametrize("change", [{"stage": "base"}, {"data.reference": "image"}])
+def test_several_subjects_need_marks_and_the_stage_customize(change):
+    config = get_config("customize")
+    config.data.subjects = 2
+    assert read_config(config).data.subjects == 2
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=r"config\.data\.subjects above 1 needs the stage customize"):
+        read_config(config)
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("grey_share", 1.5), ("grey_share", -0.1)])

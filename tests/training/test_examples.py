@@ -1,6 +1,7 @@
 """Training examples: the curriculum of references, and dropout of captions and references."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from realcustom_jax.common.errors import UserError
 from realcustom_jax.data.cut_outs import mark
 from realcustom_jax.inputs.tokenize import tokenize
 from realcustom_jax.training.examples import Curriculum, MakeExample, MakeViews
+from realcustom_jax.training.scopes import WIDEST, scopes
 
 COUNT = 1500
 IMAGE = np.random.default_rng(0).integers(1, 256, size=(16, 16, 3), dtype=np.uint8)
@@ -51,8 +53,9 @@ def test_dropout_shares_match_their_options(make_example):
         assert no_text or np.array_equal(out["ids"], full)
         assert np.array_equal(out["image"], IMAGE)  # the training image is never dropped
         counts[int(no_text), int(no_image)] += 1
-        assert out["flag"] in (0, 1) and out["flag"].dtype == np.float32
-        flags[int(no_text), int(no_image)] += out["flag"]
+        assert out["flag"].shape == (1,) and out["flag"].dtype == np.float32
+        assert out["flag"][0] in (0, 1)
+        flags[int(no_text), int(no_image)] += out["flag"][0]
     np.testing.assert_allclose(flags / counts, 0.75, atol=0.15)  # of 150 draws and more
     np.testing.assert_allclose(counts / COUNT, [[0.4, 0.2], [0.1, 0.3]], atol=0.05)
 
@@ -97,7 +100,7 @@ def test_no_reference_size_gives_no_reference(make_example):
 def test_reference_has_its_own_size(make_example):
     keep = dataclasses.replace(make_example, reference_size=24, drop_image=0.0, drop_both=0.0)
     out = run(keep, 0)
-    assert out["reference"].shape == (1, 24, 24, 3) and out["reference"].dtype == np.uint8
+    assert out["reference"].shape == (1, 1, 24, 24, 3) and out["reference"].dtype == np.uint8
 
 
 def two_subjects() -> dict:
@@ -124,7 +127,7 @@ def test_subject_reference_shows_only_one_marked_subject(make_example):
     whole = make_example({**example, "index": 0}, np.random.default_rng(0))
     for index in range(40):
         out = of_subject({**example, "index": index}, np.random.default_rng(index))
-        seen.append(colour(out["reference"][0]))
+        seen.append(colour(out["reference"][0, 0]))
         assert np.array_equal(out["image"], whole["image"])  # the training image is unchanged
     assert 8 < seen.count("red") < 32
 
@@ -143,7 +146,7 @@ def test_subject_outside_crop_is_no_reference(make_example, shape):
     for index in range(20):
         example["metadata"] = {"subjects": entries}
         out = of_subject({**example, "shape": shape, "index": index}, np.random.default_rng(index))
-        assert colour(out["reference"][0]) == "green"
+        assert colour(out["reference"][0, 0]) == "green"
         example["metadata"] = {"subjects": entries[:1]}
         out = of_subject({**example, "shape": shape, "index": index}, np.random.default_rng(index))
         assert not out["reference"].any()  # as if it had been dropped
@@ -159,7 +162,7 @@ def test_region_covers_the_reference_subject(make_example, shape):
     for index in range(40):
         out = of_subject({**example, "index": index}, np.random.default_rng(index))
         height, width = shape or (16, 16)
-        assert out["region"].shape == (height // 4, width // 4) and out["region"].dtype == np.uint8
+        assert out["region"].shape == (1, height // 4, width // 4) and out["region"].dtype == np.uint8
         image = np.float64(out["image"])
         sides = {"red": image[..., 0] > 145, "green": image[..., 1] > 145}
         covered = {
@@ -172,10 +175,64 @@ def test_region_covers_the_reference_subject(make_example, shape):
             assert not out["region"].any()
             seen.add("none")
             continue
-        near = [name for name in sides if np.abs(out["region"] / 255 - covered[name]).max() < 0.3]
-        assert near == [colour(out["reference"][0])]
+        near = [name for name in sides if np.abs(out["region"][0] / 255 - covered[name]).max() < 0.3]
+        assert near == [colour(out["reference"][0, 0])]
         seen.add(near[0])
     assert seen == {"red", "green", "none"}
+
+
+def test_two_subjects_have_their_own_references_regions_and_scopes(make_example):
+    """A quarter has one of them, which acts everywhere; two act around themselves."""
+    two = dataclasses.replace(
+        make_example, of_subject=True, region_downscale=4, drop_image=0.0, drop_both=0.0, text_only=0.2,
+        subjects=2, curriculum=Curriculum(),
+    )  # fmt: skip
+    kinds, example = Counter(), two_subjects()
+    for index in range(200):
+        out = two({**example, "index": index}, np.random.default_rng(index))
+        assert out["reference"].shape == (2, 1, 16, 16, 3) and out["flag"].shape == (2,)
+        assert out["region"].shape == out["scope"].shape == (2, 4, 4)
+        shown = [bool(views.any()) for views in out["reference"]]
+        assert shown[0]
+        colours = [colour(views[0]) for views, there in zip(out["reference"], shown, strict=True) if there]
+        assert len(set(colours)) == len(colours)
+        kinds[len(colours), bool(out["flag"][0])] += 1
+        if not out["flag"][0]:
+            assert not out["flag"].any() and not out["region"].any()
+            continue
+        assert list(out["flag"]) == shown
+        if len(colours) == 1:
+            assert (out["scope"][0] == 255).all() and not out["scope"][1].any() and not out["region"][1].any()
+            continue
+        for r, name in enumerate(colours):
+            own = slice(0, 2) if name == "red" else slice(2, 4)
+            other = slice(2, 4) if name == "red" else slice(0, 2)
+            assert out["region"][r][:, own].any() and not out["region"][r][:, other].any()
+            assert not out["scope"][r][:, other].any() and (out["scope"][r] >= out["region"][r]).all()
+    # 200 draws: 40 ± 11 of one with a flag, 120 ± 14 of two
+    assert 22 < kinds[1, True] < 58 and 98 < kinds[2, True] < 142 and kinds[1, False] and kinds[2, False]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scopes_grow_around_each_subject(seed):
+    """Against loops: a pixel acts if its subject is the nearest, and it is among the nearest of its share."""
+    masks = [np.zeros((16, 16), bool) for _ in range(2)]
+    masks[0][2:7, 1:5], masks[1][8:13, 9:14] = True, True
+    found = scopes(masks, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    points = [np.argwhere(mask) for mask in masks]
+    distance = np.array(
+        [[[np.hypot(*(own - (y, x)).T).min() for x in range(16)] for y in range(16)] for own in points]
+    )
+    for r, mask in enumerate(masks):
+        limit = np.quantile(distance[r], rng.uniform(mask.mean(), WIDEST))
+        nearer = distance[r] <= distance[1] if r == 0 else distance[1] < distance[0]
+        np.testing.assert_array_equal(found[r], nearer & (distance[r] <= limit))
+        assert mask.sum() < found[r].sum() <= np.ceil(WIDEST * 256) + 8
+
+
+def test_lone_subject_acts_everywhere():
+    assert scopes([np.eye(4) > 0], np.random.default_rng(0))[0].all()
 
 
 def test_example_without_subject_raises(make_example):

@@ -44,21 +44,23 @@ def test_frozen_parameters_are_exported_unrounded(folder, micro_pipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "stored", "subject_weight"),
+    ("stage", "stored", "subject_weight", "subjects"),
     [
-        ("base", False, 1.0),
-        ("instance", False, 1.0),
-        ("customize", False, 1.0),
-        ("customize", False, 4.0),
-        ("base", True, 1.0),
-        ("customize", True, 4.0),
+        ("base", False, 1.0, 1),
+        ("instance", False, 1.0, 1),
+        ("customize", False, 1.0, 1),
+        ("customize", False, 4.0, 1),
+        ("customize", False, 1.0, 2),
+        ("base", True, 1.0, 1),
+        ("customize", True, 4.0, 2),
     ],
 )
-def test_example_shapes_match_loader_batches(micro_pipe, tmp_path, stage, stored, subject_weight):
+def test_example_shapes_match_loader_batches(micro_pipe, tmp_path, stage, stored, subject_weight, subjects):
     """The shapes for the ahead-of-time compiler are those of the loader's examples."""
     write(tmp_path, {"train": (make_example(seed, held_out=False) for seed in range(2))})
     options = {"workers": 0, "prefetch": 1, "text_only": 0.5}
-    options["reference"] = "subject" if subject_weight != 1.0 else "image"
+    options |= {"reference": "subject" if subject_weight != 1.0 or subjects > 1 else "image"}
+    options |= {"subjects": subjects}
     options |= dict.fromkeys(("drop_text", "drop_image", "drop_both"), 0.0)
     options |= {"encoded": stored, "encoded_text": stored}
     if stored:

@@ -47,8 +47,9 @@ class UNetStandIn:
         assert pooled is None and time_ids is None  # SD1.5 has neither
         return text, features, flags
 
-    def __call__(self, z, t, context, token_selection=None):
+    def __call__(self, z, t, context, masks=None, token_selection=None):
         self.calls.append((np.asarray(z), np.asarray(t), context, token_selection))
+        self.masks = masks
         return self.predict(z, t), None
 
 
@@ -72,15 +73,16 @@ def diffusion(stage: str, prediction_type: str, gamma: float, predict=None, subj
     )
     image = jnp.zeros((COUNT, 8, 8, 3), jnp.uint8)
     ids, flag = jnp.zeros((COUNT, 1, 2), jnp.int32), jnp.arange(COUNT, dtype=jnp.float32) % 2.0
-    batch = {"image": image, "reference": image[:, None], "ids": ids, "flag": flag}
+    batch = {"image": image, "reference": image[:, None, None], "ids": ids, "flag": flag[:, None]}
     if subject_weight != 1.0:
-        batch["region"] = jnp.asarray(REGION)
+        batch["region"] = jnp.asarray(REGION)[:, None]
     schedule = ScheduleConfig(prediction_type=prediction_type)
     loss = make_loss(
         stage, models, schedule, replace(OPTIONS, min_snr_gamma=gamma, subject_weight=subject_weight)
     )
     value, metrics = loss(PARAMS, batch, KEY)
     ((z, t, context, token_selection),) = unet.calls
+    assert unet.masks is None  # one subject acts everywhere
     return float(value), metrics, z, t, np.float64(z0), context, token_selection, features
 
 
@@ -162,6 +164,46 @@ def test_subject_weight_loss_equals_numpy_loop():
         total += min(snr[i], 5.0) / (snr[i] + 1.0) * (weight * error).sum() / weight.sum()
     assert loss == pytest.approx(total / COUNT, rel=1e-4)
     assert float(metrics["mse"]) == pytest.approx((target**2).mean(), rel=1e-4)
+
+
+def test_two_subjects_have_their_own_references_scopes_and_weights():
+    """Slot r sees reference r and acts in scope r; the loss weighs the union of the regions."""
+    rng = np.random.default_rng(4)
+    views = rng.integers(0, 256, (COUNT, 2, 1, 8, 8, 3), np.uint8)
+    region, scope = rng.integers(0, 256, (2, COUNT, 2, 4, 4), np.uint8)
+    z0 = jnp.asarray(rng.standard_normal((COUNT, 4, 4, 3)), jnp.float32)
+
+    class Eye:
+        def apply(self, variables, images, layers, method):
+            # one token with the mean of the image
+            return [images.mean(axis=(1, 2, 3))[:, None, None]] * len(layers)
+
+    unet = UNetStandIn(lambda z, t: jnp.zeros_like(z))
+    models = types.SimpleNamespace(
+        vae=Network(z0),
+        text_encoders={"text_encoder": Network(types.SimpleNamespace(last=jnp.ones((COUNT, 2, 3))))},
+        image_encoders={"image_encoder": Eye()}, unet=unet, unet_config=UNetConfig(), high_res=False,
+        realcustom=RealCustomConfig(feature_layers=((-2,),)),
+    )  # fmt: skip
+    flag = rng.integers(0, 2, (COUNT, 2)).astype(np.float32)
+    batch = {
+        "image": jnp.zeros((COUNT, 8, 8, 3), jnp.uint8), "ids": jnp.zeros((COUNT, 1, 2), jnp.int32),
+        "reference": views, "flag": flag, "region": region, "scope": scope,
+    }  # fmt: skip
+    options = replace(OPTIONS, min_snr_gamma=0.0, subject_weight=4.0)
+    schedule = ScheduleConfig(prediction_type="v_prediction")
+    batch = jax.tree.map(jnp.asarray, batch)
+    loss, _ = make_loss("customize", models, schedule, options)(PARAMS, batch, KEY)
+    ((z, t, (_, (features,), flags), _),) = unet.calls
+    seen = (views / 127.5 - 1).mean(axis=(2, 3, 4, 5))
+    np.testing.assert_allclose(np.asarray(features)[..., 0, 0], seen, atol=1e-5)
+    np.testing.assert_array_equal(flags, flag)
+    np.testing.assert_allclose(unet.masks, scope / 255, atol=1e-6)
+    target, _ = numpy_target("v_prediction", z, t, np.float64(z0))
+    weight = 1 + 3 * (region.max(axis=1) / 255)
+    error = (target**2).mean(axis=-1)
+    expected = ((error * weight).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_contrastive_loss_counts_repeated_captions_as_matches():
