@@ -1,0 +1,206 @@
+"""The command `python -m realcustom_jax.toybox.train`: the toybox's model from nothing, in one go."""
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import realcustom_jax
+from realcustom_jax.common.cli import CommandParser, run_command
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.common.files import make_folder
+from realcustom_jax.common.rules import Rule
+
+STORY = """\
+Trains the toybox's model from nothing: draws the scenes, then runs all stages, each from the model of the one
+before. On two CPU cores that takes ten hours. The same command with the same --out continues where it
+stopped.
+
+--out gets data/, a folder for each stage, and at the end model/, which rc.load reads. Options after "--" go
+to each stage's train command.
+
+  python -m realcustom_jax.toybox.train --out runs/toybox
+  python -m realcustom_jax.toybox.train --out runs/toybox --minutes 9 -- --config.compute_dtype=bfloat16
+"""
+
+_MINUTES = Rule("", float, 0, 10**6, above_0="nothing would run")
+_COUNT = Rule("", int, 1, 10**8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A run of the train command.
+
+    Attributes:
+      name: its folder below --out.
+      config: stage of configs/tiny.py.
+      changes: options that differ from it.
+    """
+
+    name: str
+    config: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# `fresh` empty: customize goes on with the weights that RealCustom adds. The curriculum has ended by then.
+_AGAIN = {"fresh": "", "curriculum.start": 1.0}
+CHAIN = (
+    Stage("vae", "vae"),
+    Stage("clip", "clip"),
+    Stage("instance", "instance"),
+    Stage("instance2", "instance", {"steps": 460, "seed": 1}),
+    Stage("base", "base"),
+    Stage("customize", "customize", {"steps": 2500, "optimizer.end_fraction": 1.0}),
+    Stage("customize2", "customize", {**_AGAIN, "seed": 1}),
+    Stage("customize3", "customize", {**_AGAIN, "seed": 2, "steps": 4000}),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A command of the chain.
+
+    Attributes:
+      name: shown when it starts.
+      command: module and arguments, after "python -m".
+      result: the file that exists when it has ended; the chain makes it if the command does not.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = CommandParser("toybox.train", STORY)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="stop after N minutes, to continue later",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each stage, to try the chain")
+    parser.add_argument(
+        "--examples", type=int, default=100_000, metavar="N", help="training scenes (%(default)s)"
+    )
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    args, theirs = parser.parse_args(given[:end]), given[end + 1 :]
+    _COUNT.check("--examples", args.examples)
+    if args.steps is not None:
+        _COUNT.check("--steps", args.steps)
+    if args.minutes is not None:
+        _MINUTES.check("--minutes", args.minutes)
+    make_folder(args.out, "--out")
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    for task in tasks(args.out, args.examples, args.steps, theirs):
+        if task.result.exists():
+            continue
+        if task.name == "scenes":
+            shutil.rmtree(args.out / "data", ignore_errors=True)  # left by an interrupted run
+        print(f"{task.name}: python -m {' '.join(task.command)}", flush=True)
+        if not run(task, deadline):
+            print("stopped: run the same command again to continue", flush=True)
+            return
+    print(f"the model is {finish(args.out)}", flush=True)
+
+
+def tasks(out: Path, examples: int, steps: int | None = None, flags: Sequence[str] = ()) -> list[Task]:
+    """The commands of the chain, in order.
+
+    Args:
+      out: folder of the runs.
+      examples: training scenes.
+      steps: steps of each stage; None for its own number.
+      flags: options for each train command.
+    """
+    data = out / "data"
+    draw = ("realcustom_jax.toybox", f"--data-dir={data}", f"--train={examples}")
+    made = [Task("scenes", draw, out / "scenes_drawn")]
+    before: Path | None = None
+    for stage in CHAIN:
+        changes = {"data.path": str(data), **stage.changes}
+        if steps is not None:
+            changes["steps"] = steps
+        if before is not None:
+            changes["init_from"] = str(before)
+        if stage.config in ("base", "customize"):
+            changes["data.encoded"] = True
+            if stage.config == "base":  # the VAE is trained: its latents can be stored
+                command = ("realcustom_jax.data.encode", f"--data-dir={data}", f"--model={before}")
+                made.append(Task("latents", command, out / "latents_stored"))
+        options = [f"--config.{name}={value}" for name, value in changes.items()]
+        command = ("realcustom_jax.train", f"--config={_config_file()}:{stage.config}",
+                   f"--workdir={out / stage.name}", *options, *flags)  # fmt: skip
+        before = out / stage.name / "model"
+        made.append(Task(stage.name, command, before / "model_index.json"))
+    few = () if steps is None else (f"--steps={steps}", "--images=200")
+    recogniser = out / "recogniser"
+    command = ("realcustom_jax.toybox.train_recogniser", f"--out={recogniser}", *few)
+    made.append(Task("recogniser", command, recogniser / "model.safetensors"))
+    return made
+
+
+def run(task: Task, deadline: float | None) -> bool:
+    """Run a task; returns whether it ended, rather than being stopped at the deadline.
+
+    Args:
+      task: the task.
+      deadline: in seconds of `time.monotonic`; None for none.
+
+    Raises:
+      UserError: if it failed.
+    """
+
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    process = subprocess.Popen([sys.executable, "-m", *task.command])
+    try:
+        status = process.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a training run saves a checkpoint first
+        process.wait()
+        return False
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        signal.signal(signal.SIGTERM, previous)
+    if status:
+        raise UserError(f"{task.name} ended with status {status}; what it said is above")
+    if task.command[0] == "realcustom_jax.train" and not task.result.exists():
+        return False  # it was stopped by SIGTERM from elsewhere
+    task.result.touch()
+    return True
+
+
+def finish(out: Path) -> Path:
+    """Copy the last stage's model and the recogniser to `out`/model."""
+    model = out / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(out / CHAIN[-1].name / "model", model)
+    matcher = model / "matcher"
+    matcher.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy2(out / "recogniser" / name, matcher / name)
+    return model
+
+
+def _config_file() -> Path:
+    path = Path(realcustom_jax.__file__).resolve().parents[1] / "configs" / "tiny.py"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run this in a checkout of the repository")
+    return path
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,78 @@
+"""The toybox's training chain: its commands, and a run of all stages that is stopped and continued."""
+
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import realcustom_jax as rc
+from realcustom_jax.common.errors import UserError
+from realcustom_jax.toybox.train import Task, run, tasks
+
+
+def option(task: Task, name: str) -> str | None:
+    found = [part.split("=", 1)[1] for part in task.command if part.startswith(f"--{name}=")]
+    return found[0] if found else None
+
+
+def test_each_stage_starts_from_the_one_before(tmp_path):
+    made = tasks(tmp_path, 1000)
+    assert [task.name for task in made] == [
+        "scenes", "vae", "clip", "instance", "instance2", "latents", "base", "customize", "customize2",
+        "customize3", "recogniser",
+    ]  # fmt: skip
+    stages = [task for task in made if task.command[0] == "realcustom_jax.train"]
+    assert option(stages[0], "config.init_from") is None
+    for before, stage in itertools.pairwise(stages):
+        assert option(stage, "config.init_from") == str(before.result.parent)
+        assert before.result == Path(option(before, "workdir")) / "model" / "model_index.json"
+    encode = made[5]
+    assert option(encode, "model") == str(tmp_path / "instance2" / "model")
+    stored = {task.name for task in stages if option(task, "config.data.encoded") == "True"}
+    assert stored == {"base", "customize", "customize2", "customize3"}
+    assert {option(task, "config.data.path") for task in stages} == {option(encode, "data-dir")}
+    assert option(stages[-1], "config.fresh") == "" and option(stages[5], "config.fresh") is None
+
+
+def test_number_of_steps_and_flags_reach_each_stage(tmp_path):
+    made = [task for task in tasks(tmp_path, 10, 3, ["--config.batch_size=8"]) if "train" in task.command[0]]
+    assert {option(task, "config.steps") or option(task, "steps") for task in made} == {"3"}
+    assert all("--config.batch_size=8" in task.command for task in made[:-1])
+
+
+def test_task_ends_fails_or_is_stopped(tmp_path):
+    result = tmp_path / "done"
+    assert run(Task("fine", ("timeit", "-n1", "pass"), result), None) and result.exists()
+    late = Task("late", ("timeit", "-n1", "-r1", "import time; time.sleep(60)"), tmp_path / "late")
+    begin = time.monotonic()
+    assert not run(late, begin + 1) and time.monotonic() - begin < 30 and not late.result.exists()
+    with pytest.raises(UserError, match="wrong ended with status"):
+        run(Task("wrong", ("timeit", "-n1", "1 / 0"), tmp_path / "wrong"), None)
+
+
+def chain(out: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "realcustom_jax.toybox.train", f"--out={out}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_all_stages_run_stopped_and_continued(tmp_path):
+    """20 steps a stage, on few scenes; stopped every minute and a half, until there is a model."""
+    few = ("--steps=20", "--examples=600", "--minutes=1.5", "--", "--config.batch_size=8")
+    said = []
+    while not said or "stopped" in said[-1]:
+        assert len(said) < 12
+        said.append(chain(tmp_path, *few))
+    assert len(said) > 1, "nothing was stopped"
+    names = [line.split(":")[0] for text in said for line in text.splitlines() if ": python -m" in line]
+    assert list(dict.fromkeys(names)) == [task.name for task in tasks(tmp_path, 600)]
+    pipe = rc.load(tmp_path / "model")
+    subject = rc.Subject(rc.example("bird"), "bird")
+    out = rc.sample(pipe, "a bird on the beach", [subject], steps=2, mask_steps=1, progress=False)
+    assert out.images.shape == (1, 64, 64, 3)
+    assert chain(tmp_path, *few).splitlines()[0].startswith("the model is")
