@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-SCRIPTS = ("local", "tpu_vm", "tpu_pod", "gke_xpk", "cpu")
+SCRIPTS = ("local", "tpu_vm", "tpu_pod", "gke_xpk", "cpu", "gpu_bundle")
 TRAIN = ("--", "--config", "configs/sd15.py", "--workdir", "bucket/a run")
 TPU = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--bucket", "gs://b")
 GKE = ("--cluster", "c", "--zone", "z", "--type", "v5litepod-16", "--image", "i", "--bucket", "b")
@@ -170,3 +171,39 @@ def test_cpu_script_keeps_arguments_settings_and_status():
     )
     assert result.returncode == 7
     assert result.stdout.startswith("['a b', '--help'] glibc.malloc.tcache_count=3:glibc.malloc.")
+
+
+def test_bundle_holds_what_the_machine_lacks(tmp_path):
+    """All that the package needs, in the versions of the lock file, but not what is installed there."""
+    installed = tmp_path / "installed.txt"
+    installed.write_text("jax==0.11.2\njaxlib==0.11.2\nNumPy==2.5.2\norbax_checkpoint==0.12.0\n")
+    out = tmp_path / "bundle"
+    result = run("gpu_bundle", "--installed", str(installed), "--out", str(out), "--dry-run")
+    assert result.returncode == 0, result.stderr
+    lock = (LAUNCH.parent / "requirements-py312.lock").read_text().splitlines()
+    wanted = result.stderr.splitlines()[0].removeprefix("missing there: ").split()
+    locked = [line.split(" ")[0].split("==") for line in lock if "==" in line]
+    assert set(wanted) <= {f"{re.sub('[._]', '-', name).lower()}=={version}" for name, version in locked}
+    names = {part.split("==")[0] for part in wanted}
+    # tensorflow-datasets needs promise, flax needs msgpack
+    assert {"flax", "msgpack", "optax", "grain", "tensorflow-datasets", "promise"} <= names
+    assert not names & {"jax", "jaxlib", "numpy", "orbax-checkpoint", "pytest", "gradio"}
+    assert "pip download" in result.stderr and "toybox.train --out runs/toybox --minutes 8" in result.stdout
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "b"), "--installed is needed"),
+        (("--installed", "none.txt", "--out", "b"), "none.txt does not exist"),
+        (("--installed", str(Path(__file__)), "--out", "b"), "has no line jax==VERSION"),
+        (
+            ("--installed", str(Path(__file__)), "--out", "b", "--minutes", "0"),
+            "--minutes must be a whole number",
+        ),
+    ],
+)
+def test_bundle_says_what_is_wrong(arguments, message):
+    result = run("gpu_bundle", *arguments)
+    assert result.returncode == 2 and message in result.stderr and not result.stdout
