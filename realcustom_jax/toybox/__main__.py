@@ -6,7 +6,7 @@ STORY = """\
 Draws the toybox, a small world of real words (cat, robot, mushroom, …) in which code draws every scene. There
 are endlessly many different cats, so "cat" can be narrowed to one of them, and every mask is known exactly.
 
-Writes 64×64 images with captions as an image_text data set, which the train command reads. The subjects of
+Writes images with captions as an image_text data set, which the train command reads. The subjects of
 the validation split never appear in the training split. The default counts take about a minute on a laptop.
 
   python -m realcustom_jax.toybox --data-dir data/toybox
@@ -34,10 +34,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(
             "--seed", type=int, default=0, metavar="S", help="seed of all scenes (%(default)s)"
         )
+        parser.add_argument(
+            "--size", type=int, default=64, metavar="PIXELS", help="side of the images (%(default)s)"
+        )
         options = parser.parse_args(arguments)
         from realcustom_jax.toybox.dataset import write_dataset  # slow to import, so --help stays fast
 
-        write_dataset(options.data_dir, train=options.train, validation=options.validation, seed=options.seed)
+        write_dataset(
+            options.data_dir,
+            train=options.train,
+            validation=options.validation,
+            seed=options.seed,
+            size=options.size,
+        )
         print(f"wrote {options.train} + {options.validation} scenes to {options.data_dir}")
 
 

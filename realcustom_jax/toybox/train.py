@@ -25,7 +25,7 @@ stopped.
 to each stage's train command.
 
   python -m realcustom_jax.toybox.train --out runs/toybox
-  python -m realcustom_jax.toybox.train --out runs/toybox --minutes 9 -- --config.compute_dtype=bfloat16
+  python -m realcustom_jax.toybox.train --out runs/large --size large --minutes 9
 """
 
 _MINUTES = Rule("", float, 0, 10**6, above_0="nothing would run")
@@ -38,7 +38,7 @@ class Stage:
 
     Attributes:
       name: its folder below --out.
-      config: stage of configs/tiny.py.
+      config: stage of the config file.
       changes: options that differ from it.
     """
 
@@ -59,6 +59,34 @@ CHAIN = (
     Stage("customize2", "customize", {**_AGAIN, "seed": 1}),
     Stage("customize3", "customize", {**_AGAIN, "seed": 2, "steps": 4000}),
 )
+
+
+# The large model learns faster, on a GPU: one run of customize, with two references at once.
+LARGE = (
+    Stage("vae", "vae"),
+    Stage("clip", "clip"),
+    Stage("instance", "instance"),
+    Stage("base", "base"),
+    Stage("customize", "customize"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A size of the model.
+
+    Attributes:
+      config: file in configs/.
+      pixels: side of its images.
+      chain: the stages, in order.
+    """
+
+    config: str
+    pixels: int
+    chain: tuple[Stage, ...]
+
+
+SIZES = {"small": Size("tiny.py", 64, CHAIN), "large": Size("large.py", 128, LARGE)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +114,7 @@ def main() -> None:
         metavar="N",
         help="stop after N minutes, to continue later",
     )
+    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the model (%(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each stage, to try the chain")
     parser.add_argument(
         "--examples", type=int, default=100_000, metavar="N", help="training scenes (%(default)s)"
@@ -100,7 +129,8 @@ def main() -> None:
         _MINUTES.check("--minutes", args.minutes)
     make_folder(args.out, "--out")
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    for task in tasks(args.out, args.examples, args.steps, theirs):
+    size = SIZES[args.size]
+    for task in tasks(args.out, size, args.examples, args.steps, theirs):
         if task.result.exists():
             continue
         if task.name == "scenes":
@@ -109,23 +139,26 @@ def main() -> None:
         if not run(task, deadline):
             print("stopped: run the same command again to continue", flush=True)
             return
-    print(f"the model is {finish(args.out)}", flush=True)
+    print(f"the model is {finish(args.out, size)}", flush=True)
 
 
-def tasks(out: Path, examples: int, steps: int | None = None, flags: Sequence[str] = ()) -> list[Task]:
+def tasks(
+    out: Path, size: Size, examples: int, steps: int | None = None, flags: Sequence[str] = ()
+) -> list[Task]:
     """The commands of the chain, in order.
 
     Args:
       out: folder of the runs.
+      size: of the model.
       examples: training scenes.
       steps: steps of each stage; None for its own number.
       flags: options for each train command.
     """
     data = out / "data"
-    draw = ("realcustom_jax.toybox", f"--data-dir={data}", f"--train={examples}")
+    draw = ("realcustom_jax.toybox", f"--data-dir={data}", f"--train={examples}", f"--size={size.pixels}")
     made = [Task("scenes", draw, out / "scenes_drawn")]
     before: Path | None = None
-    for stage in CHAIN:
+    for stage in size.chain:
         changes = {"data.path": str(data), **stage.changes}
         if steps is not None:
             changes["steps"] = steps
@@ -137,7 +170,7 @@ def tasks(out: Path, examples: int, steps: int | None = None, flags: Sequence[st
                 command = ("realcustom_jax.data.encode", f"--data-dir={data}", f"--model={before}")
                 made.append(Task("latents", command, out / "latents_stored"))
         options = [f"--config.{name}={value}" for name, value in changes.items()]
-        command = ("realcustom_jax.train", f"--config={_config_file()}:{stage.config}",
+        command = ("realcustom_jax.train", f"--config={_config_file(size)}:{stage.config}",
                    f"--workdir={out / stage.name}", *options, *flags)  # fmt: skip
         before = out / stage.name / "model"
         made.append(Task(stage.name, command, before / "model_index.json"))
@@ -183,11 +216,11 @@ def run(task: Task, deadline: float | None) -> bool:
     return True
 
 
-def finish(out: Path) -> Path:
+def finish(out: Path, size: Size) -> Path:
     """Copy the last stage's model and the recogniser to `out`/model."""
     model = out / "model"
     shutil.rmtree(model, ignore_errors=True)
-    shutil.copytree(out / CHAIN[-1].name / "model", model)
+    shutil.copytree(out / size.chain[-1].name / "model", model)
     matcher = model / "matcher"
     matcher.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
@@ -195,8 +228,8 @@ def finish(out: Path) -> Path:
     return model
 
 
-def _config_file() -> Path:
-    path = Path(realcustom_jax.__file__).resolve().parents[1] / "configs" / "tiny.py"
+def _config_file(size: Size) -> Path:
+    path = Path(realcustom_jax.__file__).resolve().parents[1] / "configs" / size.config
     if not path.is_file():
         raise UserError(f"{path} is missing: run this in a checkout of the repository")
     return path

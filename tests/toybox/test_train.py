@@ -10,7 +10,9 @@ import pytest
 
 import realcustom_jax as rc
 from realcustom_jax.common.errors import UserError
-from realcustom_jax.toybox.train import Task, run, tasks
+from realcustom_jax.toybox.train import SIZES, Task, run, tasks
+
+SMALL, LARGE = SIZES["small"], SIZES["large"]
 
 
 def option(task: Task, name: str) -> str | None:
@@ -19,7 +21,7 @@ def option(task: Task, name: str) -> str | None:
 
 
 def test_each_stage_starts_from_the_one_before(tmp_path):
-    made = tasks(tmp_path, 1000)
+    made = tasks(tmp_path, SMALL, 1000)
     assert [task.name for task in made] == [
         "scenes", "vae", "clip", "instance", "instance2", "latents", "base", "customize", "customize2",
         "customize3", "recogniser",
@@ -38,7 +40,11 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
 
 
 def test_number_of_steps_and_flags_reach_each_stage(tmp_path):
-    made = [task for task in tasks(tmp_path, 10, 3, ["--config.batch_size=8"]) if "train" in task.command[0]]
+    made = [
+        task
+        for task in tasks(tmp_path, LARGE, 10, 3, ["--config.batch_size=8"])
+        if "train" in task.command[0]
+    ]
     assert {option(task, "config.steps") or option(task, "steps") for task in made} == {"3"}
     assert all("--config.batch_size=8" in task.command for task in made[:-1])
 
@@ -70,7 +76,7 @@ def test_all_stages_run_stopped_and_continued(tmp_path):
         said.append(chain(tmp_path, *few))
     assert len(said) > 1, "nothing was stopped"
     names = [line.split(":")[0] for text in said for line in text.splitlines() if ": python -m" in line]
-    assert list(dict.fromkeys(names)) == [task.name for task in tasks(tmp_path, 600)]
+    assert list(dict.fromkeys(names)) == [task.name for task in tasks(tmp_path, SMALL, 600)]
     pipe = rc.load(tmp_path / "model")
     subject = rc.Subject(rc.example("bird"), "bird")
     out = rc.sample(pipe, "a bird on the beach", [subject], steps=2, mask_steps=1, progress=False)

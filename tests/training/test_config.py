@@ -20,7 +20,9 @@ get_config = runpy.run_path(str(TINY))["get_config"]
 
 @pytest.mark.parametrize("stage", ["vae", "clip", "instance", "base", "customize"])
 def test_toybox_configs_are_valid(stage):
-    assert read_config(get_config(stage)).stage == get_config(stage).stage
+    for name in ("tiny", "large"):
+        config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](stage)
+        assert read_config(config).stage == stage
 
 
 @pytest.mark.parametrize(
