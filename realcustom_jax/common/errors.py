@@ -11,6 +11,10 @@ _PACKAGE = __name__.partition(".")[0]
 class UserError(ValueError):
     """A mistake that the user can fix. The message is one sentence that names the wrong input."""
 
+    def __init__(self, message: str):
+        # It may quote text that no encoding has, such as half of a surrogate pair in a JSON file.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
+
 
 def warn(sentence: str) -> None:
     """Issue a Python warning that points at the caller's line outside this package."""

@@ -1,5 +1,7 @@
 """`exit_on_user_error`: a user's mistake is one line and status 2, a bug keeps its traceback."""
 
+import pickle
+
 import pytest
 
 from realcustom_jax.common.errors import UserError, exit_on_user_error
@@ -19,3 +21,8 @@ def test_command_reports_a_user_error_in_one_line(capsys):
 def test_command_does_not_hide_bugs():
     with pytest.raises(ValueError, match="a bug"), exit_on_user_error():
         raise ValueError("a bug")
+
+
+def test_message_can_be_written_whatever_it_quotes():
+    assert str(UserError("no é\ud800 there")) == "no é\\ud800 there"
+    assert str(pickle.loads(pickle.dumps(UserError("no é")))) == "no é"

@@ -130,8 +130,10 @@ def test_hostile_requests_are_one_sentence_each_and_then_work_goes_on(client, bi
         ("/create", ["a bird", [{"path": path, "meta": {"_type": "gradio.FileData"}}]])
         for path in ("/etc/passwd", "../../etc/passwd")
     ]
-    requests += [("/inspect", ["a bird", [], []]), ("/story", [None])]
-    for path in [path for _, path in uploads.stories(tmp_path)][:150]:
+    requests += [("/inspect", ["a bird", [], []]), ("/story", [None]), ("/story", [good])]
+    requests += [("/inspect", [text, [good], ["bird"]]) for text in ("", "x" * 10_000, 5)]
+    requests += [("/inspect", ["a bird", [good], words]) for words in (["dragon"], 5, [5], ["bird", "boat"])]
+    for _, path in uploads.stories(tmp_path):
         requests.append(("/story", [gradio_client.handle_file(path)]))
     assert len(requests) >= 200
     for endpoint, values in requests:
