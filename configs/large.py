@@ -27,9 +27,8 @@ def get_config(stage: str = "customize") -> ml_collections.ConfigDict:
     config.optimizer.ema_decay = 0.9995 if stage in ("base", "customize") else 0.998
     config.curriculum.update(begin=2000, finish=6000)
     config.data.workers = 12
-    config.data.path = (
-        "data/toybox128"  # python -m realcustom_jax.toybox --size 128 --data-dir data/toybox128
-    )
+    # python -m realcustom_jax.toybox --size 128 --data-dir data/toybox128
+    config.data.path = "data/toybox128"
     if stage == "customize":
         config.data.subjects = 2
     config.model = model(realcustom=stage == "customize")

@@ -2,8 +2,8 @@
 # Collect what a GPU machine without network lacks to train the toybox:
 #   launch/gpu_bundle.sh --installed installed.txt --out bundle [--python 3.12] [--minutes 8] [--dry-run]
 # installed.txt is what `python3 -m pip list --format=freeze` prints there; JAX must be in it. Downloads the missing
-# packages as wheels into the folder, in the versions of this project's lock file, and prints the commands for that
-# machine. Copy the folder there together with the checkout.
+# packages as wheels for Linux on x86-64 into the folder, in the versions of this project's lock file, and prints the
+# commands for that machine. Copy the folder there together with the checkout.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -29,16 +29,17 @@ tags=()
 for glibc in 2_17 2_24 2_27 2_28 2_31 2_34; do tags+=(--platform "manylinux_${glibc}_x86_64"); done
 tags+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
 wheels=(--quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp "${tags[@]}" --dest "$out")
+mistakes=$(mktemp)
+trap 'rm -f "$mistakes"' EXIT
 for package in $missing; do
   if [ -n "$DRY_RUN" ]; then
     echo "+ $(quoted "$python" -m pip download "${wheels[@]}" "$package")" >&2
-  elif ! "$python" -m pip download "${wheels[@]}" "$package" 2>"$out.log"; then
+  elif ! "$python" -m pip download "${wheels[@]}" "$package" 2>"$mistakes"; then
     # A package without wheels: one of pure Python makes a wheel for every machine.
-    "$python" -m pip wheel --quiet --no-deps --wheel-dir "$out" "$package" || { cat "$out.log" >&2; exit 2; }
+    "$python" -m pip wheel --quiet --no-deps --wheel-dir "$out" "$package" || { cat "$mistakes" >&2; exit 2; }
   fi
 done
 if [ -z "$DRY_RUN" ]; then
-  rm -f "$out.log"
   if compgen -G "$out/*-linux_*.whl" >/dev/null; then fail "$(echo "$out"/*-linux_*.whl) fits this machine only"; fi
   du -sh "$out" | sed 's/^/size: /' >&2
 fi
@@ -48,5 +49,5 @@ cat <<EOF
 python3 -m pip install --no-index --no-deps --target site $out/*.whl
 export PYTHONPATH=site:.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-python3 -m realcustom_jax.toybox.train --out runs/toybox --minutes $minutes -- --config.compute_dtype=bfloat16
+python3 -m realcustom_jax.toybox.train --size large --out runs/large --minutes $minutes
 EOF

@@ -188,7 +188,10 @@ def test_bundle_holds_what_the_machine_lacks(tmp_path):
     # tensorflow-datasets needs promise, flax needs msgpack
     assert {"flax", "msgpack", "optax", "grain", "tensorflow-datasets", "promise"} <= names
     assert not names & {"jax", "jaxlib", "numpy", "orbax-checkpoint", "pytest", "gradio"}
-    assert "pip download" in result.stderr and "toybox.train --out runs/toybox --minutes 8" in result.stdout
+    assert (
+        "pip download" in result.stderr
+        and "toybox.train --size large --out runs/large --minutes 8" in result.stdout
+    )
     assert not out.exists()
 
 

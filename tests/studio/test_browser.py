@@ -348,17 +348,21 @@ def reach(tab: Tab, name: str, kind: str) -> None:
     raise AssertionError(f"the key Tab does not reach {kind} {name!r}")
 
 
+def press(tab: Tab, name: str, kind: str = "button") -> None:
+    """Reach an element with the key Tab, and press Enter."""
+    reach(tab, name, kind)
+    tab.page.keyboard.press("Enter")
+
+
 def test_keyboard_alone_creates_an_image(tabs):
     tab = tabs()
-    reach(tab, "Create", "button")
-    tab.page.keyboard.press("Enter")
+    press(tab, "Create")
     tab.says("done")
 
 
 def upload_by_keys(tab: Tab, path: str) -> None:
     with tab.page.expect_file_chooser() as chooser:
-        reach(tab, UPLOAD, "button")
-        tab.page.keyboard.press("Enter")
+        press(tab, UPLOAD)
     chooser.value.set_files(path)
     tab.button(UPLOAD).first.wait_for(state="hidden")
 
@@ -366,33 +370,27 @@ def upload_by_keys(tab: Tab, path: str) -> None:
 def test_keyboard_alone_tells_a_story(tabs, bird_file):
     tab = tabs()
     keys = tab.page.keyboard
-    reach(tab, "Story", "tab")
-    keys.press("Enter")
+    press(tab, "Story", "tab")
     upload_by_keys(tab, bird_file)
     for label, text in (("Name", "Mika"), ("Word", "bird")):
-        reach(tab, label, "textarea" if label == "Scene" else "input")
+        reach(tab, label, "input")
         keys.type(text)
-    reach(tab, "Save character", "button")
-    keys.press("Enter")
+    press(tab, "Save character")
     tab.says("Mika is saved")
     reach(tab, "Scene", "textarea")
     keys.type("Mika on the beach")
-    reach(tab, "Add scene", "button")
-    keys.press("Enter")
+    press(tab, "Add scene")
     tab.says("the scene is added")
-    reach(tab, "Generate all", "button")
-    keys.press("Enter")
+    press(tab, "Generate all")
     tab.says("done")
 
 
 def test_keyboard_alone_looks_inside(tabs, bird_file):
     tab = tabs()
     keys = tab.page.keyboard
-    reach(tab, "Inspect", "tab")
-    keys.press("Enter")
+    press(tab, "Inspect", "tab")
     upload_by_keys(tab, bird_file)
-    reach(tab, "Inspect", "button")
-    keys.press("Enter")
+    press(tab, "Inspect")
     tab.says("done: move the slider")
     reach(tab, "Step", "input")
     keys.press("ArrowDown")
