@@ -1,5 +1,6 @@
 """The command `python -m realcustom_jax.toybox.train`: the toybox's model from nothing, in one go."""
 
+import argparse
 import dataclasses
 import shutil
 import signal
@@ -106,31 +107,13 @@ class Task:
 
 def main() -> None:
     """Run the command line."""
-    parser = CommandParser("toybox.train", STORY)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="N",
-        help="stop after N minutes, to continue later",
-    )
-    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the model (%(default)s)")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of each stage, to try the chain")
-    parser.add_argument(
-        "--examples", type=int, default=100_000, metavar="N", help="training scenes (%(default)s)"
-    )
     given = sys.argv[1:]
     end = given.index("--") if "--" in given else len(given)
-    args, theirs = parser.parse_args(given[:end]), given[end + 1 :]
-    _COUNT.check("--examples", args.examples)
-    if args.steps is not None:
-        _COUNT.check("--steps", args.steps)
-    if args.minutes is not None:
-        _MINUTES.check("--minutes", args.minutes)
+    args = _arguments(given[:end])
     make_folder(args.out, "--out")
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     size = SIZES[args.size]
-    for task in tasks(args.out, size, args.examples, args.steps, theirs):
+    for task in tasks(args.out, size, args.examples, args.steps, given[end + 1 :]):
         if task.result.exists():
             continue
         if task.name == "scenes":
@@ -140,6 +123,25 @@ def main() -> None:
             print("stopped: run the same command again to continue", flush=True)
             return
     print(f"the model is {finish(args.out, size)}", flush=True)
+
+
+def _arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The checked arguments of the command."""
+    parser = CommandParser("toybox.train", STORY)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs")
+    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the model (%(default)s)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes, to continue later")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each stage, to try the chain")
+    parser.add_argument(
+        "--examples", type=int, default=100_000, metavar="N", help="training scenes (%(default)s)"
+    )
+    args = parser.parse_args(given)
+    _COUNT.check("--examples", args.examples)
+    if args.steps is not None:
+        _COUNT.check("--steps", args.steps)
+    if args.minutes is not None:
+        _MINUTES.check("--minutes", args.minutes)
+    return args
 
 
 def tasks(

@@ -1,6 +1,7 @@
 """Properties of the sampler: independent requests, subjects without influence, one trace per config."""
 
 import dataclasses
+import functools
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,9 @@ import pytest
 
 import realcustom_jax as rc
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.diffusion.phases import phases
 from realcustom_jax.diffusion.sampler import sample_latents
+from realcustom_jax.models.unet import UNet
 
 common = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sampler_helpers.py"))))
 PROMPTS, SUBJECTS, OPTIONS, DRAWN = common.PROMPTS, common.SUBJECTS, common.OPTIONS, common.DRAWN
@@ -185,3 +188,23 @@ def test_sample_latents_works_inside_jit_and_vmap(flat_pipe, conditioning):
             0
         ]
         assert relative(result[i], single) <= 1e-5
+
+
+def test_equal_passes_of_the_phases_are_traced_once(flat_pipe, conditioning, monkeypatch):
+    """Paper guidance has five passes in its three phases, of three kinds."""
+    made, config = conditioning(guidance="paper", steps=6, mask_steps=2, guidance_stop=0.5)
+    assert len(phases(config)) == 3
+    traced, call = [], UNet.__call__
+
+    def spy(self, latents, *args, **kwargs):
+        traced.append(latents.shape)
+        return call(self, latents, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "__call__", spy)
+    jax.clear_caches()
+    keys = jax.random.split(jax.random.key(0), 2)
+    run = functools.partial(
+        sample_latents, unet=flat_pipe.models.unet, schedule=flat_pipe.schedule, config=config
+    )
+    jax.eval_shape(run, flat_pipe.params["unet"], made, keys)
+    assert len(traced) == 3
