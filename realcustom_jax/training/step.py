@@ -33,8 +33,9 @@ def choose(finite: Array, new: Any, old: Any) -> Any:
 
 def all_finite(tree: Any) -> bool:
     """Whether all numbers of a tree are finite. Arrays stay sharded, so all processes must call it."""
-    # One small compiled program for each shape; a model has few different shapes.
-    return all(jax.device_get([_is_finite(leaf) for leaf in jax.tree.leaves(tree)]))
+    # One small compiled program for each shape; a model has few different shapes. Each result is awaited:
+    # simulated devices can wait for each other without end when dozens of programs are under way.
+    return all(bool(_is_finite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 @jax.jit
