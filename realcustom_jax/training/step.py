@@ -34,7 +34,7 @@ def choose(finite: Array, new: Any, old: Any) -> Any:
 def all_finite(tree: Any) -> bool:
     """Whether all numbers of a tree are finite. Arrays stay sharded, so all processes must call it."""
     # One small compiled program for each shape; a model has few different shapes. Each result is awaited:
-    # simulated devices can wait for each other without end when dozens of programs are under way.
+    # XLA's CPU devices may wait for each other without end once 32 programs are under way.
     return all(bool(_is_finite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
