@@ -1,16 +1,20 @@
 """The toybox's training chain: its commands, and a run of all stages that is stopped and continued."""
 
 import itertools
+import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 import realcustom_jax as rc
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.models.family import Models
 from realcustom_jax.toybox.train import SIZES, Task, run, tasks
 
 SMALL, LARGE = SIZES["small"], SIZES["large"]
@@ -48,6 +52,21 @@ def test_number_of_steps_and_flags_reach_each_stage(tmp_path):
     ]
     assert {option(task, "config.steps") or option(task, "steps") for task in made} == {"3"}
     assert all("--config.batch_size=8" in task.command for task in made[:-1])
+
+
+def test_large_model_is_small_enough_to_ship():
+    """All weights take at most 60 MB in float16, with the vocabulary of the small model."""
+    root = Path(__file__).resolve().parents[2]
+    config = runpy.run_path(str(root / "configs" / LARGE.config))["get_config"]("customize").model.to_dict()
+    vocabulary = json.loads((root / "realcustom_jax/toybox/model/text_encoder/config.json").read_text())
+    config["text_encoder"].update(vocab_size=vocabulary["vocab_size"])
+    models = Models.from_configs({name: config[name] for name in config if name != "scheduler"})
+    shapes = models.param_shapes()
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    unet = sum(leaf.size for leaf in jax.tree.leaves(shapes["unet"]))
+    assert 2 * count <= 60e6 and unet >= 20e6
+    size, grid = config["vae"]["sample_size"], config["unet"]["sample_size"]
+    assert (size, grid, models.vae_config.downscale) == (128, 16, 8)
 
 
 def test_task_ends_fails_or_is_stopped(tmp_path):
