@@ -16,6 +16,7 @@ from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import make_folder
 from realcustom_jax.common.rules import Rule
+from realcustom_jax.weights.parts import TOYBOX
 
 STORY = """\
 Trains the toybox's model from nothing: draws the scenes, then runs all stages, each from the model of the one
@@ -219,7 +220,7 @@ def run(task: Task, deadline: float | None) -> bool:
 
 
 def finish(out: Path, size: Size) -> Path:
-    """Copy the last stage's model and the recogniser to `out`/model."""
+    """Join the last stage's model, the recogniser and the shipped model's sampling options in `out`/model."""
     model = out / "model"
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(out / size.chain[-1].name / "model", model)
@@ -227,6 +228,8 @@ def finish(out: Path, size: Size) -> Path:
     matcher.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy2(out / "recogniser" / name, matcher / name)
+    # Training does not choose them: studies on the shipped model did.
+    shutil.copy2(TOYBOX / "realcustom" / "sampling.json", model / "realcustom" / "sampling.json")
     return model
 
 

@@ -15,7 +15,7 @@ import pytest
 import realcustom_jax as rc
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.family import Models
-from realcustom_jax.toybox.train import SIZES, Task, run, tasks
+from realcustom_jax.toybox.train import SIZES, Task, finish, run, tasks
 
 SMALL, LARGE = SIZES["small"], SIZES["large"]
 
@@ -77,6 +77,24 @@ def test_task_ends_fails_or_is_stopped(tmp_path):
     assert not run(late, begin + 1) and time.monotonic() - begin < 30 and not late.result.exists()
     with pytest.raises(UserError, match="wrong ended with status"):
         run(Task("wrong", ("timeit", "-n1", "1 / 0"), tmp_path / "wrong"), None)
+
+
+def test_finished_model_has_recogniser_and_sampling_options(tmp_path):
+    """Both are files that the last stage does not write, or leaves empty."""
+    made = {
+        "customize/model/realcustom/sampling.json": "{}",
+        "customize/model/model_index.json": "{}",
+        "recogniser/config.json": "recogniser",
+        "recogniser/model.safetensors": "weights",
+    }
+    for name, text in made.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    model = finish(tmp_path, LARGE)
+    options = json.loads((model / "realcustom" / "sampling.json").read_text())
+    assert rc.SamplingOptions(**options) == rc.load("toybox").defaults != rc.SamplingOptions()
+    assert (model / "matcher" / "config.json").read_text() == "recogniser"
+    assert (model / "model_index.json").is_file() and finish(tmp_path, LARGE) == model
 
 
 def chain(out: Path, *arguments: str) -> str:
