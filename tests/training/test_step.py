@@ -7,6 +7,8 @@ import optax
 import pytest
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.training import checkpoint
+from realcustom_jax.training import step as step_module
 from realcustom_jax.training.step import FiniteWatch, create_state, make_train_step
 
 BAD = {"loss": (np.nan, 0.0), "gradient": (0.0, np.inf)}
@@ -103,3 +105,30 @@ def test_finite_watch_names_steps_one_step_later():
     watch.look(5, jnp.int32(1))
     with pytest.raises(UserError, match="from step 5 to 5"):
         watch.flush()
+
+
+class Pending:
+    """The result of a program, which is under way until it is read."""
+
+    under_way = 0
+
+    def __init__(self, *_):
+        Pending.under_way += 1
+        assert Pending.under_way == 1
+
+    def __int__(self) -> int:
+        Pending.under_way -= 1
+        return 1
+
+    def __bool__(self) -> bool:
+        return bool(int(self))
+
+
+@pytest.mark.parametrize("check", [step_module.all_finite, checkpoint.leaf_checksums])
+def test_checks_before_a_checkpoint_have_one_program_under_way(monkeypatch, check):
+    """With 32 of them, devices that XLA simulates can wait for each other without end."""
+    monkeypatch.setattr(Pending, "under_way", 0)
+    monkeypatch.setattr(step_module, "_is_finite", Pending)
+    monkeypatch.setattr(checkpoint, "_leaf_checksum", Pending)
+    assert check({f"layer_{i}": np.ones(3, np.float32) for i in range(40)})
+    assert Pending.under_way == 0
