@@ -25,10 +25,13 @@ def test_rows_from_anywhere_run_in_one_program_on_the_device_of_the_parameters(d
     result = run_rows(None, times, 1.0, params, rows)
     again = jnp.asarray(rows)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    for more in (rows, again, jax.device_put(rows, home), result):
-        out = run_rows(None, times, 1.0, params, more)
-        np.testing.assert_array_equal(out, np.asarray(more) * 2 + 1)
-        assert out.devices() == {home}
+    try:
+        for more in (rows, again, jax.device_put(rows, home), result):
+            out = run_rows(None, times, 1.0, params, more)
+            np.testing.assert_array_equal(out, np.asarray(more) * 2 + 1)
+            assert out.devices() == {home}
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
 
 
