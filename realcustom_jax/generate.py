@@ -299,6 +299,7 @@ def denoise(
 
     def next_narrowing() -> Narrowing:
         phase = next(phase for phase in phases(config) if done < phase.stop)
+        phase = dataclasses.replace(phase, guided=done < config.guided_steps)
         index = devices.place(np.full(len(keys), done, np.int32))
         state = (*rows, contexts, run, index)
         return devices.collect(loaded().run(narrowing_rows, (*static, phase), state))

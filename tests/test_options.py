@@ -115,17 +115,31 @@ def test_default_mask_steps_are_limited_by_steps():
         SDXL.changed({"mask_steps": 26}).sampler_config(8, 8)
 
 
-def test_phases_split_where_passes_change():
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        # ε_T is a term of the weighted prediction, so the pass runs with and without new masks
+        ("paper", [(0, 4, True, False), (4, 14, True, True), (14, 25, False, False)]),
+        (
+            "direct",
+            [(0, 4, True, False), (4, 10, True, True), (10, 14, False, True), (14, 25, False, False)],
+        ),
+    ],
+)
+def test_phases_split_where_passes_change(guidance, expected):
     """25 steps with guidance from 0.16 to 0.56 (steps 4 … 13) and 10 mask steps."""
-    options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
+    options = rc.SamplingOptions(
+        steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56, guidance=guidance
+    )
     found = phases(options.sampler_config(8, 8))
     found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in found]
-    assert found == [
-        (0, 4, True, False),
-        (4, 10, True, True),
-        (10, 14, False, True),
-        (14, 25, False, False),
-    ]
+    assert found == expected
+
+
+def test_guidance_scope_mask_needs_the_text_pass_in_all_steps():
+    options = rc.SamplingOptions(steps=6, mask_steps=4, guidance_stop=0.5, guidance_scope="mask")
+    found = phases(options.sampler_config(8, 8))
+    assert [(phase.start, phase.stop, phase.guided) for phase in found] == [(0, 3, True), (3, 6, True)]
 
 
 @pytest.mark.parametrize(

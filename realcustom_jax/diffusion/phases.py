@@ -14,7 +14,8 @@ class Phase:
 
     Attributes:
       start, stop: the steps start … stop − 1.
-      guided: whether the guidance branch makes new masks. If not, the last masks are reused.
+      guided: whether the guidance branch makes word maps. Its steps before `guided_steps` cut new masks from
+        them; all other steps reuse the last masks.
       weighted: whether the guidance weights act. If not, the prediction of the generation branch is used
         alone.
     """
@@ -32,7 +33,18 @@ def phases(config: "SamplerConfig") -> tuple[Phase, ...]:
     start, stop = (round(share * config.steps) for share in (config.guidance_start, config.guidance_stop))
     interval = {start, stop} if start < stop else set()  # an empty interval must not split a loop
     edges = sorted({0, config.guided_steps, config.steps} | interval)
-    return tuple(
-        Phase(a, b, guided=a < config.guided_steps, weighted=start <= a < stop)
-        for a, b in itertools.pairwise(edges)
-    )
+    found: list[Phase] = []
+    for a, b in itertools.pairwise(edges):
+        phase = Phase(a, b, guided=a < config.guided_steps, weighted=start <= a < stop)
+        if found and found[-1].weighted == phase.weighted and text_pass(config, phase.weighted):
+            # Only the maps differ. They cost about 1 % of a step, a second loop its whole compilation.
+            found[-1] = dataclasses.replace(found[-1], stop=b)
+        else:
+            found.append(phase)
+    return tuple(found)
+
+
+def text_pass(config: "SamplerConfig", weighted: bool) -> bool:
+    """Whether the prediction needs ε_T, also in steps that reuse the masks."""
+    # ε_T is a term of eq. 13. It is also the prediction outside the masks with `guidance_scope` "mask".
+    return (config.guidance == "paper" and weighted) or config.guidance_scope == "mask"

@@ -22,7 +22,7 @@ from jax import Array
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.denoiser import Denoiser
 from realcustom_jax.diffusion.guidance import direct_guidance, paper_guidance
-from realcustom_jax.diffusion.phases import Phase, phases
+from realcustom_jax.diffusion.phases import Phase, phases, text_pass
 from realcustom_jax.diffusion.schedule import ScheduleConfig, predicted_z0_and_noise
 from realcustom_jax.diffusion.solvers import SolverTable, make_table
 from realcustom_jax.models.unet import UNet
@@ -139,7 +139,7 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
 def narrowing(denoiser: Denoiser, phase: Phase, run: Run, index: Array) -> Narrowing:
     """Word maps and token selection of a step of `phase` that has not run yet; `index` is its number ()."""
     table = _table(denoiser)
-    return predict(denoiser, phase, run.state, jax.tree.map(lambda x: x[index], table))[2]
+    return predict(denoiser, phase, run.state, index, jax.tree.map(lambda x: x[index], table))[2]
 
 
 def sample_step(
@@ -154,7 +154,7 @@ def sample_step(
       index: number of the step ().
       row: this step's row of the solver table, scalars.
     """
-    e, masks, _ = predict(denoiser, phase, state, row)
+    e, masks, _ = predict(denoiser, phase, state, index, row)
     kind = denoiser.schedule.prediction_type
     z0, _ = predicted_z0_and_noise(kind, e, state.x, row.alpha, row.sigma)
     saved = jnp.where(row.save > 0, state.x, state.saved)
@@ -167,15 +167,17 @@ def sample_step(
 
 
 def predict(
-    denoiser: Denoiser, phase: Phase, state: SamplerState, row: SolverTable[Array]
+    denoiser: Denoiser, phase: Phase, state: SamplerState, index: Array, row: SolverTable[Array]
 ) -> tuple[Array, Array, Narrowing]:
-    """Guided prediction (B, h, w, C) of a step, the masks M̂ (B, R, h', w') that it used, and `Narrowing`."""
+    """Guided prediction (B, h, w, C) of a step, the masks M̂ (B, R, h', w') that it used, and `Narrowing`.
+
+    Arguments as for `sample_step`.
+    """
     config, weights = denoiser.config, denoiser.conditioning.settings
     x, t, masks = state.x, row.t, state.masks
     paper = config.guidance == "paper" and phase.weighted
     new_masks = phase.guided and denoiser.has_subjects
-    # ε_T is a term of eq. 13. It is also the prediction outside the masks with `guidance_scope` "mask".
-    needs_text = paper or (config.guidance_scope == "mask" and denoiser.has_subjects)
+    needs_text = paper or (text_pass(config, phase.weighted) and denoiser.has_subjects)
 
     maps = None
     # Guidance branch. RealCustom++ uses only its word maps, so steps that reuse masks skip it.
@@ -183,7 +185,10 @@ def predict(
         e_empty, e_text, aux = denoiser.text_only(x, t, empty=paper, maps=new_masks)
         if new_masks:
             maps = denoiser.word_maps(aux)
-            masks = denoiser.new_masks(maps)
+            new, reused = denoiser.new_masks(maps), masks
+            # static for a phase that renews them in all its steps
+            renewed = phase.stop <= config.guided_steps or index < config.guided_steps
+            masks = jnp.where(renewed, new, reused)
     # Text only: ε_TI would equal ε_T, so the generation branch is not run.
     if paper and not denoiser.has_subjects:
         assert e_empty is not None

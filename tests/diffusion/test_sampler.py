@@ -191,8 +191,8 @@ def test_sample_latents_works_inside_jit_and_vmap(flat_pipe, conditioning):
 
 
 def test_equal_passes_of_the_phases_are_traced_once(flat_pipe, conditioning, monkeypatch):
-    """Paper guidance has five passes in its three phases, of three kinds."""
-    made, config = conditioning(guidance="paper", steps=6, mask_steps=2, guidance_stop=0.5)
+    """Direct guidance has four passes in its three phases, of three kinds."""
+    made, config = conditioning(guidance="direct", steps=6, mask_steps=2, guidance_stop=0.5)
     assert len(phases(config)) == 3
     traced, call = [], UNet.__call__
 
