@@ -9,7 +9,7 @@ from jax import Array
 
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.models.attention import attend, attention_probabilities, merge_heads, split_heads
-from realcustom_jax.models.layers import Dense, LayerNorm, gelu
+from realcustom_jax.models.layers import Dense, LayerNorm, Stored, gelu
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -63,7 +63,7 @@ class MLP(nn.Module):
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Stored, nn.Module):
     """Pre-norm transformer layer. With `layer_scale`, a learned vector multiplies each branch (DINOv2)."""
 
     heads: int

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from realcustom_jax.models.layers import SHAPES
+
 
 def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str | None = None) -> Any:
     """`params` tree of shapes and dtypes of a module; allocates no arrays.
@@ -39,7 +41,8 @@ def param_shapes(module: nn.Module, *args: Any, method: Callable[..., Any] | str
 @functools.lru_cache(maxsize=64)  # enough for the components of several models
 def _traced_shapes(module: nn.Module, structure: Any, leaves: tuple[Any, ...], method: Any) -> Any:
     def init(*args: Any) -> Any:
-        return module.init(jax.random.key(0), *args, method=method)
+        key = jax.random.key(0)
+        return module.init({"params": key, SHAPES: key}, *args, method=method)
 
     return jax.eval_shape(init, *jax.tree.unflatten(structure, leaves))["params"]
 

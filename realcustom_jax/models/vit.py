@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from realcustom_jax.models.encoder import Encoder
-from realcustom_jax.models.layers import Conv, Dense, Embed, LayerNorm
+from realcustom_jax.models.layers import Conv, Dense, Embed, LayerNorm, Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class VisionOutput:
     pooled: Array
 
 
-class _Embeddings(nn.Module):
+class _Embeddings(Stored, nn.Module):
     """Pixels (B, S, S, 3) → class token, registers and patch tokens with positions, (B, prefix + n, C)."""
 
     config: ViTConfig
