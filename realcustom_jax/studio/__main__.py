@@ -7,6 +7,7 @@ All files, uploads included, are below --out. The same functions answer over HTT
 """
 
 import argparse
+import gc
 import importlib.util
 import os
 import tempfile
@@ -44,6 +45,8 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from realcustom_jax.studio.studio import Studio
 
+    # Imports and tracing make a million objects that stay. Searching them for garbage takes a second.
+    gc.disable()
     studio = Studio(
         lambda: load_model(args, matcher=args.matcher),
         defaults,
@@ -58,6 +61,8 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     from realcustom_jax.studio.page import build_page, launch
 
     page = build_page(studio)
+    gc.freeze()  # later searches skip what exists now
+    gc.enable()
     print(f"http://{args.host}:{args.port}", flush=True)
     launch(page, args.host, args.port, args.max_upload)
 

@@ -1,5 +1,6 @@
 """`Studio`: what all users of the page share: the model, the line of jobs, and the folder for files."""
 
+import contextlib
 import secrets
 import threading
 import traceback
@@ -12,7 +13,7 @@ from realcustom_jax.generate import sample
 from realcustom_jax.inputs.subjects import Subject
 from realcustom_jax.options import SamplingOptions
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.studio.jobs import Jobs, Report
+from realcustom_jax.studio.jobs import Jobs, Report, Stopped
 from realcustom_jax.toybox import WORDS, example
 
 
@@ -94,7 +95,8 @@ class Studio:
         try:
             self._pipe = self._load()
             self._loaded.set()
-            self.jobs.finish("", self._warm_up)
+            with contextlib.suppress(Stopped):
+                self.jobs.finish("", self._warm_up)
         except Exception as error:
             if not isinstance(error, UserError):
                 self.log(error)
@@ -104,9 +106,15 @@ class Studio:
                 event.set()
 
     def _warm_up(self, report: Report) -> None:
-        """Make an image, of a subject if the model takes them: the first request finds compiled programs."""
+        """Make an image, of a subject if the model takes them: the first request finds compiled programs.
+
+        Raises:
+          Stopped: if a user waits and the sampler is compiled.
+        """
 
         def show(stage: str, done: int, total: int | None) -> None:
+            if done and len(self.jobs) > 1:
+                raise Stopped
             if stage.startswith("compiling"):
                 self._compiling.set()
             self._stage = f"getting ready: {stage}" + (f", step {done} of {total}" if total else "")

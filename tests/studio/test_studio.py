@@ -1,10 +1,12 @@
 """The studio's model: it gets ready with a first image, whatever the model is."""
 
 import dataclasses
+import gc
 import threading
 
 import pytest
 
+import realcustom_jax.studio.__main__ as studio_command
 import realcustom_jax.studio.studio as studio_module
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.weights.keys import split_added
@@ -57,3 +59,43 @@ def test_page_waits_until_the_first_request_compiles(flat_pipe, tmp_path, monkey
     assert not waiting.is_alive() and not studio.ready
     go_on.set()
     assert studio._ready.wait(60)
+
+
+def test_first_request_gives_way_to_a_user_once_the_sampler_is_compiled(flat_pipe, tmp_path, monkeypatch):
+    """It compiles for the user, and then runs no more steps than one."""
+    joined, reported = threading.Event(), []
+
+    def all_steps(*args, progress, **rest):
+        for stage, done in (("compiling the sampler", 0), ("sampling", 0), ("sampling", 1), ("sampling", 2)):
+            if stage == "sampling":
+                assert joined.wait(60)
+            progress(stage, done, 2 if stage == "sampling" else None)
+            reported.append((stage, done))
+
+    monkeypatch.setattr(studio_module, "sample", all_steps)
+    studio = Studio(lambda: flat_pipe, flat_pipe.defaults, tmp_path)
+    studio.start()
+    studio.wait_for_compiler()
+    user = studio.jobs.run("user", lambda report: "image")
+    assert next(user).text.startswith("waiting")
+    joined.set()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(user)
+    assert end.value.value == "image"
+    assert studio._ready.wait(60) and studio.error == ""
+    assert reported == [("compiling the sampler", 0), ("sampling", 0)]
+
+
+def test_page_opens_with_garbage_collection_on(tmp_path, monkeypatch):
+    """It is off while modules are imported and the page is made."""
+    page = pytest.importorskip("realcustom_jax.studio.page")
+    seen = []
+    monkeypatch.setattr(Studio, "start", lambda studio: None)
+    monkeypatch.setattr(Studio, "wait_for_compiler", lambda studio: None)
+    monkeypatch.setattr(page, "build_page", lambda studio: seen.append(gc.isenabled()))
+    monkeypatch.setattr(page, "launch", lambda *args: seen.append(gc.isenabled()))
+    args = studio_command._parser().parse_args(["--model", "toybox"])
+    studio_command.serve(args, tmp_path)
+    gc.unfreeze()
+    assert seen == [False, True]
