@@ -12,7 +12,7 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parent
 WIDTH, HEIGHT = 980, 430
 INK, PAPER, TEAL, ORANGE, GREY = "#1f2430", "#fbfaf6", "#0f766e", "#c2571a", "#6b7280"
-# Size of demo.png, and its rows (top, bottom) to keep: the column titles and two subjects in two scenes each.
+# Size of demo.png, and its rows (top, bottom) to keep: the column titles, and every second subject.
 SHEET = (1148, 1752)
 BANDS = ((138, 172), (432, 674), (1184, 1426))
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageColor
 
 import realcustom_jax as rc
-from realcustom_jax.toybox import Identity, demo, is_held_out, render_reference, render_scene
+from realcustom_jax.toybox import BACKGROUNDS, Identity, demo, is_held_out, render_reference, render_scene
 from realcustom_jax.toybox.demo_sheet import (
     ACCENTS,
     COLUMNS,
@@ -27,6 +27,7 @@ from realcustom_jax.toybox.demo_sheet import (
 )
 
 STEPS = 7
+BIRD, BALLOON = Identity("bird", 29), Identity("balloon", 59)
 
 
 def picture(background, identities, prompt="a cat somewhere", seed=0):
@@ -59,7 +60,7 @@ def columns_with(sheet, image, side=IMAGE):
 
 
 def test_images_are_in_their_columns():
-    single, double = row([demo.BIRD], ("beach", "snow")), row([demo.BIRD, demo.BALLOON], ("meadow",))
+    single, double = row([BIRD], ("beach", "snow")), row([BIRD, BALLOON], ("meadow",))
     sheet = demo_sheet([single, double])
     assert sheet.mode == "RGB"
     assert sheet.width == WIDTH
@@ -74,8 +75,8 @@ def test_images_are_in_their_columns():
 
 
 def test_rows_and_masks_increase_sheet_height():
-    one = row([demo.BIRD], ("beach", "snow"))
-    with_masks = row([demo.BIRD], ("beach", "snow"), show_masks=True)
+    one = row([BIRD], ("beach", "snow"))
+    with_masks = row([BIRD], ("beach", "snow"), show_masks=True)
     heights = [demo_sheet(rows).height for rows in ([], [one], [with_masks], [one, with_masks])]
     assert heights == sorted(set(heights))
     assert heights[3] - heights[2] >= IMAGE
@@ -83,8 +84,8 @@ def test_rows_and_masks_increase_sheet_height():
 
 @pytest.mark.parametrize("prompt", ["a cat " + "and more " * 40, "a " + "n" * 150, "x" * 400 + " cat"])
 def test_labels_stay_in_their_boxes(prompt):
-    shown = picture("beach", [demo.BIRD], prompt)
-    wordy = row([demo.BIRD], (), pictures=(shown, shown), descriptions=("purple " * 40,), show_masks=True)
+    shown = picture("beach", [BIRD], prompt)
+    wordy = row([BIRD], (), pictures=(shown, shown), descriptions=("purple " * 40,), show_masks=True)
     pixels = np.asarray(demo_sheet([wordy]))
     paper = np.array(ImageColor.getrgb(PAPER))
     assert (pixels[:, -30:] == paper).all()
@@ -100,7 +101,7 @@ def test_long_label_shrinks_to_fit():
     """A truncated label would be as high as a short one."""
 
     def ink(description):
-        shown = row([demo.BIRD], ("beach",), descriptions=(description,))
+        shown = row([BIRD], ("beach",), descriptions=(description,))
         pixels = np.asarray(demo_sheet([shown]))[:, COLUMNS[0] : COLUMNS[0] + IMAGE]
         tile = np.asarray(enlarge(shown.references[0], IMAGE))
         top = next(y for y in range(len(pixels)) if (pixels[y : y + IMAGE] == tile).all())
@@ -131,7 +132,7 @@ def test_spotlight_keeps_inside_and_fades_outside():
 
 @pytest.mark.parametrize(("side", "sharp"), [(192, True), (160, False), (100, False)])
 def test_enlarge_keeps_colours_and_sharp_pixels(side, sharp):
-    image = render_reference(demo.BIRD).image
+    image = render_reference(BIRD).image
     large = np.asarray(enlarge(image, side))
     assert large.shape == (side, side, 3)
     if sharp:
@@ -154,9 +155,23 @@ class FakeSampler:
 
     def __call__(self, prompts, subjects=None, seed=None):
         self.calls.append((prompts, subjects, seed))
-        images = np.stack([render_scene("beach", [demo.BIRD], s).image for s in seed])
+        images = np.stack([render_scene("beach", [BIRD], s).image for s in seed])
         masks = np.ones((len(prompts), STEPS, 2, 16, 16), np.float32) if subjects else None
         return types.SimpleNamespace(images=images, masks=masks)
+
+
+def test_demo_follows_its_rule():
+    """Every fourth word of the toybox, the first held-out seed, and the backgrounds one after another."""
+    first = next(seed for seed in range(100) if is_held_out(seed))
+    cat, robot, mushroom, balloon = (Identity(w, first) for w in ("cat", "robot", "mushroom", "balloon"))
+    assert [subjects for subjects, _ in demo.PLAN] == [
+        (cat,),
+        (robot,),
+        (mushroom,),
+        (balloon,),
+        (cat, balloon),
+    ]
+    assert [place for _, places in demo.PLAN for place in places] == list(BACKGROUNDS[:9])
 
 
 def test_demo_uses_held_out_subjects_and_equal_seeds():
@@ -182,10 +197,10 @@ def test_demo_writes_all_files(tmp_path):
     written = {str(p.relative_to(sheet.parent)) for p in sheet.parent.rglob("*.png")}
     names = {p.name for r in rows for p in r.pictures}
     assert {f"text_only_{n}.png" for n in names} | {f"customized_{n}.png" for n in names} <= written
-    assert {"demo.png", "reference_bird.png", "masks/bird_snow_bird_step_07.png"} <= written
+    assert {"demo.png", "reference_robot.png", "masks/robot_night_robot_step_07.png"} <= written
     with Image.open(sheet) as image:
         assert image.width == WIDTH
-    with Image.open(sheet.parent / "masks/bird_snow_bird_step_07.png") as mask:
+    with Image.open(sheet.parent / "masks/robot_night_robot_step_07.png") as mask:
         assert (mask.mode, mask.size) == ("L", (64, 64))
 
 
