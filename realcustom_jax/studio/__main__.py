@@ -16,7 +16,6 @@ from pathlib import Path
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.rules import Rule
-from realcustom_jax.pipeline import load_model, model_settings
 from realcustom_jax.weights.flags import add_model_flags
 
 _PORT = Rule("", int, 1, 65535)
@@ -39,14 +38,17 @@ def main() -> None:
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
     """Load the model in the background, and serve the page."""
-    _, _, defaults = model_settings(args)  # errors come before the page
-    # Gradio reads both when it is imported.
-    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from realcustom_jax.studio.studio import Studio
-
     # Imports and tracing make a million objects that stay. Searching them for garbage takes a second.
     gc.disable()
+    # Gradio reads these when it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # So does transformers 4. It would import PyTorch, if that is there, and we need its tokenizers alone.
+    os.environ.setdefault("USE_TORCH", "0")
+    from realcustom_jax.pipeline import load_model, model_settings
+    from realcustom_jax.studio.studio import Studio
+
+    _, _, defaults = model_settings(args)  # errors come before the page
     studio = Studio(
         lambda: load_model(args, matcher=args.matcher),
         defaults,

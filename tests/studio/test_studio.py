@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import os
 import threading
 
 import pytest
@@ -91,6 +92,7 @@ def test_page_opens_with_garbage_collection_on(tmp_path, monkeypatch):
     """It is off while modules are imported and the page is made."""
     page = pytest.importorskip("realcustom_jax.studio.page")
     seen = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # the command sets variables
     monkeypatch.setattr(Studio, "start", lambda studio: None)
     monkeypatch.setattr(Studio, "wait_for_compiler", lambda studio: None)
     monkeypatch.setattr(page, "build_page", lambda studio: seen.append(gc.isenabled()))
