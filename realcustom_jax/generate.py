@@ -14,7 +14,7 @@ from realcustom_jax.common.devices import Devices, memory_errors
 from realcustom_jax.common.progress import FunctionProgress, Progress, ProgressFunction, progress_of
 from realcustom_jax.diffusion.conditioning import Conditioning
 from realcustom_jax.diffusion.denoiser import Contexts, Denoiser
-from realcustom_jax.diffusion.phases import Phase, phases
+from realcustom_jax.diffusion.phases import Phase, phase_of
 from realcustom_jax.diffusion.sampler import Narrowing, Run, advance, begin, narrowing
 from realcustom_jax.diffusion.schedule import ScheduleConfig
 from realcustom_jax.diffusion.solvers import make_table
@@ -298,8 +298,7 @@ def denoise(
         return images_of(pipe, z0)
 
     def next_narrowing() -> Narrowing:
-        phase = next(phase for phase in phases(config) if done < phase.stop)
-        phase = dataclasses.replace(phase, guided=done < config.guided_steps)
+        phase = phase_of(config, done, has_subjects=conditioning.flags.shape[1] > 0)
         index = devices.place(np.full(len(keys), done, np.int32))
         state = (*rows, contexts, run, index)
         return devices.collect(loaded().run(narrowing_rows, (*static, phase), state))

@@ -116,30 +116,26 @@ def test_default_mask_steps_are_limited_by_steps():
 
 
 @pytest.mark.parametrize(
-    ("guidance", "expected"),
+    ("changes", "subjects", "expected"),
     [
         # ε_T is a term of the weighted prediction, so the pass runs with and without new masks
-        ("paper", [(0, 4, True, False), (4, 14, True, True), (14, 25, False, False)]),
-        (
-            "direct",
-            [(0, 4, True, False), (4, 10, True, True), (10, 14, False, True), (14, 25, False, False)],
-        ),
+        ({}, True, [(0, 4, True, False), (4, 14, True, True), (14, 25, False, False)]),
+        ({"mask_steps": 20}, True, [(0, 4, True, False), (4, 14, True, True), (14, 20, True, False),
+                                    (20, 25, False, False)]),
+        ({"guidance": "direct"}, True, [(0, 4, True, False), (4, 10, True, True), (10, 14, False, True),
+                                        (14, 25, False, False)]),
+        # ε_T is the prediction outside the masks
+        ({"guidance_scope": "mask", "mask_steps": 20}, True, [(0, 4, True, False), (4, 14, True, True),
+                                                              (14, 25, True, False)]),
+        # no subjects, no masks
+        ({"guidance": "direct"}, False, [(0, 4, False, False), (4, 14, False, True), (14, 25, False, False)]),
     ],
-)
-def test_phases_split_where_passes_change(guidance, expected):
+)  # fmt: skip
+def test_phases_split_where_passes_change(changes, subjects, expected):
     """25 steps with guidance from 0.16 to 0.56 (steps 4 … 13) and 10 mask steps."""
-    options = rc.SamplingOptions(
-        steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56, guidance=guidance
-    )
-    found = phases(options.sampler_config(8, 8))
-    found = [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in found]
-    assert found == expected
-
-
-def test_guidance_scope_mask_needs_the_text_pass_in_all_steps():
-    options = rc.SamplingOptions(steps=6, mask_steps=4, guidance_stop=0.5, guidance_scope="mask")
-    found = phases(options.sampler_config(8, 8))
-    assert [(phase.start, phase.stop, phase.guided) for phase in found] == [(0, 3, True), (3, 6, True)]
+    options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_start=0.16, guidance_stop=0.56)
+    found = phases(options.changed(changes).sampler_config(8, 8), subjects)
+    assert [(phase.start, phase.stop, phase.guided, phase.weighted) for phase in found] == expected
 
 
 @pytest.mark.parametrize(

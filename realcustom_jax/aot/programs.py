@@ -200,7 +200,7 @@ def _sampler_parts(
 
     parts = [(encode.lower(params, conditioning), 1)]
     bindings = (params, conditioning, keys, contexts)
-    for phase in phases(config):
+    for phase in phases(config, has_subjects=slots > 0):
         lowered = jax.jit(step, static_argnums=0).lower(phase, bindings, state, index, row)
         parts.append((lowered, phase.stop - phase.start))
     return tuple(parts)

@@ -13,7 +13,7 @@ from realcustom_jax.common.rules import shown
 
 # A character, or a story of a few dozen images, is far below these limits.
 MAX_FILES, MAX_BYTES = 1000, 512 * 2**20
-# A zip unpacks to at most so many bytes, and so many times its own size: images hardly shrink, zeros do.
+# Files unpack to at most so many bytes, and so many times their own size: images hardly shrink, zeros do.
 _FREE, _RATIO = 16 * 2**20, 50
 
 # Errors of zipfile for a zip that it cannot read.
@@ -26,6 +26,11 @@ _UNREADABLE = (
     RuntimeError,  # a password is needed, or the method is unknown (NotImplementedError)
     ValueError,  # names that are not valid Unicode, positions below 0
 )
+
+
+def unpacked_limit(size: int) -> int:
+    """The most bytes that packed files of `size` bytes may unpack to."""
+    return _FREE + _RATIO * size
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
@@ -53,7 +58,7 @@ def read_zip(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, bytes]:
             entries = [entry for entry in file.infolist() if not entry.filename.endswith("/")]
             if len(entries) > MAX_FILES:
                 raise UserError(f"{path} holds {len(entries)} files; at most {MAX_FILES} are read")
-            limit = min(max_bytes, _FREE + _RATIO * path.stat().st_size)
+            limit = min(max_bytes, unpacked_limit(path.stat().st_size))
             files, left = {}, limit
             for entry in entries:
                 _check_entry(path, entry)

@@ -130,14 +130,14 @@ def advance(denoiser: Denoiser, run: Run, span: tuple[int | Array, int | Array])
         return Run(state, jax.lax.dynamic_update_index_in_dim(run.history, state.masks, index, 1))
 
     # Which passes run is static, so each phase is a loop of its own. Outside the span it runs 0 steps.
-    for phase in phases(denoiser.config):
+    for phase in phases(denoiser.config, denoiser.has_subjects):
         first, last = (_within(bound, phase.start, phase.stop) for bound in span)
         run = jax.lax.fori_loop(first, last, functools.partial(step, phase), run)
     return run
 
 
 def narrowing(denoiser: Denoiser, phase: Phase, run: Run, index: Array) -> Narrowing:
-    """Word maps and token selection of a step of `phase` that has not run yet; `index` is its number ()."""
+    """Word maps and token selection of a step that has not run yet: its number () and its `phase_of`."""
     table = _table(denoiser)
     return predict(denoiser, phase, run.state, index, jax.tree.map(lambda x: x[index], table))[2]
 
@@ -177,16 +177,16 @@ def predict(
     x, t, masks = state.x, row.t, state.masks
     paper = config.guidance == "paper" and phase.weighted
     new_masks = phase.guided and denoiser.has_subjects
-    needs_text = paper or (text_pass(config, phase.weighted) and denoiser.has_subjects)
+    needs_text = text_pass(config, phase.weighted, denoiser.has_subjects)
 
     maps = None
-    # Guidance branch. RealCustom++ uses only its word maps, so steps that reuse masks skip it.
+    # Guidance branch. RealCustom++ uses only its word maps, so a phase that reuses masks skips it.
     if needs_text or new_masks:
         e_empty, e_text, aux = denoiser.text_only(x, t, empty=paper, maps=new_masks)
         if new_masks:
             maps = denoiser.word_maps(aux)
             new, reused = denoiser.new_masks(maps), masks
-            # static for a phase that renews them in all its steps
+            # a Python bool if all steps of the phase make new masks
             renewed = phase.stop <= config.guided_steps or index < config.guided_steps
             masks = jnp.where(renewed, new, reused)
     # Text only: ε_TI would equal ε_T, so the generation branch is not run.

@@ -64,6 +64,15 @@ def load_image(image: ImageLike, name: str | None = None, background: str = "whi
     return loaded
 
 
+def stored_size(content: bytes) -> tuple[int, int]:
+    """Height and width of an encoded image, without decoding it; (0, 0) if it is no image."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            return opened.height, opened.width
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 0, 0
+
+
 def png_bytes(image: Image.Image, pnginfo: PngInfo | None = None) -> bytes:
     """An image as an encoded PNG file, with further chunks if given."""
     buffer = io.BytesIO()

@@ -20,8 +20,8 @@ class Stored:
     """Mix-in for Flax's layers: takes parameters that exist as they are, and draws none for their shapes.
 
     Flax traces the initialiser of each parameter at each call, to compare shapes. That is a third of the time
-    that tracing a UNet takes, and the loaders have compared them. Where only shapes are wanted, tracing the
-    random draws takes as long.
+    that tracing a UNet takes, and the loaders have compared them. Where only shapes are wanted (`SHAPES`),
+    tracing the random draws takes as long. Initialisers take a key, a shape, and perhaps a dtype.
     """
 
     def param(self, name: str, init: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,11 +18,11 @@ import numpy as np
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import check_local, make_folder, reading, write_bytes
 from realcustom_jax.common.rules import shown
-from realcustom_jax.common.zips import read_zip, zipped
+from realcustom_jax.common.zips import read_zip, unpacked_limit, zipped
 from realcustom_jax.inputs.characters import FILE as CHARACTER_FILE
 from realcustom_jax.inputs.characters import Character, character_files, character_of, file_name
 from realcustom_jax.inputs.target_words import phrases_of
-from realcustom_jax.inputs.transforms import load_image, png_bytes
+from realcustom_jax.inputs.transforms import load_image, png_bytes, stored_size
 from realcustom_jax.outputs.records import read_record
 from realcustom_jax.outputs.samples import Samples
 from realcustom_jax.story.sheets import contact_sheet, story_pdf
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FILE = "story.json"
 _VERSION = 1
+# Bytes of all images of a story: 350 of SDXL.
+_MOST_UNPACKED = 2**30
 _KEYS = {
     "version": int,
     "characters": list,
@@ -143,6 +145,31 @@ class StoryFiles:
             characters.append(character_of(text, read, f"{self.source}: {name}"))
         return characters
 
+    def check_images(self) -> None:
+        """Check, before any image is decoded, that all of them fit in memory.
+
+        Raises:
+          UserError: if they have more pixels than images of so many bytes can have.
+        """
+        packed = unpacked = 0
+        for values in self.values["scenes"]:
+            if isinstance(values, Mapping) and "image" in values and "place" in values:
+                content = self._image(values["image"], self.source)
+                height, width = stored_size(content)
+                packed, unpacked = packed + len(content), unpacked + 3 * height * width
+        if unpacked > min(_MOST_UNPACKED, unpacked_limit(packed)):
+            raise UserError(
+                f"{self.source}: its images have {packed} bytes and unpack to {unpacked}, which is too much"
+            )
+
+    def _image(self, name: Any, where: str) -> bytes:
+        """The file of a scene's image."""
+        _check_inside(name, where)
+        content = self.read(name)
+        if content is None:
+            raise UserError(f"{where}: the image {shown(name)} is missing")
+        return content
+
     def samples(self, name: Any, where: str) -> Samples:
         """The image of a scene, with its record and without masks.
 
@@ -150,10 +177,7 @@ class StoryFiles:
           name: its file, as story.json names it.
           where: the scene, for errors.
         """
-        _check_inside(name, where)
-        content = self.read(name)
-        if content is None:
-            raise UserError(f"{where}: the image {shown(name)} is missing")
+        content = self._image(name, where)
         record = read_record(content, f"{where}: {name}")
         image = load_image(content)
         words = [[phrases_of(record.prompt, subject.words) for subject in record.subjects]]

@@ -346,6 +346,7 @@ class Story:
           UserError: if it cannot be read or is not a story.
         """
         files = StoryFiles.open(Path(path))
+        files.check_images()
         plain = ("seed", "style", "negative_prompt", "same_seed", "options")
         characters = files.characters()
         try:

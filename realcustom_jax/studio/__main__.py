@@ -38,12 +38,13 @@ def main() -> None:
 
 def serve(args: argparse.Namespace, folder: Path) -> None:
     """Load the model in the background, and serve the page."""
-    # Imports and tracing make a million objects that stay. Searching them for garbage takes a second.
+    # Imports and tracing make a million objects that stay. Searching them for garbage takes a second of the
+    # seven until the page opens.
     gc.disable()
     # Gradio reads these when it is imported.
     os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # So does transformers 4. It would import PyTorch, if that is there, and we need its tokenizers alone.
+    # transformers 4 reads this one. Without it, it imports PyTorch, if installed, which takes 1.5 seconds.
     os.environ.setdefault("USE_TORCH", "0")
     from realcustom_jax.pipeline import load_model, model_settings
     from realcustom_jax.studio.studio import Studio

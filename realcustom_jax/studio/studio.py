@@ -55,7 +55,7 @@ class Studio:
 
     @property
     def ready(self) -> bool:
-        """Whether the first request, which compiles, has ended."""
+        """Whether the first request, which compiles, has ended or given way to a user."""
         return self._ready.is_set()
 
     @property
@@ -109,7 +109,7 @@ class Studio:
         """Make an image, of a subject if the model takes them: the first request finds compiled programs.
 
         Raises:
-          Stopped: if a user waits and the sampler is compiled.
+          Stopped: after a denoising step, if a user waits. The sampler is compiled then.
         """
 
         def show(stage: str, done: int, total: int | None) -> None:

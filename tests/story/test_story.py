@@ -189,6 +189,21 @@ def test_files_of_a_saved_story(made, tmp_path):
     assert not (path / "scenes" / "scene_2.png").exists() and (path / "scenes" / "scene_1.png").exists()
 
 
+def test_images_that_unpack_to_far_more_than_their_files_are_refused(made, tmp_path):
+    """48 MB from a file of less than 1 MB; without a limit, 200 such scenes fill the memory."""
+    story = rc.Story.load(made.save(tmp_path / "story"))
+    page = story.pages[0]
+    plain = dataclasses.replace(page.samples, images=np.zeros((1, 4000, 4000, 3), np.uint8))
+    story.restore(0, plain, page.place)
+    path = story.save(tmp_path / "large.zip")
+    assert path.stat().st_size < 2**20
+    with pytest.raises(rc.UserError, match=r"unpack to 480\d+, which is too much"):
+        rc.Story.load(path)
+    page.samples.images.fill(0)  # an image of the model's size may be plain
+    story.restore(0, page.samples, page.place)
+    assert rc.Story.load(story.save(tmp_path / "small.zip")).is_made(0)
+
+
 def test_story_written_by_hand_needs_only_scenes(tmp_path):
     cast()[0].save(tmp_path / "mika")
     (tmp_path / "mine.json").write_text(

@@ -27,6 +27,7 @@ from realcustom_jax.toybox.demo_sheet import (
 )
 
 STEPS = 7
+# any held-out subjects
 BIRD, BALLOON = Identity("bird", 29), Identity("balloon", 59)
 
 
