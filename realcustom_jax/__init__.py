@@ -33,7 +33,7 @@ with epy.lazy_api_imports(globals()):
     from realcustom_jax.story.create import candidates
     from realcustom_jax.story.scene import Scene
     from realcustom_jax.story.story import Story
-    from realcustom_jax.toybox import example
+    from realcustom_jax.toybox import example, example_face
 
 __all__ = [
     "Character",
@@ -51,6 +51,7 @@ __all__ = [
     "candidates",
     "cut_out",
     "example",
+    "example_face",
     "find_face",
     "inspect",
     "load",

@@ -20,12 +20,12 @@ from realcustom_jax.studio.create import (
     create,
     propose_words,
 )  # fmt: skip
-from realcustom_jax.studio.fields import changed_options, field_of
+from realcustom_jax.studio.fields import changed_options, field_of, text_of_box
 from realcustom_jax.studio.jobs import Report
 from realcustom_jax.studio.shown import Result, status_line
 from realcustom_jax.studio.studio import Studio
 from realcustom_jax.studio.widgets import picture, sentence_of, session_of, strength_sliders, watched
-from realcustom_jax.toybox import WORDS, example
+from realcustom_jax.toybox import WORDS, example, example_face
 
 # Fields of one reference, in order: those of `Reference`.
 _PER_REFERENCE = len(dataclasses.fields(Reference))
@@ -136,16 +136,18 @@ def _reference_fields(studio: Studio, number: int) -> list[Any]:
                 info="In pixels of the picture. Inside it acts the face strength, outside the body strength.",
             )  # fmt: skip
             strengths = strength_sliders(f"of {name.lower()}")
+    # The box belongs to the picture that was there before.
+    gr.on([photo.upload, photo.clear], lambda: "", None, face, api_visibility="private", queue=False)
     if studio.toy:
 
-        def take(chosen: str | None) -> tuple[Any, Any]:
+        def take(chosen: str | None) -> tuple[Any, Any, Any]:
             if not chosen:
-                return gr.skip(), gr.skip()
+                return gr.skip(), gr.skip(), gr.skip()
             path = studio.new_folder() / f"{chosen}.png"
             write_bytes(path, png_bytes(example(chosen)))
-            return str(path), chosen
+            return str(path), chosen, text_of_box(example_face(chosen))
 
-        examples.input(take, examples, [photo, word], api_visibility="private", queue=False)
+        examples.input(take, examples, [photo, word, face], api_visibility="private", queue=False)
     return [photo, word, face, *strengths]
 
 
@@ -290,15 +292,13 @@ def _connect_references(studio: Studio, tab: CreateTab) -> None:
     outputs = [tab.prompt, *words, tab.status]
     tab.propose.click(proposed, tab.inputs, outputs, show_progress="hidden", **private)
 
-    def reused(result: Result | None, index: int) -> tuple[Any, Any, str]:
+    def reused(result: Result | None, index: int) -> tuple[Any, Any, Any, str]:
         if result is None:
-            return gr.skip(), gr.skip(), status_line("there is no image yet")
+            return gr.skip(), gr.skip(), gr.skip(), status_line("there is no image yet")
         path = studio.new_folder() / "reference.png"
         write_bytes(path, png_bytes(result.samples.pil()[index]))
         named = [word for words in result.samples.words[index] for word in words]
-        return str(path), (named or [""])[0], status_line("the image is reference 1 now")
+        return str(path), (named or [""])[0], "", status_line("the image is reference 1 now")
 
-    first = tab.references[0]
-    tab.reuse.click(
-        reused, [tab.result, tab.chosen], [first[0], first[1], tab.status], queue=False, **private
-    )
+    photo, word, face, *_ = tab.references[0]
+    tab.reuse.click(reused, [tab.result, tab.chosen], [photo, word, face, tab.status], queue=False, **private)

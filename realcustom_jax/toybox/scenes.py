@@ -217,9 +217,25 @@ def example(word: str) -> Image.Image:
     Raises:
       UserError: for another word; it lists those that there are.
     """
+    return Image.fromarray(_example_scene(word).image)
+
+
+def example_face(word: str) -> tuple[int, int, int, int] | None:
+    """The face box of `example(word)`, for `Subject(face=…)`: it comes from the drawing.
+
+    Returns:
+      (left, top, right, bottom) in pixels; None for a word without a face, such as "boat".
+
+    Raises:
+      UserError: for a word that is none of the toybox's.
+    """
+    return _example_scene(word).faces[0]
+
+
+def _example_scene(word: str) -> Scene:
     if word not in WORDS:
         raise UserError(f"there is no example of {word!r}; the words of the toybox are {', '.join(WORDS)}")
-    return Image.fromarray(render_reference(example_identity(word)).image)
+    return render_reference(example_identity(word))
 
 
 def sample_scene(seed: int, *, held_out: bool = False, size: int = 64) -> Scene:

@@ -116,7 +116,7 @@ def test_create_shows_progress_masks_and_the_bytes_of_python(tabs):
     content = downloaded(tab, "Download image_9.png")
     bird = io.BytesIO()
     rc.example("bird").save(bird, "PNG")
-    subject = rc.Subject(bird.getvalue(), "bird")
+    subject = rc.Subject(bird.getvalue(), "bird", face=rc.example_face("bird"))
     out = rc.sample(rc.load("toybox"), "a bird on the beach", [subject], seed=9, progress=False)
     assert content == out.png_files()[0]
     plain = tab.pictures("studio-images")

@@ -220,6 +220,8 @@ def test_example_is_fixed_held_out_subject(word):
 def test_example_of_unknown_word_lists_known_words(word):
     with pytest.raises(rc.UserError, match=f"no example of {word!r}; .*cat, dog, bird"):
         rc.example(word)
+    with pytest.raises(rc.UserError, match=f"no example of {word!r}; .*cat, dog, bird"):
+        rc.example_face(word)
 
 
 def test_example_does_not_import_jax():
@@ -246,3 +248,13 @@ def test_face_box_lies_on_its_subject_and_follows_the_flip(word):
 def test_creatures_have_faces():
     for word in ("cat", "dog", "bird", "fish", "robot", "butterfly", "turtle"):
         assert render_reference(Identity(word, 9)).faces[0], word
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_face_of_an_example_is_where_its_head_is_drawn(word):
+    """The box of the drawing, and one that `rc.Subject` takes."""
+    face = rc.example_face(word)
+    assert face == render_reference(example_identity(word)).faces[0]
+    if face:
+        subject = rc.Subject(rc.example(word), word, face=face, face_strength=0.5)
+        assert subject.faces == (face,)
