@@ -58,6 +58,6 @@ def text_pass(config: "SamplerConfig", weighted: bool, has_subjects: bool) -> bo
 def _share_a_loop(before: Phase, after: Phase, config: "SamplerConfig", has_subjects: bool) -> bool:
     if before.weighted != after.weighted:
         return False
-    # If both run the text-only pass, only the word maps differ: 0.4 % of the operations of a step of SD1.5,
-    # refinement included. A second loop would double the time to compile.
+    # If both run the text-only pass, only the word maps differ, which are a small part of it. A second loop
+    # would add all passes again to compile.
     return before.guided == after.guided or text_pass(config, after.weighted, has_subjects)

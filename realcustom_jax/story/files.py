@@ -152,9 +152,9 @@ class StoryFiles:
           UserError: if they have more pixels than images of so many bytes can have.
         """
         packed = unpacked = 0
-        for values in self.values["scenes"]:
+        for number, values in enumerate(self.values["scenes"], 1):
             if isinstance(values, Mapping) and "image" in values and "place" in values:
-                content = self._image(values["image"], self.source)
+                content = self._image(values["image"], f"{self.source}, scene {number}")
                 height, width = stored_size(content)
                 packed, unpacked = packed + len(content), unpacked + 3 * height * width
         if unpacked > min(_MOST_UNPACKED, unpacked_limit(packed)):

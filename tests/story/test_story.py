@@ -189,6 +189,13 @@ def test_files_of_a_saved_story(made, tmp_path):
     assert not (path / "scenes" / "scene_2.png").exists() and (path / "scenes" / "scene_1.png").exists()
 
 
+def test_missing_image_is_named_with_its_scene(made, tmp_path):
+    path = made.save(tmp_path / "story")
+    (path / "scenes" / "scene_2.png").unlink()
+    with pytest.raises(rc.UserError, match=r"scene 2: the image 'scenes/scene_2.png' is missing"):
+        rc.Story.load(path)
+
+
 def test_images_that_unpack_to_far_more_than_their_files_are_refused(made, tmp_path):
     """48 MB from a file of less than 1 MB; without a limit, 200 such scenes fill the memory."""
     story = rc.Story.load(made.save(tmp_path / "story"))
