@@ -139,6 +139,20 @@ def test_phases_split_where_passes_change(changes, subjects, expected):
 
 
 @pytest.mark.parametrize(
+    ("refine", "side", "guided"),
+    [
+        ("none", 64, [True, False]),
+        ("self_attention", 32, [True, False]),
+        ("self_attention", 64, [True, False, False]),
+    ],
+)
+def test_steps_that_reuse_masks_make_no_large_maps(refine, side, guided):
+    """Refined maps of 64×64 latents need large matrices, so steps 10 … 13 have a loop without them."""
+    options = rc.SamplingOptions(steps=25, mask_steps=10, guidance_stop=0.56, mask_refine=refine)
+    assert [phase.guided for phase in phases(options.sampler_config(side, side))] == guided
+
+
+@pytest.mark.parametrize(
     ("steps", "weighted"), [(1, [0]), (2, [0]), (4, [1]), (8, [1, 2, 3]), (100, range(16, 56))]
 )
 def test_guidance_interval_is_rounded_to_steps(steps, weighted):
