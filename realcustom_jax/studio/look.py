@@ -15,7 +15,8 @@ CSS = """
 """
 
 # Gradio 6 has a hidden copy of the tabs, to measure them, and its buttons can get the keyboard's focus. It
-# also labels empty images without a role. The script runs at every change, because Gradio makes both again.
+# also labels empty images without a role, and gives pictures no text: it is their caption, or the label of
+# their field. The script runs at every change, because Gradio makes all of them again.
 HEAD = """
 <script>
 (() => {
@@ -26,6 +27,12 @@ HEAD = """
     }
     for (const empty of document.querySelectorAll('div[aria-label="Empty value"]:not([role])')) {
       empty.setAttribute('role', 'img');
+    }
+    for (const picture of document.querySelectorAll('img:not([alt]), img[alt=""], img[data-named]')) {
+      picture.dataset.named = '';  // by us: the caption may come later
+      const caption = picture.parentElement.querySelector('.caption-label');
+      const label = picture.closest('.block')?.querySelector('[data-testid="block-label"]');
+      picture.alt = (caption ?? label)?.textContent.trim() ?? '';
     }
   };
   fix();

@@ -106,6 +106,24 @@ def downloaded(tab: Tab, name: str) -> bytes:
     return Path(download.value.path()).read_bytes()
 
 
+def no_serious_fault(tab: Tab) -> None:
+    """Axe finds none, and nothing sticks out of the page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    page = tab.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    faults = axe.Axe().run(page).response["violations"]
+    serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+    assert [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in serious] == []
+
+
+def made_by_python(word: str, prompt: str, seed: int) -> bytes:
+    """The PNG file that Python makes of an example's request; it holds its recipe."""
+    photo = io.BytesIO()
+    rc.example(word).save(photo, "PNG")
+    subject = rc.Subject(photo.getvalue(), word, face=rc.example_face(word))
+    return rc.sample(rc.load("toybox"), prompt, [subject], seed, progress=False).png_files()[0]
+
+
 def test_create_shows_progress_masks_and_the_bytes_of_python(tabs):
     tab = tabs()
     tab.example("bird")
@@ -114,11 +132,7 @@ def test_create_shows_progress_masks_and_the_bytes_of_python(tabs):
     tab.says("sampling: step")
     tab.says("done")
     content = downloaded(tab, "Download image_9.png")
-    bird = io.BytesIO()
-    rc.example("bird").save(bird, "PNG")
-    subject = rc.Subject(bird.getvalue(), "bird", face=rc.example_face("bird"))
-    out = rc.sample(rc.load("toybox"), "a bird on the beach", [subject], seed=9, progress=False)
-    assert content == out.png_files()[0]
+    assert content == made_by_python("bird", "a bird on the beach", 9)
     plain = tab.pictures("studio-images")
     tab.page.get_by_role("checkbox", name="Masks").check()
     tab.page.wait_for_function("[...document.querySelectorAll('img')].some(e => e.src.includes('_masks'))")
@@ -203,6 +217,8 @@ def test_two_users_get_their_own_images(tabs):
     for tab, word in ((first, "bird"), (second, "boat")):
         tab.says("done")
         tab.page.get_by_text(f"a {word} in the snow", exact=True).last.wait_for()
+        content = downloaded(tab, "Download image_0.png")
+        assert content == made_by_python(word, f"a {word} in the snow", 0)
     names = [tab.page.content() for tab in (first, second)]
     assert "a boat in the snow" not in names[0] and "a bird in the snow" not in names[1]
     first.open("Story")
@@ -268,6 +284,7 @@ def test_story_of_an_upload_and_a_description(tabs, bird_file, tmp_path):
         tab.page.get_by_role("radio", name=prompt).wait_for()
     tab.button("Generate all").click()
     tab.says("done")
+    no_serious_fault(tab)
     tab.shot("story")
     first = exported(tab, tmp_path / "first.zip")
     tab.page.get_by_role("radio", name="Mika and Bolt").check()
@@ -409,7 +426,6 @@ def test_keyboard_alone_looks_inside(tabs, bird_file):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 def test_axe_finds_no_serious_fault_and_nothing_sticks_out(tabs, width, theme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
     tab = tabs(width=width, theme=theme)
     for name in ("Create", "Story", "Inspect"):
         tab.open(name)
@@ -417,7 +433,27 @@ def test_axe_finds_no_serious_fault_and_nothing_sticks_out(tabs, width, theme):
         while folded.count():  # opening one may show others
             folded.first.click()
             tab.page.wait_for_timeout(50)
-        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
-        faults = axe.Axe().run(tab.page).response["violations"]
-        serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
-        assert [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in serious] == []
+        no_serious_fault(tab)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_axe_finds_no_serious_fault_in_results_and_errors(tabs, bird_file, width, theme):
+    tab = tabs(width=width, theme=theme)
+    tab.example("bird")
+    tab.button("Create").click()
+    tab.says("done")
+    tab.page.get_by_role("checkbox", name="Masks").check()
+    tab.page.wait_for_function("[...document.querySelectorAll('img')].some(e => e.src.includes('_masks'))")
+    tab.page.get_by_alt_text("seed 0 · bird", exact=True).wait_for()
+    no_serious_fault(tab)
+    tab.fill("Seed", "x")
+    tab.button("Create").click()
+    tab.says("the seed")
+    no_serious_fault(tab)
+    tab.open("Inspect")
+    tab.upload(bird_file)
+    tab.button("Inspect").click()
+    tab.says("Step 25 of 25")
+    tab.page.get_by_alt_text("Word map", exact=True).wait_for()
+    no_serious_fault(tab)
