@@ -147,26 +147,45 @@ def test_projector_tokens_follow_the_order_of_patches(projector):
     np.testing.assert_allclose(shuffled, tokens[:, order], atol=1e-5)  # sums in another order
 
 
-def test_tokens_of_a_changed_face_change_most(toybox):
-    """The whole way from pixels to tokens, on a reference whose face alone differs."""
-    tower = toybox.models.image_configs[0]
-    size, grid = tower.image_size, tower.image_size // tower.patch_size
+def face_changes(toybox, models, params) -> tuple[np.ndarray, np.ndarray]:
+    """Changes (grids, N) of tokens between two photos whose face alone differs, and which are in the box.
+
+    The whole way from pixels to tokens. Attention of the towers spreads a change to tokens outside.
+    """
+    size, grid = models.image_configs[0].image_size, 8
     box = (size // 4, 0, size // 2, size // 4)
     photos = [render_reference(Identity("cat", 3)).image] * 2
     photos[1] = photos[1].copy()
     face = photos[1][box[1] : box[3], box[0] : box[2]]
     face[:] = 255 - face
-    views = np.stack([reference_views(x, size, toybox.models.high_res, "squash") for x in photos])
-    features = encode_reference(toybox.models, toybox.params, views)
-    projector = {"params": toybox.params["unet"]["encoder_hidden_states_vision_projection"]}
-    c = toybox.models.realcustom
+    views = np.stack([reference_views(x, size, models.high_res, "squash") for x in photos])
+    features = encode_reference(models, toybox.params, views)
+    c = models.realcustom
     module = make_projector(c.projector, c.token_dim, c.projector_head_dim, jnp.float32)
-    first, second = module.apply(projector, features)
-    change = np.abs(second - first).mean(axis=-1)
+    first, second = module.apply(params or module.init(jax.random.key(0), features), features)
+    change = np.abs(second - first).mean(axis=-1).reshape(-1, grid * grid)
     inside = face_patches(box, *photos[0].shape[:2], "squash", grid).reshape(-1) > 0.5
     assert inside.sum() == 4
-    # Attention of the towers spreads a change, so tokens outside change too.
+    return change, inside
+
+
+def test_tokens_of_a_changed_face_change_most(toybox):
+    """With the projector that ships."""
+    projector = {"params": toybox.params["unet"]["encoder_hidden_states_vision_projection"]}
+    [change], inside = face_changes(toybox, toybox.models, projector)
     assert change[inside].min() > 2 * change[~inside].mean()
+
+
+@pytest.mark.parametrize(("projector", "grids"), [("deep", 1), ("shallow", 2)])
+def test_tokens_of_a_changed_face_change_most_in_high_resolution(toybox, projector, grids):
+    """With random projectors over the towers' first layer: tokens in the box change more than any other."""
+    layers = ((1,) * (4 if projector == "shallow" else 1),) * len(toybox.models.image_configs)
+    changes = {"projector": projector, "feature_layers": layers, "token_dim": 32, "projector_head_dim": 16}
+    config = dataclasses.replace(toybox.models.realcustom, **changes)
+    change, inside = face_changes(toybox, dataclasses.replace(toybox.models, realcustom=config), None)
+    assert len(change) == grids
+    for tokens in change:
+        assert tokens[inside].min() > tokens[~inside].max()
 
 
 def test_strengths_of_1_keep_the_bits_and_0_removes_the_subject(toybox):

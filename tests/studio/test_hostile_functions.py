@@ -252,7 +252,7 @@ def test_hostile_files(flat_pipe, photo, report, tmp_path, kind):
 
 
 def test_zip_of_zeros_is_not_unpacked(tmp_path):
-    path = uploads.zip_of_zeros(tmp_path, 2**30)
+    path = uploads.zip_of_zeros(tmp_path, 2**32)
     for load in (load_character, load_story):
         assert common.check([("zeros", functools.partial(load, path))]) == 1
 
