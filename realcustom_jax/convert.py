@@ -3,7 +3,8 @@
 The input is a base model: a diffusers folder, a hub id, or an original one-file checkpoint of SD1.5 or SDXL.
 Options replace its parts: the UNet (--unet), the RealCustom part (--realcustom: a `realcustom/` folder or a
 checkpoint file such as the published one; if that file has a base UNet, it is used too) and the image towers
-(--image-encoder, once or twice: folders or hub ids of transformers or timm). The output is one of
+(--image-encoder, once or twice: folders or hub ids of transformers or timm). With --average MODEL, once or
+more, the weights become the mean of those of all models given. The output is one of
 
   folder     a model folder for rc.load, diffusers and transformers (default)
   flax       the base and the towers for diffusers' and transformers' Flax models (.msgpack)
@@ -15,12 +16,14 @@ checkpoint file such as the published one; if that file has a base UNet, it is u
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from realcustom_jax import pipeline
 from realcustom_jax.common.cli import CommandParser, run_command
 from realcustom_jax.common.errors import UserError
 from realcustom_jax.common.files import check_local, reading
 from realcustom_jax.common.folders import replacing_folder
+from realcustom_jax.weights.average import average_params
 from realcustom_jax.weights.components import WEIGHT_DTYPES
 from realcustom_jax.weights.exports import (
     export_added,
@@ -48,12 +51,36 @@ def main() -> None:
         image_encoders=args.image_encoder,
         tokenizers=args.tokenizer,
     )
+    if args.average:
+        pipe = _average(pipe, args)
     if args.to in _FILES:
         _FILES[args.to](pipe, out, args.dtype)
     else:
         with replacing_folder(out, "--out") as temporary:
             _FOLDERS[args.to](pipe, temporary, args.dtype)
     print(f"wrote {out}")
+
+
+def _average(pipe: pipeline.Pipeline, args: argparse.Namespace) -> pipeline.Pipeline:
+    """The pipeline with the mean of its weights and of those of --average."""
+    others = []
+    for source in args.average:
+        print(f"reading {source}", flush=True)
+        other = pipeline.open_model(source)
+        ours, theirs = _shape(pipe), _shape(other)
+        different = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if different:
+            raise UserError(
+                f"{args.model} and {source} cannot be averaged: they differ in {', '.join(different)}"
+            )
+        others.append(other.params)
+    return pipe.replace(params=average_params([pipe.params, *others]))
+
+
+def _shape(pipe: pipeline.Pipeline) -> dict[str, Any]:
+    """{part: its config}: the same for models whose weights can be averaged."""
+    parts = {**pipe.models.configs, "scheduler": pipe.schedule}
+    return {**parts, "realcustom": pipe.models.realcustom} if pipe.models.realcustom else parts
 
 
 @reading()
@@ -89,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FOLDER",
         help="tokenizer of a one-file checkpoint, for each text encoder (those on the hub)",
+    )
+    parser.add_argument(
+        "--average",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a model of the same shape, to write the mean of the weights; may be given again",
     )
     parser.add_argument("--out", required=True, metavar="PATH", help="folder or file to write")
     parser.add_argument(

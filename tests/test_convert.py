@@ -1,5 +1,6 @@
 """`python -m realcustom_jax.convert`: every form reads back bit-exactly, and user errors."""
 
+import dataclasses
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from realcustom_jax import convert, pipeline
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.weights.keys import split_added
 from realcustom_jax.weights.tensors import open_tensors
 
 
@@ -55,6 +57,37 @@ def test_unet_file_contains_whole_unet(micro_pipe, folder, tmp_path, monkeypatch
     read = tensors.read("conv_in.weight")
     np.testing.assert_array_equal(read, kernel.astype(read.dtype))
     assert read.dtype.name == "bfloat16"
+
+
+def test_average_is_the_mean_of_all_weights(micro_pipe, folder, tmp_path, monkeypatch):
+    """Of three models; the towers and the VAE, which do not differ, keep their bits."""
+    rng = np.random.default_rng(0)
+    unets = [micro_pipe.params["unet"]]
+    for name in ("second", "third"):
+        unets.append(jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(x.dtype), unets[0]))
+        other = micro_pipe.replace(params={**micro_pipe.params, "unet": unets[-1]})
+        pipeline.save(other, tmp_path / name)
+    others = ("--average", tmp_path / "second", "--average", tmp_path / "third")
+    run(monkeypatch, "--model", folder, *others, "--out", tmp_path / "mean")
+    loaded = pipeline.load_on_host(tmp_path / "mean")
+    assert loaded.models == micro_pipe.models
+    mean = jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *unets)
+    # The sum is rounded to float32 once: half a unit in the last place, a share of 6e-8.
+    jax.tree.map(
+        lambda ours, exact: np.testing.assert_allclose(ours, exact, 6e-8), loaded.params["unet"], mean
+    )
+    kept = {name: value for name, value in micro_pipe.params.items() if name != "unet"}
+    jax.tree.map(np.testing.assert_array_equal, {name: loaded.params[name] for name in kept}, kept)
+
+
+def test_models_of_other_shapes_are_not_averaged(micro_pipe, folder, tmp_path, monkeypatch):
+    models = dataclasses.replace(micro_pipe.models, realcustom=None, image_configs=())
+    params = {name: value for name, value in micro_pipe.params.items() if not name.startswith("image_")}
+    base = micro_pipe.replace(models=models, params={**params, "unet": split_added(params["unet"])[0]})
+    pipeline.save(base, tmp_path / "base")
+    with pytest.raises(UserError, match=r"cannot be averaged: they differ in image_encoder, .*realcustom$"):
+        run(monkeypatch, "--model", folder, "--average", tmp_path / "base", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
