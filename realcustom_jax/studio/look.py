@@ -15,12 +15,15 @@ CSS = """
 """
 
 # Gradio 6 has a hidden copy of the tabs, to measure them, and its buttons can get the keyboard's focus. It
-# also labels empty images without a role, and gives pictures no text: it is their caption, or the label of
-# their field. The script runs at every change, because Gradio makes all of them again.
+# also labels empty images without a role, gives pictures no text (it is their caption, or the label of their
+# field), and on a busy machine sometimes gives the page no title. The script runs at every change, because
+# Gradio makes all of them again.
 HEAD = """
 <script>
 (() => {
+  const title = window.gradio_config?.title;
   const fix = () => {
+    if (title && !document.title) document.title = title;
     for (const copy of document.querySelectorAll('.tab-container[aria-hidden="true"]')) {
       copy.inert = true;
       for (const button of copy.querySelectorAll('button')) button.tabIndex = -1;

@@ -124,6 +124,14 @@ def made_by_python(word: str, prompt: str, seed: int) -> bytes:
     return rc.sample(rc.load("toybox"), prompt, [subject], seed, progress=False).png_files()[0]
 
 
+def test_page_keeps_its_title(tabs):
+    """Gradio sets it late, and on a busy machine sometimes not at all."""
+    tab = tabs()
+    assert tab.page.title() == "realcustom_jax studio"
+    tab.page.evaluate("document.title = ''")
+    tab.page.wait_for_function("document.title == 'realcustom_jax studio'")
+
+
 def test_create_shows_progress_masks_and_the_bytes_of_python(tabs):
     tab = tabs()
     tab.example("bird")
