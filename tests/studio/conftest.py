@@ -1,16 +1,22 @@
 """A studio that serves the toybox, for the tests over HTTP and in a browser."""
 
+import contextlib
 import os
+import runpy
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import realcustom_jax as rc
+
+Tab = runpy.run_path(str(Path(__file__).with_name("browser_tab.py")))["Tab"]
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +75,19 @@ def chromium():
         browser = driver.chromium.launch(executable_path=path, args=flags.split())
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def tabs(chromium, studio_url) -> Iterator:
+    """Opens tabs, and checks at the end that none had a fault."""
+    opened = []
+
+    def new(**options):
+        opened.append(Tab(chromium, studio_url, **options))
+        return opened[-1]
+
+    yield new
+    for tab in opened:
+        with contextlib.suppress(Exception):
+            tab.context.close()
+    assert [fault for tab in opened for fault in tab.faults] == []
