@@ -20,7 +20,7 @@ from realcustom_jax.weights.parts import TOYBOX
 
 STORY = """\
 Trains the toybox's model from nothing: draws the scenes, then runs all stages, each from the model of the one
-before. On two CPU cores that takes ten hours. The same command with the same --out continues where it
+before. On two CPU cores that takes eleven hours. The same command with the same --out continues where it
 stopped.
 
 --out gets data/, a folder for each stage, and at the end model/, which rc.load reads. Options after "--" go
@@ -60,6 +60,7 @@ CHAIN = (
     Stage("customize", "customize", {"steps": 2500, "optimizer.end_fraction": 1.0}),
     Stage("customize2", "customize", {**_AGAIN, "seed": 1}),
     Stage("customize3", "customize", {**_AGAIN, "seed": 2, "steps": 4000}),
+    Stage("customize4", "customize", {**_AGAIN, "seed": 3, "steps": 2500, "data.subjects": 2}),
 )
 
 
@@ -81,14 +82,19 @@ class Size:
       config: file in configs/.
       pixels: side of its images.
       chain: the stages, in order.
+      averaged: names of the stages whose mean is the model; empty for the model of the last stage.
     """
 
     config: str
     pixels: int
     chain: tuple[Stage, ...]
+    averaged: tuple[str, ...] = ()
 
 
-SIZES = {"small": Size("tiny.py", 64, CHAIN), "large": Size("large.py", 128, LARGE)}
+SIZES = {
+    "small": Size("tiny.py", 64, CHAIN, averaged=("customize3", "customize4")),
+    "large": Size("large.py", 128, LARGE),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +183,21 @@ def tasks(
                    f"--workdir={out / stage.name}", *options, *flags)  # fmt: skip
         before = out / stage.name / "model"
         made.append(Task(stage.name, command, before / "model_index.json"))
+    if size.averaged:
+        made.append(_mean(out, size.averaged))
     few = () if steps is None else (f"--steps={steps}", "--images=200")
     recogniser = out / "recogniser"
     command = ("realcustom_jax.toybox.train_recogniser", f"--out={recogniser}", *few)
     made.append(Task("recogniser", command, recogniser / "model.safetensors"))
     return made
+
+
+def _mean(out: Path, stages: Sequence[str]) -> Task:
+    """The command that averages the models of `stages`."""
+    first, *others = (out / name / "model" for name in stages)
+    command = ("realcustom_jax.convert", f"--model={first}", *(f"--average={other}" for other in others),
+               f"--out={out / 'mean'}", "--dtype=float16")  # fmt: skip
+    return Task("mean", command, out / "mean" / "model_index.json")
 
 
 def run(task: Task, deadline: float | None) -> bool:
@@ -220,10 +236,10 @@ def run(task: Task, deadline: float | None) -> bool:
 
 
 def finish(out: Path, size: Size) -> Path:
-    """Join the last stage's model, the recogniser and the shipped model's sampling options in `out`/model."""
+    """Join the chain's model, the recogniser and the shipped model's sampling options in `out`/model."""
     model = out / "model"
     shutil.rmtree(model, ignore_errors=True)
-    shutil.copytree(out / size.chain[-1].name / "model", model)
+    shutil.copytree(out / "mean" if size.averaged else out / size.chain[-1].name / "model", model)
     matcher = model / "matcher"
     matcher.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import realcustom_jax as rc
@@ -29,7 +30,7 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
     made = tasks(tmp_path, SMALL, 1000)
     assert [task.name for task in made] == [
         "scenes", "vae", "clip", "instance", "instance2", "latents", "base", "customize", "customize2",
-        "customize3", "recogniser",
+        "customize3", "customize4", "mean", "recogniser",
     ]  # fmt: skip
     stages = [task for task in made if task.command[0] == "realcustom_jax.train"]
     assert option(stages[0], "config.init_from") is None
@@ -39,9 +40,17 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
     encode = made[5]
     assert option(encode, "model") == str(tmp_path / "instance2" / "model")
     stored = {task.name for task in stages if option(task, "config.data.encoded") == "True"}
-    assert stored == {"base", "customize", "customize2", "customize3"}
+    assert stored == {"base", "customize", "customize2", "customize3", "customize4"}
     assert {option(task, "config.data.path") for task in stages} == {option(encode, "data-dir")}
     assert option(stages[-1], "config.fresh") == "" and option(stages[5], "config.fresh") is None
+
+
+def test_small_model_is_the_mean_of_its_last_two_stages(tmp_path):
+    mean = {task.name: task for task in tasks(tmp_path, SMALL, 1000)}["mean"]
+    assert option(mean, "model") == str(tmp_path / "customize3" / "model")
+    assert option(mean, "average") == str(tmp_path / "customize4" / "model")
+    assert mean.result.parent == Path(option(mean, "out"))
+    assert "mean" not in [task.name for task in tasks(tmp_path, LARGE, 1000)]
 
 
 def test_number_of_steps_and_flags_reach_each_stage(tmp_path):
@@ -81,22 +90,24 @@ def test_task_ends_fails_or_is_stopped(tmp_path):
         run(Task("wrong", ("timeit", "-n1", "1 / 0"), tmp_path / "wrong"), None)
 
 
-def test_finished_model_has_recogniser_and_sampling_options(tmp_path):
-    """Both are files that the last stage does not write, or leaves empty."""
+@pytest.mark.parametrize(("size", "source"), [(SMALL, "mean"), (LARGE, "customize/model")])
+def test_finished_model_has_recogniser_and_sampling_options(tmp_path, size, source):
+    """Both are files that training does not write, or leaves empty."""
     made = {
-        "customize/model/realcustom/sampling.json": "{}",
-        "customize/model/model_index.json": "{}",
+        "customize4/model/model_index.json": "a stage",
+        f"{source}/realcustom/sampling.json": "{}",
+        f"{source}/model_index.json": "the model",
         "recogniser/config.json": "recogniser",
         "recogniser/model.safetensors": "weights",
     }
     for name, text in made.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    model = finish(tmp_path, LARGE)
+    model = finish(tmp_path, size)
     options = json.loads((model / "realcustom" / "sampling.json").read_text())
     assert rc.SamplingOptions(**options) == rc.load("toybox").defaults != rc.SamplingOptions()
     assert (model / "matcher" / "config.json").read_text() == "recogniser"
-    assert (model / "model_index.json").is_file() and finish(tmp_path, LARGE) == model
+    assert (model / "model_index.json").read_text() == "the model" and finish(tmp_path, size) == model
 
 
 def chain(out: Path, *arguments: str) -> str:
@@ -122,6 +133,9 @@ def test_all_stages_run_stopped_and_continued(tmp_path):
     assert len(begun) <= len(set(begun)) + 1, "only the stage that was stopped runs twice"
     subject = rc.Subject(rc.example("bird"), "bird")
     pipe = rc.load(tmp_path / "model")
+    parts = [rc.load(tmp_path / stage / "model").params for stage in SMALL.averaged]
+    for ours, one, other in zip(*map(jax.tree.leaves, (pipe.params, *parts)), strict=True):
+        np.testing.assert_allclose(ours, (one + other) / 2, rtol=2e-3, atol=1e-6)  # stored in float16
     out = rc.sample(pipe, "a bird on the beach", [subject], steps=2, mask_steps=1, progress=False)
     assert out.images.shape == (1, 64, 64, 3)
     assert chain(tmp_path, *few, *flags).startswith("the model is")
