@@ -7,8 +7,9 @@ is `customize`, from the base that ships with the package:
 
 Time on two CPU cores, by the commands in docs/toybox.md: vae 71 minutes, clip 13, instance 23, base 46, and
 4600 steps of customize 167. Result: MSE of pixels 0.0059 (vae), MSE of v 0.298 (base) and 0.248 (customize,
-after 11,100 steps in three runs; a fourth one has two references). Memory: 4.1 GiB for customize, 3.8 for
-base, 1.9 for vae, the peak of three steps with --config.steps=3 --config.data.toybox_examples=200.
+after 11,100 steps in three runs; a fourth one has two references). Memory: 4.1 GiB for customize with one
+reference, 3.8 for base, 1.9 for vae, the peak of three steps with --config.steps=3
+--config.data.toybox_examples=200.
 """
 
 import ml_collections

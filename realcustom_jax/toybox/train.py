@@ -244,7 +244,7 @@ def finish(out: Path, size: Size) -> Path:
     matcher.mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy2(out / "recogniser" / name, matcher / name)
-    # Training does not choose them: studies on the shipped model did.
+    # Training does not choose them: studies on an earlier model did.
     shutil.copy2(TOYBOX / "realcustom" / "sampling.json", model / "realcustom" / "sampling.json")
     return model
 

@@ -42,6 +42,7 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
     stored = {task.name for task in stages if option(task, "config.data.encoded") == "True"}
     assert stored == {"base", "customize", "customize2", "customize3", "customize4"}
     assert {option(task, "config.data.path") for task in stages} == {option(encode, "data-dir")}
+    assert option(stages[-1], "config.data.subjects") == "2"
     assert option(stages[-1], "config.fresh") == "" and option(stages[5], "config.fresh") is None
 
 
