@@ -24,10 +24,15 @@ class Tab:
         self.page.set_default_timeout(30_000)
         self.faults: list[str] = []
         self.page.on("console", lambda line: line.type == "error" and self.faults.append(line.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("pageerror", lambda error: self.faults.append(error.stack or str(error)))
         self.page.on("request", lambda request: self._check(request.url, url))
         self.page.goto(f"{url}/?__theme={theme}")
         self.button("Create").wait_for()
+        # The page's first event ends last. Until then, Gradio is still making components, and fails in its
+        # own code when the key Tab comes to one of them.
+        self.page.wait_for_function(
+            "performance.getEntriesByType('resource').some(entry => entry.name.includes('/queue/data'))"
+        )
 
     def _check(self, address: str, url: str) -> None:
         if not address.startswith((url, "data:", "blob:")):
