@@ -148,8 +148,10 @@ def _changes(
             # The first half of the batch is text only.
             scopes = jnp.concatenate([jnp.zeros_like(masks), kind.scope(masks)])
             cuts = Cuts(kind)
+            # Another name: a pass of the same module is traced once, and would keep the cuts of that time.
+            cut_denoiser = dataclasses.replace(pair_denoiser, unet=models.unet.clone(name=kind.name))
             with nn.intercept_methods(cuts):
-                _, pair, _ = pair_denoiser.generate(pair_x, row.t, row.alpha, scopes, negative=False)
+                _, pair, _ = cut_denoiser.generate(pair_x, row.t, row.alpha, scopes, negative=False)
             cuts.check()
             z0, _ = predicted_z0_and_noise(schedule.prediction_type, pair, pair_x, row.alpha, row.sigma)
             return jnp.abs(jnp.subtract(*jnp.split(z0, 2))).mean(axis=-1)

@@ -5,17 +5,20 @@ import sys
 
 import flax.linen as nn
 import jax
+import leakage_of_a_pass
 import loss_curves
 import numpy as np
 import pytest
 from by_distance import by_distance
 from leakage_curve import in_cells
-from leakage_of_a_pass import Cuts, Kind, normalised_like_first_half
+from leakage_of_a_pass import KINDS, Cuts, Kind, normalised_like_first_half
 from story_consistency import SETTINGS, Case, replaced, table_rows
 from two_subjects import nearer
 
 from realcustom_jax.common.errors import UserError
+from realcustom_jax.evaluation.toybox import make_cases
 from realcustom_jax.models.layers import GroupNorm
+from realcustom_jax.options import SamplerConfig
 
 
 def test_rings_follow_distance_from_the_subject():
@@ -84,6 +87,14 @@ def test_cuts_change_only_the_second_half(micro_pipe):
     for found in cut:
         np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
         assert np.abs(found[1] - plain[1]).max() > 1e-3
+
+
+def test_kinds_of_a_pass_differ(micro_pipe):
+    """One program holds all kinds; each has its own cuts, which the study asserts."""
+    config = SamplerConfig(height=8, width=8)  # of the masks; the scenes of 64 pixels have 32x32 latents
+    _, changes = leakage_of_a_pass.changes(micro_pipe, config, make_cases(2), [0])
+    assert changes.shape == (1, len(KINDS), 2, 32, 32)
+    assert len(np.unique(changes.mean(axis=(0, 2, 3, 4)))) == len(KINDS)
 
 
 def test_pixels_are_assigned_to_the_nearer_mask():
