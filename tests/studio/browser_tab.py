@@ -86,9 +86,12 @@ class Tab:
             self.button(name).click()
         return Path(download.value.path()).read_bytes()
 
-    def import_story(self, path: Path) -> None:
+    def _show_export(self) -> None:
         if not self.button("Export story").is_visible():
             self.unfold("Import and export the story")
+
+    def import_story(self, path: Path) -> None:
+        self._show_export()
         with self.page.expect_file_chooser() as chooser:
             self.page.get_by_role("button", name="Drop a file here to upload").or_(
                 self.page.get_by_role("button", name="Click to upload or drop files")
@@ -97,8 +100,7 @@ class Tab:
 
     def exported(self, path: Path) -> rc.Story:
         """Export the story, and read the zip."""
-        if not self.button("Export story").is_visible():
-            self.unfold("Import and export the story")
+        self._show_export()
         self.button("Export story").click()
         self.says("the files are below")
         link = (
